@@ -1,0 +1,90 @@
+# `make help` lists the targets. Python >= 3.11 and GNU make must be there; all else goes into .venv and work.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip
+STAMP  := $(VENV)/.installed
+ASSETS := work/assets
+
+TORCH := 2.13.0
+# CPU wheels of torch are not on PyPI, so uv cannot hash them. `make lock` puts these into requirements.lock instead of the
+# hashes of the CUDA wheels: pip prefers a wheel whose hash the index confirms, and would draw the CUDA build.
+# torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl:
+TORCH_CPU_SHA256 := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint assets lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+run: assets ## the quickstart: fine-tune, export, prove and release a small model on an embedded S3
+	@$(BIN)/job s3 -- $(BIN)/job run quickstart
+
+test: assets ## the fast and telling tests
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
+
+test-all: assets ## every test, the slow ones as well
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+lint: $(STAMP) ## ruff, mypy, shellcheck, hadolint
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	if [ -x $(BIN)/shellcheck ]; then
+		find . \( -path './.*' ! -path './.ci*' -o -path ./work \) -prune \
+			-o \( -path ./.ci/run -o -name '*.sh' -o -name '*.sbatch' \) -exec $(BIN)/shellcheck {} +
+	else
+		echo "shellcheck: skipped, no binary for $$(uname -m) on PyPI"
+	fi
+	if [ -f docker/Dockerfile ]; then $(BIN)/hadolint docker/Dockerfile; fi
+
+assets: $(STAMP) ## the quickstart's model and texts, into work/assets (about 90 MB, downloaded once per user)
+	@$(BIN)/python -m job.data.assets $(ASSETS)
+
+# A CPU build of torch whose hash stands in requirements.lock → everything from the locks, hashes checked.
+# Anything else (only the CUDA build; another Python or processor) → the versions of the locks as constraints, no hashes;
+# torch first and exactly, so that no later package draws a second one.
+$(STAMP): pyproject.toml requirements.lock requirements-cuda.lock requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	if $(PIP) install --dry-run --quiet --no-deps --ignore-installed --report - torch==$(TORCH)+cpu 2>/dev/null |
+			grep -oE '[0-9a-f]{64}' | grep -qFf - requirements.lock; then
+		echo "Installing requirements.lock and requirements-dev.lock, hashes checked (CPU build of torch; 2-3 minutes) ..."
+		$(PIP) install -qq --no-deps --require-hashes -r requirements.lock -r requirements-dev.lock
+		$(PIP) install -qq --no-deps --no-build-isolation -e .
+	else
+		echo "Installing the locked versions (no CPU build of torch with a known hash; possibly several GB) ..."
+		sed -nE 's/^([A-Za-z0-9._-]+==.*) \\$$/\1/p' requirements-cuda.lock requirements-dev.lock > $(VENV)/constraints.txt
+		$(PIP) install -qq -c $(VENV)/constraints.txt torch==$(TORCH)
+		$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[dev]'
+	fi
+	touch $@
+
+# Versions that stand in a lock stay unless pyproject.toml forbids them; `make lock UPGRADE=--upgrade` takes the newest.
+# The CPU lock is the CUDA lock without what only torch's CUDA build needs; the dev lock holds only what is in neither.
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command 'make lock' $(UPGRADE) pyproject.toml
+leave_out = $$(sed -nE 's/^($(1))==.*/--no-emit-package \1/p' requirements-cuda.lock | sort -u)
+
+lock: ## pin all dependencies again, with hashes: requirements.lock, requirements-cuda.lock, requirements-dev.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -qq uv==0.13.9
+	$(UV_COMPILE) -o requirements-cuda.lock
+	$(UV_COMPILE) -c requirements-cuda.lock $(call leave_out,nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+|triton) -o requirements.lock
+	$(UV_COMPILE) -c requirements-cuda.lock --extra dev $(call leave_out,[A-Za-z0-9._-]+) -o requirements-dev.lock
+	sed -i -e '/^# The following packages were excluded/,$$d' -e '/#   -c requirements-cuda.lock/d' -e '/^$$/d' \
+		requirements.lock requirements-dev.lock
+	sed -i -e '/^torch==/,/# via/{/--hash/d}' \
+		-e 's/^torch==.*/torch==$(TORCH)$(foreach sha256,$(TORCH_CPU_SHA256), --hash=sha256:$(sha256))/' requirements.lock
+	sed -i '1i # What job needs on a CPU; torch: the CPU wheels whose sha256 stands in the Makefile. Regenerate: make lock' requirements.lock
+	sed -i '1i # What job needs, with the CUDA build of torch and its libraries. Regenerate: make lock' requirements-cuda.lock
+	sed -i '1i # The extras quickstart and dev, without what requirements.lock has. Regenerate: make lock' requirements-dev.lock
+
+clean: ## remove .venv, work and all caches of this folder (the downloads in ~/.cache/finetune-job stay)
+	@rm -rf $(VENV) work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,13 @@
+"""Data: a recipe's `data` section in, tokenized splits on disk out.
+
+`sources.py` finds and reads rows (the only user of `datasets`) · `columns.py` turns rows into
+checked examples · `splits.py` holds rows out and finds leaks · `tokenize.py` makes token tables,
+cached by content · `batching.py` deals global batches to ranks · `fetch.py` runs these in order ·
+`assets.py` fetches the quickstart's model and texts.
+"""
+
+from job.data.batching import derive_micro_batch
+from job.data.fetch import fetch_sources
+from job.data.tokenize import TokenTable
+
+__all__ = ["TokenTable", "derive_micro_batch", "fetch_sources"]

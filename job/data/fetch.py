@@ -1,0 +1,178 @@
+"""The stages resolve and fetch on one node: sources found, rows checked, splits tokenized.
+
+Writes `sources.json` and `data.json` into the run's folder, and the tokenizer as it will be
+released. Everything else lies in the cache and is found again by content.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.data.columns import LabelMap, RawColumns, check_rows, pick_columns
+from job.data.sources import DataSource, locate_data, read_split
+from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits
+from job.data.tokenize import TokenTable, hash_tokenizer, tokenize_split
+from job.errors import CheckpointMismatch, DataError, RecipeError
+from job.recipe import Recipe, Run, hash_json
+from job.store.manifest import hash_file
+from job.store.models import ModelSource, fetch_model
+
+log = logging.getLogger("job.data")
+
+DEFAULT_MAX_LENGTH = 512
+_POSITIONS_BEFORE_FIRST_TOKEN = {
+    "roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "roberta-prelayernorm": 2, "mpnet": 2,
+    "longformer": 2, "data2vec-text": 2, "ibert": 2, "esm": 2,
+}  # fmt: skip
+
+
+def fetch_sources(run: Run) -> dict[str, Any]:
+    """Bring model and data to this node, check both, tokenize; return what identifies them."""
+    recipe = run.recipe
+    allow_http = recipe.store.allow_http
+    model = fetch_model(recipe.model.id, recipe.model.revision, run.cache, allow_http=allow_http)
+    source = locate_data(recipe.data, run.cache, allow_http=allow_http)
+    run.write("sources.json", {"model": _describe(model), "data": _describe(source)})
+    config = json.loads((model.path / "config.json").read_text())
+    splits, labels, origin = read_splits(recipe, source, config)
+    tokenizer = _load_tokenizer(model.path, config)
+    max_length = _decide_max_length(recipe.data.max_length, tokenizer, config)
+    run.write("data.json", _tokenize(run, splits, tokenizer, max_length) | {"labels": labels.names} | origin)
+    return identify(run, model, source, splits, tokenizer)
+
+
+def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> tuple[Splits, LabelMap, dict[str, Any]]:
+    """Return checked train, validation and test examples, the label map, and counts for the report."""
+    data, seed = recipe.data, recipe.training.seed
+    raw = {"train": _read(source, recipe, data.train)}
+    for split in ("validation", "test"):
+        named = getattr(data, split)
+        if isinstance(named, str):
+            raw[split] = _read(source, recipe, named)
+    labels = LabelMap.build(data, raw["train"], _model_labels(config))
+    splits = {split: check_rows(columns, labels, data) for split, columns in raw.items()}
+    set_aside = {split: examples.set_aside for split, examples in splits.items() if examples.set_aside}
+    total = len(splits["train"])
+    for split in ("test", "validation"):
+        fraction = getattr(data, split)
+        if not isinstance(fraction, str):
+            # a share of all rows, of which test may have taken its part already
+            splits["train"], splits[split] = hold_out(
+                splits["train"], fraction * total / max(len(splits["train"]), 1), seed
+            )
+    check_splits(splits, labels.names)
+    splits = separate_splits(splits, data)
+    splits["train"] = cut_train(splits["train"], data.limit, seed)
+    check_splits(splits, labels.names)
+    return splits, labels, {"rows": {name: len(split) for name, split in splits.items()}, "set_aside": set_aside}
+
+
+def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:
+    """Return what fixes the training beside the recipe: commits and fingerprints."""
+    return {
+        "model": {"id": model.origin, "commit": model.commit, "sha256": _hash_model(model)},
+        "data": {"source": source.origin, "commit": source.commit, "fingerprint": fingerprint_splits(splits)},
+        "tokenizer_sha256": hash_tokenizer(tokenizer),
+    }
+
+
+def fingerprint_splits(splits: Splits) -> str:
+    """Return one sha256 (hex) over the content of all splits."""
+    return hash_json({name: examples.fingerprint for name, examples in splits.items()})
+
+
+def _read(source: DataSource, recipe: Recipe, split: str) -> RawColumns:
+    return pick_columns(read_split(source, recipe.data, split), recipe.data, split)
+
+
+def _describe(source: ModelSource | DataSource) -> dict[str, Any]:
+    return {"origin": source.origin, "path": str(source.path), "commit": source.commit}
+
+
+def _model_labels(config: dict[str, Any]) -> list[str] | None:
+    """Return the label names of a model that was fine-tuned before; None for LABEL_0, LABEL_1, …"""
+    table = config.get("id2label") or {}
+    try:
+        names = [str(table[key]) for key in sorted(table, key=int)]
+    except (TypeError, ValueError):
+        return None
+    return None if not names or all(name.startswith("LABEL_") for name in names) else names
+
+
+def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # the loaders of dozens of tokenizers raise errors of any kind
+        raise DataError(f"model.id: no usable tokenizer in {folder}: {str(error)[:200]}; restore its files") from None
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"model.id: {folder} has no fast tokenizer (tokenizer.json); convert it with transformers first"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > int(config.get("vocab_size", 1 << 31)):
+        raise CheckpointMismatch(
+            f"model.id: the tokenizer knows {len(tokenizer):,} tokens, the model's embedding {config['vocab_size']:,}; "
+            "they do not belong together, restore the tokenizer of this model"
+        )
+    return tokenizer
+
+
+def _decide_max_length(asked: int | None, tokenizer: Any, config: dict[str, Any]) -> int:
+    """Return tokens per row: the recipe's, or the model's own limit up to 512; RecipeError beyond its positions."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    limit = (
+        int(positions) - _POSITIONS_BEFORE_FIRST_TOKEN.get(str(config.get("model_type")), 0) if positions else 1 << 20
+    )
+    if asked is None:
+        return min(limit, int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH)
+    if asked > limit:
+        raise RecipeError(
+            f"data.max_length: {asked} tokens, but this model has {limit} positions; use {limit} or fewer"
+        )
+    return asked
+
+
+def _tokenize(run: Run, splits: Splits, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    """Tokenize every split and save the tokenizer; return paths, length statistics and pad id."""
+    tokenizer.model_max_length = max_length
+    tables = {name: tokenize_split(split, tokenizer, max_length, run.cache) for name, split in splits.items()}
+    tokenizer.save_pretrained(run.tokenizer)
+    lengths = TokenTable.open(tables["train"]).lengths
+    return {
+        "tokens": {name: str(folder) for name, folder in tables.items()},
+        "max_length": max_length,
+        "pad_id": int(tokenizer.pad_token_id),
+        "mean_tokens": round(float(np.mean(lengths)), 1),
+        "truncated_share": round(float(np.mean(lengths >= max_length)), 4),
+    }
+
+
+def _hash_model(model: ModelSource) -> str:
+    """Return the commit where there is one, else one sha256 over config and weights."""
+    files = [model.path / "config.json", *sorted(model.path.glob("*.safetensors"))]
+    return model.commit or hash_json([hash_file(path) for path in files])
+
+
+def check_identity(recorded: dict[str, Any], found: dict[str, Any], run_id: str) -> None:
+    """Raise CheckpointMismatch (16) when model, data or tokenizer are not those that the run began with."""
+    for part, hint in (("model", "model.revision"), ("data", "data.revision")):
+        before, now = recorded[part], found[part]
+        if before["commit"] != now["commit"]:
+            raise CheckpointMismatch(
+                f"{hint}: the revision moved from {before['commit']} to {now['commit']} since run {run_id!r} began; "
+                f"go on with --run-id {run_id} --set {hint}={before['commit']}, or train anew with another --run-id"
+            )
+    if recorded != found:
+        changed = ", ".join(part for part in found if recorded.get(part) != found[part])
+        raise CheckpointMismatch(
+            f"{changed}: changed since run {run_id!r} began, so what it has stored does not fit; "
+            "restore the old, or train anew with another --run-id (or --fresh)"
+        )

@@ -1,0 +1,98 @@
+"""Holding rows out, and finding train rows that reappear in test.
+
+Rows with the same text always go to the same side, so a fraction can never leak. All choices
+depend on the seed and the rows alone.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from job.data.columns import Examples, refuse_beyond
+from job.errors import DataError
+from job.recipe.schema import Data
+
+log = logging.getLogger("job.data")
+
+Splits = dict[str, Examples]
+
+
+def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Return (rest, held-out), stratified by label, rows with equal texts on one side; order is kept."""
+    groups = _group_texts(examples)
+    rng = np.random.default_rng(seed)
+    first_of_group = np.unique(groups, return_index=True)[1]
+    chosen = np.zeros(len(first_of_group), dtype=bool)
+    for label in np.unique(examples.labels):
+        members = np.flatnonzero(examples.labels[first_of_group] == label)
+        rng.shuffle(members)
+        chosen[members[: round(fraction * len(members))]] = True
+    held = chosen[groups]
+    return examples.take(np.flatnonzero(~held)), examples.take(np.flatnonzero(held))
+
+
+def cut_train(train: Examples, limit: int | None, seed: int) -> Examples:
+    """Return at most `limit` train rows, drawn at random (files are often sorted by label), in order."""
+    if limit is None or limit >= len(train):
+        return train
+    drawn = np.random.default_rng([seed, 1]).permutation(len(train))[:limit]
+    return train.take(np.sort(drawn))
+
+
+def separate_splits(splits: Splits, data: Data) -> Splits:
+    """Take rows that stand in a later split out of the earlier ones, or raise DataError when there are too many.
+
+    Test keeps its rows; validation loses those of test; train loses those of both.
+    """
+    validation = _drop_known(splits, "validation", "test", data)
+    train = _drop_known(splits, "train", "test", data)
+    train = _drop_known({"train": train, "validation": validation}, "train", "validation", data)
+    return {"train": train, "validation": validation, "test": splits["test"]}
+
+
+def check_splits(splits: Splits, names: list[str]) -> None:
+    """Raise DataError for a split without rows, or a train split with one label only."""
+    for name, examples in splits.items():
+        if len(examples) == 0:
+            raise DataError(f"data.{name}: no rows are left in this split; give it more rows or a larger fraction")
+    present = np.unique(splits["train"].labels)
+    if len(present) < 2:
+        raise DataError(
+            f"data.train: every row has the label {names[int(present[0])]!r}; classification needs at least two labels"
+        )
+    absent = [name for index, name in enumerate(names) if index not in present]
+    if absent:
+        log.warning("labels without a train row: %s; the model cannot learn them", ", ".join(absent))
+
+
+def _drop_known(splits: Splits, split: str, later: str, data: Data) -> Examples:
+    """Return `split` without the rows whose text stands in `later` too."""
+    examples = splits[split]
+    known = set(_normalize(splits[later]))
+    repeated = np.array([text in known for text in _normalize(examples)], dtype=bool)
+    count = int(repeated.sum())
+    if count == 0:
+        return examples
+    rows = ", ".join(str(row) for row in examples.rows[repeated][:3])
+    refuse_beyond(
+        count,
+        len(examples),
+        data,
+        f"{count} {split} row{'s' * (count > 1)} stand{'s' * (count == 1)} in {later} too (row {rows})",
+    )
+    log.warning("%d rows of %s are also in %s and were set aside", count, split, later)
+    return examples.take(np.flatnonzero(~repeated))
+
+
+def _group_texts(examples: Examples) -> np.ndarray:
+    """Return int64 [rows]: the number of each row's text, in order of first appearance."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in _normalize(examples)], dtype=np.int64)
+
+
+def _normalize(examples: Examples) -> list[str]:
+    """Two rows are the same when their texts (and pairs) differ in white space only."""
+    pairs = examples.pairs or [""] * len(examples)
+    return [" ".join([*text.split(), "\x00", *pair.split()]) for text, pair in zip(examples.texts, pairs, strict=True)]

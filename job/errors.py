@@ -1,0 +1,157 @@
+"""The exception tree, which is the table of exit codes, and the redaction of secrets.
+
+    JobError                    1   unexpected
+    ├── RecipeError            10   the recipe is wrong
+    ├── DataError              11   the data are wrong
+    ├── AccessDenied           12   credentials or permissions
+    ├── NotFound               13   bucket, model or data set does not exist
+    ├── Diverged               14   NaN or Inf in training
+    ├── GateFailed             15   parity or quality gate: nothing released, checkpoint kept
+    ├── CheckpointMismatch     16   checkpoint does not fit recipe, tokenizer or data
+    ├── NoValidCheckpoint      17   checkpoints exist, none is valid
+    ├── NoProgress             18   three attempts without progress
+    ├── SecurityRefused        19   refused for security
+    ├── Interrupted            75   checkpoint committed, run again
+    ├── Fenced                 76   a newer attempt owns this run
+    ├── Unreachable            77   store or Hub unreachable past the deadline
+    ├── ResourceExhausted      78   disk, memory or hardware of this node
+    └── PeerLost               79   a peer was lost or hangs
+
+A message names the key or file, the value found, the rule, and the next step. Exceptions of
+boto3, ONNX Runtime, DeepSpeed and the like are turned into one of these where they arise.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class JobError(Exception):
+    """Base of every error that decides an exit code; raised itself only for the unexpected."""
+
+    exit_code = 1
+
+
+class RecipeError(JobError):
+    """The recipe is wrong. Carries every problem found, one sentence each."""
+
+    exit_code = 10
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DataError(JobError):
+    """Rows, columns, labels or splits are not what the recipe says."""
+
+    exit_code = 11
+
+
+class AccessDenied(JobError):
+    """Wrong or missing credentials, or a permission that the credentials lack."""
+
+    exit_code = 12
+
+
+class NotFound(JobError):
+    """A bucket, key, model or data set does not exist."""
+
+    exit_code = 13
+
+
+class Diverged(JobError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 14
+
+
+class GateFailed(JobError):
+    """The export is not as good as the original; nothing is released, the checkpoint is kept."""
+
+    exit_code = 15
+
+
+class CheckpointMismatch(JobError):
+    """What lies in the store belongs to another recipe, tokenizer or data."""
+
+    exit_code = 16
+
+
+class NoValidCheckpoint(JobError):
+    """Something is stored, but nothing of it can be verified."""
+
+    exit_code = 17
+
+
+class NoProgress(JobError):
+    """Three attempts in a row brought no newer commit."""
+
+    exit_code = 18
+
+
+class SecurityRefused(JobError):
+    """Input that could run code, escape a folder or leak a secret."""
+
+    exit_code = 19
+
+
+class Interrupted(JobError):
+    """Stopped by a signal or deadline after committing; run again to go on."""
+
+    exit_code = 75
+
+
+class Fenced(JobError):
+    """A newer attempt owns this run; this one stops quietly."""
+
+    exit_code = 76
+
+
+class Unreachable(JobError):
+    """The store or the Hub did not answer before the deadline."""
+
+    exit_code = 77
+
+
+class ResourceExhausted(JobError):
+    """Disk, memory or hardware of this node gave out."""
+
+    exit_code = 78
+
+
+class PeerLost(JobError):
+    """Another process of this run was lost or hangs."""
+
+    exit_code = 79
+
+
+PERMANENT = frozenset(range(10, 20)) | {2}
+"""Codes that no retry can mend: somebody must change something first."""
+
+_SECRETS = re.compile(
+    r"""(?P<aws>\b(?:AKIA|ASIA)[A-Z0-9]{16}\b)
+      | (?P<hub>\bhf_[A-Za-z0-9]{8,})
+      | (?P<lead>\b(?:X-Amz-(?:Signature|Security-Token|Credential)=
+          |Bearer\s+
+          |[a-z_]*(?:secret|secret_access_key|password|token)["']?\s*[=:]\s*["']?))
+        (?P<value>[^\s&"',}]{6,})
+      | (?P<scheme>://)(?P<user>[^/@\s:]+:[^/@\s]+)@""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def contains_secret(text: str) -> bool:
+    """Tell whether `text` holds something shaped like a credential (AWS key id, Hub token, userinfo in a URL)."""
+    return any(match.group("aws") or match.group("hub") or match.group("user") for match in _SECRETS.finditer(text))
+
+
+def redact(text: str) -> str:
+    """Return `text` with everything that is shaped like a credential replaced by `***`."""
+
+    def mask(match: re.Match[str]) -> str:
+        if match.group("user"):
+            return "://***@"
+        return (match.group("lead") or "") + "***"
+
+    return _SECRETS.sub(mask, text)

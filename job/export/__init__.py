@@ -1,0 +1,13 @@
+"""Export: the trained model to ONNX and int8, each held against the original before it is released.
+
+Enters: the final model folder and the logits of the fp32 torch model. Leaves: a bundle folder and
+numbers. `onnx.py` exports (the only user of optimum, with `quantize.py`) · `quantize.py` makes int8
+candidates per target · `measure.py` runs an ONNX file in a fresh process · `gate.py` decides ·
+`bundle.py` lays out what is released.
+"""
+
+from job.export.bundle import build_bundle
+from job.export.onnx import export_run
+from job.export.quantize import quantize_run
+
+__all__ = ["build_bundle", "export_run", "quantize_run"]

@@ -1,0 +1,27 @@
+"""The released folder: what every consumer opens as it is (DESIGN §7)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from job.recipe import Run
+
+_MODEL_FILES = ("config.json", "model.safetensors")
+
+
+def build_bundle(run: Run) -> Path:
+    """Lay out `bundle/` from the final model, the tokenizer, and the ONNX files that stages left; return it.
+
+    Report, model card and metrics are added by the report stage, the manifest by the release.
+    """
+    bundle = run.bundle
+    shutil.rmtree(bundle, ignore_errors=True)
+    (bundle / "onnx").mkdir(parents=True)
+    for name in _MODEL_FILES:
+        shutil.copyfile(run.final_model / name, bundle / name)
+    for path in sorted(run.tokenizer.iterdir()):
+        shutil.copyfile(path, bundle / path.name)
+    for path in sorted((run.folder / "onnx").glob("model*.onnx*")):
+        shutil.copyfile(path, bundle / "onnx" / path.name)
+    return bundle

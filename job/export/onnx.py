@@ -1,0 +1,59 @@
+"""The export stage: Optimum writes onnx/model.onnx; parity with torch is measured on every test row.
+
+Optimum only warns when torch and ONNX disagree, and looks at dummy inputs. Here real rows decide,
+in a fresh process, and a difference beyond the tolerance ends the run with 15.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.data.tokenize import TokenTable
+from job.errors import GateFailed
+from job.export.gate import check_parity
+from job.export.measure import measure_onnx
+from job.recipe import Run
+from job.store.manifest import hash_file
+
+log = logging.getLogger("job.export")
+
+
+def export_run(run: Run) -> dict[str, Any]:
+    """Export `final/` to `onnx/model.onnx` and compare it with torch on the whole test split."""
+    from optimum.exporters.onnx import main_export
+
+    folder = run.folder / "onnx"
+    shutil.rmtree(folder, ignore_errors=True)
+    log.info("exporting to ONNX")
+    try:
+        main_export(
+            str(run.final_model),
+            folder,
+            task=run.recipe.task,
+            do_validation=False,
+            trust_remote_code=False,
+            device="cpu",
+        )
+    except (ValueError, NotImplementedError, RuntimeError, KeyError) as error:
+        raise GateFailed(
+            f"export: this model does not export to ONNX: {str(error)[:300]}; "
+            "the checkpoint is kept, nothing is released"
+        ) from None
+    fp32 = measure_onnx(run, folder / "model.onnx", "test")
+    torch_logits = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
+    table = TokenTable.open(run.tokens("test"))
+    parity = check_parity(torch_logits, fp32.logits, np.asarray(table.rows))
+    log.info(
+        "ONNX fp32 equals torch on %(n)d rows: max |Δlogit| %(max_abs_logit_diff).2g, agreement %(agreement).4f", parity
+    )
+    return parity | {"model_sha256": hash_file(folder / "model.onnx"), "size": onnx_size(folder / "model.onnx")}
+
+
+def onnx_size(path: Path) -> int:
+    """Return the bytes of an ONNX file and its external data."""
+    return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))

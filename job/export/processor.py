@@ -1,0 +1,41 @@
+"""Which processor measured a number, and which int8 targets it can judge.
+
+The same int8 file is right on one processor and saturates on another (onnxruntime #5849), so every
+int8 number carries the processor's name and flags.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+
+
+@lru_cache
+def describe_processor() -> str:
+    """Return model name and the instruction sets that matter for int8, such as `… (avx2 avx512_vnni)`."""
+    return f"{_read_cpuinfo('model name') or platform.machine()} ({' '.join(_flags())})"
+
+
+def can_judge(target: str) -> bool:
+    """Tell whether this processor runs the kernels that `target` is meant for."""
+    if target == "portable":
+        return True
+    if target == "arm64":
+        return platform.machine() in ("aarch64", "arm64")
+    return target in _flags()
+
+
+def _flags() -> list[str]:
+    present = set((_read_cpuinfo("flags") or _read_cpuinfo("Features")).split())
+    return [flag for flag in _FLAGS if flag in present]
+
+
+def _read_cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

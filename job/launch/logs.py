@@ -1,0 +1,31 @@
+"""One log for people: short lines on stderr, secrets masked, our own records only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TextIO
+
+from job.errors import redact
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        return redact(f"{clock} {record.name.removeprefix('job.'):<9} {level}{record.getMessage()}")
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A closed terminal never stops a training."""
+
+
+def set_up_logging(stream: TextIO) -> None:
+    """Send records of `job.*` to `stream`; JOB_LOG_LEVEL chooses the level (default INFO)."""
+    handler = _Handler(stream)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger("job")
+    root.handlers, root.propagate = [handler], False
+    root.setLevel(os.environ.get("JOB_LOG_LEVEL", "INFO").upper())

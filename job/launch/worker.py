@@ -1,0 +1,98 @@
+"""The shell around a stage: `python -m job.launch.worker module:function RUN_FOLDER OUTCOME`.
+
+It dies with its supervisor, sends what libraries print to a log file, and leaves an outcome file
+with code, reason and the function's record, written atomically before it exits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from job.errors import Interrupted, JobError, ResourceExhausted, redact
+from job.launch.logs import set_up_logging
+from job.recipe import Run, write_json
+
+log = logging.getLogger("job.launch")
+
+_TAIL_LINES = 15
+
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
+
+def main(target: str, folder: Path, outcome: Path) -> int:
+    """Run the function, write the outcome, return the exit code."""
+    _die_with_parent()
+    os.environ.update(_QUIET)
+    name = outcome.stem
+    log_file = folder / "logs" / f"{name}.log"
+    _redirect_output(log_file, name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        record = _resolve(target)(Run.load(folder))
+        code, reason = 0, ""
+    except BaseException as error:
+        record = {}
+        code, reason = _judge(error, log_file)
+    write_json(outcome, {"code": code, "reason": redact(reason), "record": record or {}})
+    return code
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise Interrupted("told to stop; what was committed is kept, run again to go on")
+
+
+def _judge(error: BaseException, log_file: Path) -> tuple[int, str]:
+    """Return exit code and one-line reason; an unexpected error also shows the end of its traceback."""
+    if isinstance(error, JobError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return ResourceExhausted.exit_code, "memory is exhausted; use a smaller batch or a larger machine"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return ResourceExhausted.exit_code, f"{error.strerror} ({error.filename}); free space or move --work-dir"
+    lines = redact("".join(traceback.format_exception(error))).rstrip().splitlines()
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    for line in lines[-_TAIL_LINES:]:
+        log.error("  %s", line)
+    return 1, f"unexpected {type(error).__name__}: {error or 'no message'} (log: {log_file})"
+
+
+def _resolve(target: str) -> Any:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _redirect_output(log_file: Path, name: str) -> None:
+    """Keep our own log on the terminal; everything else that is printed goes to the log file."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    set_up_logging(terminal)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when the supervisor dies (PR_SET_PDEATHSIG)."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

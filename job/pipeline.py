@@ -1,0 +1,318 @@
+"""The story of a run: resolve and fetch → train → evaluate → export → quantize → report → release.
+
+Each stage is a process of its own that writes into the run's folder. After it, this process (which
+never imports torch) commits a record to the store: the hash of what the stage read, of what it
+wrote, and its numbers. A restart skips a stage whose hashes are equal and whose files are here or
+can be fetched. What a crash between two stages leaves: the records so far, and nothing released.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from job import __version__
+from job.data import derive_micro_batch
+from job.data.fetch import check_identity
+from job.errors import CheckpointMismatch, DataError, JobError
+from job.export import build_bundle
+from job.launch import StopRequest, Supervisor, Topology, find_topology
+from job.recipe import Recipe, Run, hash_json, write_json
+from job.recipe.schema import DEFINES_TRAINING
+from job.report import assemble_result
+from job.store import RunStore, promote_release, publish_release
+from job.store.manifest import hash_file
+
+log = logging.getLogger("job.pipeline")
+
+IMMATERIAL = {
+    "training": ("logging_steps", "eval_steps", "save_steps", "max_micro_batch_size"),
+    "data": ("num_workers",),
+}
+"""Keys of training-defining sections that may change between attempts of one run."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`target` is run in a process; `reads` are recipe sections; `files` (in the run's folder) are its outputs."""
+
+    name: str
+    target: str
+    reads: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+STAGES = (
+    Stage("train", "job.train:run_rank", DEFINES_TRAINING, ("final/config.json", "final/model.safetensors")),
+    Stage("evaluate", "job.evaluate:evaluate_run", ("baselines",), ("evaluate/validation.npy", "evaluate/test.npy")),
+    Stage("export", "job.export:export_run", (), ("onnx/model.onnx",)),
+    Stage("quantize", "job.export:quantize_run", ("export",), ()),
+    Stage("report", "job.report:write_report", (), ()),
+)
+
+
+def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[str, Any]:
+    """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code."""
+    records: dict[str, dict[str, Any]] = {}
+    run = Run(run_id, recipe, work.absolute())
+    pipeline = Pipeline(run, StopRequest(), fresh, records)
+    try:
+        outcome = pipeline.run()
+    except JobError as error:
+        outcome = {"status": "failed", "exit_code": error.exit_code, "reason": str(error)}
+    result = assemble_result(run_id, records) | outcome
+    pipeline.leave_result(result)
+    return result
+
+
+def default_run_id(recipe: Recipe, environment: Mapping[str, str]) -> str:
+    """Return JOB_RUN_ID, or `<name>-<8 hex of what decides training and its ranks>`."""
+    sections = hash_json([_material(recipe), recipe.distributed.model_dump(mode="json")])
+    return environment.get("JOB_RUN_ID") or f"{recipe.name}-{sections[:8]}"
+
+
+class Pipeline:
+    """One attempt of one run on this node."""
+
+    def __init__(self, run: Run, stop: StopRequest, fresh: bool, records: dict[str, dict[str, Any]]) -> None:
+        self._run, self._fresh, self._records = run, fresh, records
+        recipe = run.recipe
+        self._supervisor = Supervisor(stop, recipe.launch.grace_s)
+        self._store: RunStore | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Check what can be checked early, run the stages, release."""
+        recipe, run = self._run.recipe, self._run
+        topology = find_topology(recipe.distributed)
+        derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
+        store = RunStore(recipe.store.uri, run.run_id, allow_http=recipe.store.allow_http)
+        store.prove_reachable()
+        self._store = store
+        log.info("run %s, store %s", run.run_id, store.uri)
+        run.save()
+        self._status("fetch")
+        identity = self._process("job.data:fetch_sources", {"TOKENIZERS_PARALLELISM": "true"})
+        self._check_rows()
+        self._claim(store, identity)
+        inputs = hash_json(identity)
+        for stage in STAGES:
+            inputs = self._do_stage(store, stage, inputs, topology)
+        return self._release(store, inputs)
+
+    def leave_result(self, result: dict[str, Any]) -> None:
+        """Write result.json into the run's folder and, where the store was reached, its prefix; never raises."""
+        try:
+            write_json(self._run.folder / "result.json", result)
+            if self._store and result["exit_code"] != CheckpointMismatch.exit_code:
+                self._store.write_json("result.json", result)
+                self._status(result["status"])
+        except (JobError, OSError) as error:
+            log.warning("result.json could not be written: %s", error)
+
+    def _process(self, target: str, environment: Mapping[str, str] = {}) -> dict[str, Any]:
+        return self._processes(target, [environment])
+
+    def _processes(self, target: str, environments: Iterable[Mapping[str, str]]) -> dict[str, Any]:
+        """Run a stage's processes; raise the error that they report."""
+        verdict = self._supervisor.run(target, self._run.folder, environments)
+        if verdict.code:
+            raise _as_error(verdict.code, verdict.reason)
+        return verdict.record
+
+    def _check_rows(self) -> None:
+        """Refuse before training what the gate could never prove after it."""
+        gate = self._run.recipe.export.int8
+        rows = self._run.read("data.json")["rows"]["test"]
+        if gate.gate == "fail" and rows < gate.min_rows:
+            raise DataError(
+                f"data.test: {rows} rows cannot prove a drop of at most {gate.max_metric_drop:g} "
+                f"(export.int8.max_metric_drop); give at least {gate.min_rows} rows, or set export.int8.gate: report_only"
+            )
+
+    def _claim(self, store: RunStore, identity: dict[str, Any]) -> None:
+        """Write run.json, which fixes what decides the training, or compare with the one that is there (16)."""
+        about = {
+            "run_id": self._run.run_id,
+            "recipe": self._run.recipe.model_dump(mode="json"),
+            "material": _material(self._run.recipe),
+            "identity": identity,
+            "versions": _versions(),
+        }
+        if self._fresh:
+            store.write_json("run.json", about)
+            return
+        found = store.write_once("run.json", about)
+        check_identity(found["identity"], identity, self._run.run_id)
+        changed = _differences(found["material"], about["material"])
+        if changed:
+            raise CheckpointMismatch(
+                f"{'; '.join(changed[:3])}: changed since run {self._run.run_id!r} began, so what it has stored does "
+                "not fit; restore the old, or train anew with another --run-id (or --fresh)"
+            )
+
+    def _do_stage(self, store: RunStore, stage: Stage, inputs: str, topology: Topology) -> str:
+        """Skip a committed stage or run it and commit its record; return the hash of its outputs."""
+        key = hash_json([stage.name, inputs, _sections(self._run.recipe, stage.reads)])
+        saved = None if self._fresh else store.read_json(f"stages/{stage.name}.json")
+        if saved and saved["key"] == key and self._has_files(store, stage, saved):
+            log.info("%s: already committed, skipped", stage.name)
+            self._records[stage.name] = saved["record"]
+            return str(saved["outputs"])
+        self._status(stage.name)
+        record = self._train(store, topology) if stage.name == "train" else self._run_stage(stage)
+        files = {name: hash_file(self._run.folder / name) for name in stage.files}
+        outputs = hash_json([files, record.get("targets") if stage.name == "quantize" else None])
+        self._records[stage.name] = record
+        store.write_json(
+            f"stages/{stage.name}.json", {"key": key, "outputs": outputs, "files": files, "record": record}
+        )
+        return outputs
+
+    def _run_stage(self, stage: Stage) -> dict[str, Any]:
+        if stage.name == "report":
+            build_bundle(self._run)
+            self._run.write("records.json", self._records)
+        return self._process(stage.target, {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+
+    def _has_files(self, store: RunStore, stage: Stage, saved: dict[str, Any]) -> bool:
+        """Tell whether a committed stage's files lie here unchanged; those of training are fetched if not."""
+        folder = self._run.folder
+        if stage.name == "quantize":
+            names = {t: n["sha256"] for t, n in saved["record"]["targets"].items() if n.get("sha256")}
+            return all(_lies_here(folder / "onnx" / _int8_name(target), digest) for target, digest in names.items())
+        if stage.name == "report":
+            return (self._run.bundle / "report.html").exists()
+        if all(_lies_here(folder / name, digest) for name, digest in saved["files"].items()):
+            return True
+        if stage.name != "train":
+            return False
+        log.info("fetching the trained model from the store")
+        wanted = {Path(name).name for name in stage.files}
+        store.fetch_checkpoint(saved["record"]["checkpoint"], self._run.final_model, lambda path: path in wanted)
+        return all(_lies_here(folder / name, digest) for name, digest in saved["files"].items())
+
+    def _train(self, store: RunStore, topology: Topology) -> dict[str, Any]:
+        """Start the ranks, from the newest checkpoint where there is one; return the training's record."""
+        folder = self._run.folder / "train"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        pointer = None if self._fresh else store.current_checkpoint()
+        resume = self._fetch_resume(store, pointer, topology) if pointer else None
+        recipe = self._run.recipe
+        attempt = {
+            "epoch": int(pointer["epoch"]) + 1 if pointer else 1,
+            "nonce": uuid.uuid4().hex,
+            "keep": recipe.store.keep_checkpoints,
+            "peer_timeout_s": recipe.launch.hang_timeout_s,
+            "resume": str(resume) if resume else None,
+            "resumed_from": int(pointer["step"]) if pointer and resume else None,
+        }
+        self._run.write("attempt.json", attempt)
+        common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        record = self._processes("job.train:run_rank", [common | rank for rank in topology.rank_environments()])
+        shutil.rmtree(folder / "resume", ignore_errors=True)
+        return record | {"checkpoint": store.current_checkpoint()}
+
+    def _fetch_resume(self, store: RunStore, pointer: dict[str, Any], topology: Topology) -> Path | None:
+        """Download the newest checkpoint; None where it was written by other ranks or another engine."""
+        folder = self._run.folder / "train" / "resume"
+        about = store.fetch_checkpoint(pointer, folder, lambda path: True).about
+        wanted = {"world_size": topology.world_size, "engine": self._run.recipe.distributed.engine}
+        if any(about[key] != value for key, value in wanted.items()):
+            log.warning(
+                "the checkpoint of step %s has another number of ranks or engine: training begins anew", about["step"]
+            )
+            shutil.rmtree(folder)
+            return None
+        log.info("resuming from the checkpoint of step %s", about["step"])
+        return folder
+
+    def _release(self, store: RunStore, inputs: str) -> dict[str, Any]:
+        """Publish the bundle and move the model's pointer; a release that is recorded is not made again."""
+        recipe, done = self._run.recipe, {"status": "released", "exit_code": 0, "reason": ""}
+        key = hash_json(["release", inputs, _sections(recipe, ("release",))])
+        saved = None if self._fresh else store.read_json("stages/release.json")
+        if saved and saved["key"] == key:
+            self._records["release"] = saved["record"]
+            return done | saved["record"] | {"reason": "already released; nothing was done"}
+        self._status("release")
+        uri, allow_http = recipe.store.uri, recipe.store.allow_http
+        version = publish_release(uri, recipe.name, self._run.run_id, self._run.bundle, allow_http=allow_http)
+        promoted = recipe.release.promote_if == "proven"
+        if promoted:
+            promote_release(uri, recipe.name, version, allow_http=allow_http)
+        record = {"release": f"{recipe.store.uri}/models/{recipe.name}/{version}", "promoted": promoted}
+        store.upload_report(self._run.bundle / "report.html", "report.html")
+        store.write_json("stages/release.json", {"key": key, "record": record})
+        self._records["release"] = record
+        passed = any(target["accepted"] for target in self._records["quantize"]["targets"].values())
+        return (
+            done | record | {"reason": "" if passed else "no int8 target passed; fp32 is released (gate: report_only)"}
+        )
+
+    def _status(self, phase: str) -> None:
+        """Leave a line for `job show`."""
+        if self._store:
+            about = {"run_id": self._run.run_id, "name": self._run.recipe.name, "phase": phase, "host": platform.node()}
+            self._store.write_json("status.json", about | {"pid": os.getpid()})
+
+
+def _as_error(code: int, reason: str) -> JobError:
+    error = JobError(reason)
+    error.exit_code = code
+    return error
+
+
+def _material(recipe: Recipe) -> dict[str, Any]:
+    """Return the training-defining sections without keys that cannot change the result."""
+    sections = _sections(recipe, DEFINES_TRAINING)
+    for section, keys in IMMATERIAL.items():
+        sections[section] = {key: value for key, value in sections[section].items() if key not in keys}
+    return sections
+
+
+def _sections(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+    dumped = recipe.model_dump(mode="json")
+    return {name: dumped[name] for name in names}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return `key: old → new` for every leaf that differs; revisions are judged by their commits elsewhere."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if key != "revision"]
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old!r} → {new!r}"]
+
+
+def _lies_here(path: Path, sha256: str) -> bool:
+    return path.is_file() and hash_file(path) == sha256
+
+
+def _int8_name(target: str) -> str:
+    from job.export.quantize import FILE_NAMES
+
+    return FILE_NAMES.get(target, f"model_int8_{target}.onnx")
+
+
+def _versions() -> dict[str, str]:
+    packages = (
+        "torch",
+        "transformers",
+        "accelerate",
+        "deepspeed",
+        "datasets",
+        "tokenizers",
+        "optimum-onnx",
+        "onnxruntime",
+    )
+    return {"finetune-job": __version__, "python": platform.python_version()} | {
+        package: metadata.version(package) for package in packages
+    }

@@ -1,0 +1,84 @@
+"""`job check`: what a run would do, said before it does anything. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from job.data.batching import derive_micro_batch
+from job.errors import DataError
+from job.launch import Topology, find_topology
+from job.recipe import Recipe
+from job.store import RunStore
+
+_BYTES_PER_PARAMETER = 16
+_CHECKPOINT_BYTES_PER_PARAMETER = 12
+"""fp32 weight and two Adam moments."""
+
+
+def print_plan(recipe: Recipe, work: Path, offline: bool) -> None:
+    """Print the plan to stdout; raise the JobError that the run would end with."""
+    topology = find_topology(recipe.distributed)
+    for line in describe_batches(recipe, topology):
+        print(line)
+    if offline:
+        print("offline: data, model and store were not probed")
+        return
+    store = RunStore(recipe.store.uri, "probe", allow_http=recipe.store.allow_http)
+    store.prove_reachable()
+    print(f"store:        {recipe.store.uri} answers")
+    for line in describe_sources(recipe, work):
+        print(line)
+
+
+def describe_batches(recipe: Recipe, topology: Topology) -> list[str]:
+    """Return lines on ranks and batches; raise RecipeError for a batch that the ranks cannot share."""
+    training, distributed = recipe.training, recipe.distributed
+    shape = derive_micro_batch(training.global_batch_size, topology.world_size, training.max_micro_batch_size)
+    zero = f", ZeRO stage {distributed.zero_stage}" if distributed.engine == "deepspeed" else ""
+    return [
+        f"recipe:       {recipe.name}: {recipe.task}, {recipe.tuning.method} fine-tuning of {recipe.model.id}",
+        f"world size:   {topology.world_size} ({topology.nodes} node × {topology.processes_per_node} processes), "
+        f"{distributed.engine}{zero}",
+        f"global batch: {shape.global_batch} = {shape.micro_batch} rows × {shape.accumulation} accumulation × "
+        f"{shape.world_size} ranks",
+        f"gate:         bound of the drop ≤ {recipe.export.int8.max_metric_drop:g}, agreement ≥ "
+        f"{recipe.export.int8.min_agreement:g}, needs ≥ {recipe.export.int8.min_rows} test rows "
+        f"({recipe.export.int8.gate}), targets {', '.join(recipe.export.int8.targets)}",
+    ]
+
+
+def describe_sources(recipe: Recipe, work: Path) -> list[str]:
+    """Fetch model and data into the cache, read them as a run would, and return lines on what they are."""
+    from job.data.fetch import read_splits
+    from job.data.sources import locate_data
+    from job.store.models import count_parameters, fetch_model
+
+    cache = work.absolute() / "cache"
+    model = fetch_model(recipe.model.id, recipe.model.revision, cache, allow_http=recipe.store.allow_http)
+    source = locate_data(recipe.data, cache, allow_http=recipe.store.allow_http)
+    config: dict[str, Any] = json.loads((model.path / "config.json").read_text())
+    _, labels, counts = read_splits(recipe, source, config)
+    rows, gate = counts["rows"], recipe.export.int8
+    if gate.gate == "fail" and rows["test"] < gate.min_rows:
+        raise DataError(
+            f"data.test: {rows['test']} rows; the gate needs {gate.min_rows}, or export.int8.gate: report_only"
+        )
+    parameters = count_parameters(model.path)
+    per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
+    steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)
+    saves = steps // (recipe.training.save_steps or per_epoch) + 1
+    return [
+        f"model:        {model.origin} at {model.commit or 'no commit (local)'}: {parameters / 1e6:.1f} M parameters",
+        f"data:         {source.origin} at {source.commit or 'no commit (local)'}: "
+        + ", ".join(f"{count} {name}" for name, count in rows.items())
+        + f"; labels {', '.join(labels.names)}"
+        + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),
+        f"steps:        {steps} ({per_epoch} per epoch)",
+        f"memory:       ≈ {_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB per rank for weights, gradients and "
+        "optimizer, without activations",
+        f"to the store: ≈ {saves * _CHECKPOINT_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB in {saves} "
+        f"checkpoints, of which {recipe.store.keep_checkpoints} stay",
+    ]

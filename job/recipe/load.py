@@ -1,0 +1,238 @@
+"""Reading a recipe: YAML file, then `JOB__A__B` environment, then `--set`, then one check of all.
+
+Every mistake is reported at once, with file and line where the value stands in the file. YAML is
+read by a safe loader that knows `1e-4` as a number and refuses a key given twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from job.errors import NotFound, RecipeError, SecurityRefused, contains_secret
+from job.recipe.schema import Recipe
+
+KeyPath = tuple[str | int, ...]
+
+_ENV_PREFIX = "JOB__"
+_MAX_BYTES = 1 << 20
+
+_HINTS = {
+    "per_device_train_batch_size": "the batch is global here: write training.global_batch_size = "
+    "per-device batch × accumulation × ranks (for {value} on one rank: global_batch_size: {value})",
+    "gradient_accumulation_steps": "accumulation is derived: write training.global_batch_size for the whole step",
+    "per_device_eval_batch_size": "the evaluation batch is chosen by length; leave it out",
+    "fp16": "write training.precision: fp16",
+    "bf16": "write training.precision: bf16",
+    "trust_remote_code": "remote code is never run; use a model that transformers knows itself",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the floats (`1e-4`) and booleans (not `no`, not `on`) of YAML 1.2, and no duplicate keys."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def load_recipe(reference: str, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Recipe:
+    """Return the checked recipe that `reference` (a path or the name of a shipped recipe) names.
+
+    `overrides` are `a.b=c` strings, `environment` defaults to os.environ. Raises NotFound for a
+    missing file, SecurityRefused for credentials in the recipe, RecipeError with all mistakes.
+    """
+    path = find_recipe(reference)
+    tree, lines = _read_yaml(path)
+    problems = _overlay(tree, overrides, os.environ if environment is None else environment)
+    _refuse_secrets(tree)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems += [_describe(dict(item), path, lines) for item in error.errors()]
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+    return recipe
+
+
+def find_recipe(reference: str) -> Path:
+    """Return the file for a path or a shipped name; raise NotFound with the names that exist."""
+    path = Path(reference)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if reference in shipped:
+        return shipped[reference]
+    names = ", ".join(sorted(shipped))
+    raise NotFound(f"recipe {reference!r}: no such file, nor a shipped recipe ({names}); check the path")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return name → file of the recipes that come with the package."""
+    folder = Path(str(resources.files("job"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(f"{path}: larger than 1 MiB; a recipe is a short YAML file")
+        text = path.read_text(encoding="utf-8")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        tree = loader.construct_document(node) if node else {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
+        raise RecipeError(_describe_yaml(path, error)) from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}:1: holds a {type(tree).__name__}; a recipe is a mapping of keys, see `job schema`")
+    return tree, dict(_walk_lines(node, ()))
+
+
+def _describe_yaml(path: Path, error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{where}: not valid YAML: {what}"
+
+
+def _walk_lines(node: yaml.Node | None, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    """Yield (key path, 1-based line) for every value, aliases followed only where they are written."""
+    if node is None or len(path) > 8:
+        return
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _walk_lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value[:1000]):
+            yield (*path, index), value.start_mark.line + 1
+
+
+def _overlay(tree: dict[str, Any], overrides: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Lay environment, then overrides over `tree` in place; return what could not be laid."""
+    pairs = [
+        (name, name.removeprefix(_ENV_PREFIX).lower().replace("__", "."), value)
+        for name, value in sorted(environment.items())
+        if name.startswith(_ENV_PREFIX)
+    ]
+    problems = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if separator and key.strip():
+            pairs.append((f"--set {key}", key.strip(), value))
+        else:
+            problems.append(f"--set {override!r}: write it as key.path=value")
+    for origin, key, value in pairs:
+        problem = _assign(tree, key.split("."), value)
+        if problem:
+            problems.append(f"{origin}: {problem}")
+    return problems
+
+
+def _assign(tree: dict[str, Any], keys: list[str], text: str) -> str | None:
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        value = text
+    for key in keys[:-1]:
+        branch = tree.setdefault(key, {})
+        if not isinstance(branch, dict):
+            return f"{key!r} is a single value, so nothing can be set inside it"
+        tree = branch
+    tree[keys[-1]] = value
+    return None
+
+
+def _refuse_secrets(tree: Any, path: KeyPath = ()) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            _refuse_secrets(value, (*path, str(key)))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _refuse_secrets(value, (*path, index))
+    elif isinstance(tree, str) and contains_secret(tree):
+        where = ".".join(map(str, path))
+        raise SecurityRefused(
+            f"recipe key {where} holds a credential; remove it (and revoke it if it was shared), "
+            "and give credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN"
+        )
+
+
+def _describe(item: dict[str, Any], path: Path, lines: dict[KeyPath, int]) -> str:
+    """Turn one pydantic error into one sentence: file:line, key, value, rule, next step."""
+    location = tuple(part for part in item["loc"] if not _is_union_branch(part))
+    line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
+    where = f"{path}:{line}" if line else str(path)
+    return f"{where}: {'.'.join(map(str, location))}: {_rule(item, location)}"
+
+
+def _is_union_branch(part: str | int) -> bool:
+    return isinstance(part, str) and (part in ("str", "float", "int") or "[" in part or part.startswith("literal"))
+
+
+def _rule(item: dict[str, Any], location: KeyPath) -> str:
+    value = item.get("input")
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(str(location[-1]), location[:-1], value)
+    if item["type"] == "missing":
+        return "is missing; add it (`job schema` lists every key)"
+    message = item["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(value, (dict, list, BaseModel)) else f" (found {value!r})"
+    if item["type"] == "literal_error" and location == ("task",):
+        return f"{message}{shown}; this version trains no other task"
+    return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _unknown_key(key: str, parent: KeyPath, value: Any) -> str:
+    if key in _HINTS:
+        return "unknown key; " + _HINTS[key].format(value=value)
+    known = list(_section_at(parent).model_fields)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if close:
+        return f"unknown key; did you mean {close[0]!r}?"
+    home = next((name for name, section in _sections() if key in section.model_fields), None)
+    return f"unknown key; did you mean {home}.{key}?" if home else f"unknown key; known here: {', '.join(known)}"
+
+
+def _section_at(path: KeyPath) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for key in path:
+        field = section.model_fields.get(str(key))
+        if field is None:
+            break
+        options = (field.annotation, *get_args(field.annotation))
+        section = next(
+            (option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), section
+        )
+    return section
+
+
+def _sections() -> list[tuple[str, type[BaseModel]]]:
+    named = [(name, _section_at((name,))) for name in Recipe.model_fields]
+    return [(name, section) for name, section in named if section is not Recipe]

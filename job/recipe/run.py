@@ -1,0 +1,83 @@
+"""One run on one node: its recipe, its id, and where its files lie.
+
+Stages are processes of their own; they find each other's files through this map and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's id, its recipe, and the work folder shared by all runs of this node."""
+
+    run_id: str
+    recipe: Recipe
+    work: Path
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run."""
+        return self.work / "runs" / self.run_id
+
+    @property
+    def cache(self) -> Path:
+        """Folder of downloads and tokens, shared by all runs."""
+        return self.work / "cache"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer as it is released."""
+        return self.folder / "tokenizer"
+
+    @property
+    def base_model(self) -> Path:
+        """The model to start from."""
+        return Path(self.read("sources.json")["model"]["path"])
+
+    @property
+    def final_model(self) -> Path:
+        """The trained model: config.json and model.safetensors."""
+        return self.folder / "final"
+
+    @property
+    def bundle(self) -> Path:
+        """The folder that is released as it is."""
+        return self.folder / "bundle"
+
+    def tokens(self, split: str) -> Path:
+        """Folder of the tokenized `train`, `validation` or `test` rows."""
+        return Path(self.read("data.json")["tokens"][split])
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a small JSON file of the run's folder."""
+        return dict(json.loads((self.folder / name).read_text()))
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Write a small JSON file of the run's folder, atomically."""
+        write_json(self.folder / name, value)
+
+    def save(self) -> None:
+        """Write what `Run.load` reads."""
+        self.write("recipe.json", {"run_id": self.run_id, "recipe": self.recipe.model_dump(mode="json")})
+
+    @staticmethod
+    def load(folder: Path) -> Run:
+        """Return the run whose folder this is, as another process saved it."""
+        saved = json.loads((folder / "recipe.json").read_text())
+        return Run(saved["run_id"], Recipe.model_validate(saved["recipe"]), folder.parent.parent)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON beside `path` and rename it into place, so that no reader sees a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,256 @@
+"""The keys of a recipe: names, types, defaults, rules. One class per section.
+
+Keys under `training` carry the names of `transformers.TrainingArguments`. Nothing here reads a
+file, asks a network, or imports torch; what only data or hardware can tell is checked later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Split = Fraction | str
+
+TASKS = ("text-classification",)
+"""Tasks that this version can train; the schema knows no others."""
+
+Column = Literal["text", "text_pair", "label"]
+Target = Literal["portable", "avx512_vnni", "avx2", "arm64"]
+
+DEFINES_TRAINING = ("task", "model", "data", "tuning", "training")
+"""Sections that fix the trained weights: changed ones are another run."""
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_BASELINE = re.compile(r"majority|untrained|zero-shot|one-shot|few-shot:[1-9][0-9]{0,2}")
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The model to start from."""
+
+    id: str = Field(min_length=1, description="Hub id, local folder, s3:// folder, or s3://…/models/<name>")
+    revision: str = Field("main", description="Hub branch, tag or commit; resolved to its commit before loading")
+
+
+class Data(Section):
+    """Where the rows come from and which of them are used for what."""
+
+    source: str = Field(min_length=1, description="file, folder, s3:// object or folder, or Hub id")
+    revision: str = Field("main", description="Hub branch, tag or commit; resolved to its commit before loading")
+    config: str | None = Field(None, description="configuration of a Hub data set that has several")
+    columns: dict[Column, str] = Field(
+        default={"text": "text", "label": "label"}, description="our name: name in the source"
+    )
+    labels: list[str | int] | dict[int | str, str] | None = Field(
+        None, description="label names in order, or a map from the source's values to names"
+    )
+    train: str = Field("train", description="split name or file")
+    validation: Split = Field(0.1, description="split name or file, or the fraction of train to hold out")
+    test: Split = Field("test", description="split name or file, or the fraction of train to hold out")
+    max_length: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="tokens; null: the model's own limit, ≤ 512"
+    )
+    limit: Positive | None = Field(None, description="use at most so many train rows")
+    max_bad_fraction: Share = Field(0.0, description="share of rows that may be set aside as bad; 0 is strict")
+    num_workers: Annotated[int, Field(ge=0, le=64)] = Field(0, description="loader processes per rank")
+
+    @field_validator("columns")
+    @classmethod
+    def _fill_columns(cls, columns: dict[str, str]) -> dict[str, str]:
+        return {"text": "text", "label": "label"} | columns
+
+    @field_validator("validation", "test", mode="before")
+    @classmethod
+    def _refuse_bare_numbers(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and not 0 < value < 1:
+            raise ValueError("must be a split name or a fraction between 0 and 1")
+        return value
+
+    @model_validator(mode="after")
+    def _leave_rows_to_train(self) -> Data:
+        held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
+        if held_out >= 1:
+            raise ValueError(f"validation and test hold out {held_out:.0%} of the rows; leave some to train")
+        if isinstance(self.test, str) and self.test in (self.train, self.validation):
+            raise ValueError(f"test is the same split as train or validation ({self.test!r}); it must be held out")
+        if isinstance(self.validation, str) and self.validation == self.train:
+            raise ValueError(f"validation is the same split as train ({self.train!r}); it must be held out")
+        return self
+
+
+class Tuning(Section):
+    """How the weights are tuned."""
+
+    method: Literal["full"] = Field("full", description="full: every weight is trained")
+
+
+class Training(Section):
+    """Hyper-parameters, with the names of transformers.TrainingArguments; the batch is global."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Positive | None = Field(None, description="optimizer steps; overrides num_train_epochs")
+    global_batch_size: Positive = Field(32, description="rows per optimizer step over all ranks")
+    max_micro_batch_size: Positive = Field(64, description="rows that one rank computes at once, at most")
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_ratio: Share = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="overrides warmup_ratio when > 0")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_checkpointing: bool = False
+    group_by_length: bool = Field(True, description="rows of like length share a global batch (less padding)")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 where it is supported")
+    attention: Literal["auto", "padded"] = "auto"
+    logging_steps: Positive = 10
+    eval_steps: Positive | None = Field(None, description="null: once an epoch")
+    save_steps: Positive | None = Field(None, description="null: once an epoch")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+
+class Distributed(Section):
+    """Engine and ranks."""
+
+    engine: Literal["ddp", "deepspeed"] = "ddp"
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field("auto", description="deepspeed only; auto: the lowest that fits")
+    processes_per_node: Positive | Literal["auto"] = Field("auto", description="auto: one per GPU, 1 without a GPU")
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _read_digits(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+class Launch(Section):
+    """Deadlines of the supervisor."""
+
+    grace_s: Positive = Field(300, description="seconds from a stop signal to being killed")
+    hang_timeout_s: Positive = Field(600, description="seconds of silence after which a rank counts as hanging")
+    join_timeout_min: Positive = Field(30, description="minutes to wait for the other nodes")
+    time_limit_min: Positive | None = Field(None, description="stop with a checkpoint after so many minutes")
+
+
+class Int8(Section):
+    """Quantization and its gate."""
+
+    targets: list[Target] = Field(["portable", "avx512_vnni"], min_length=1)
+    mode: Literal["auto", "dynamic"] = "auto"
+    max_metric_drop: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="largest drop of the metric (0.01 is one point) that the one-sided 95 % bound may show"
+    )
+    min_agreement: Share = Field(0.95, description="share of rows whose label must not change")
+    gate: Literal["fail", "report_only"] = Field("fail", description="report_only: release fp32 and say so")
+
+    @field_validator("targets")
+    @classmethod
+    def _refuse_twins(cls, targets: list[str]) -> list[str]:
+        if len(set(targets)) != len(targets):
+            raise ValueError("names a target twice")
+        return targets
+
+    @property
+    def min_rows(self) -> int:
+        """Fewest test rows on which the gate can prove anything: the rule of three, ln 20 / max_metric_drop.
+
+        With no changed label in n rows the 95 % bound on the share of changed labels is ln(20)/n
+        (Hanley & Lippman-Hand 1983), and that share bounds the drop.
+        """
+        return math.ceil(math.log(20) / self.max_metric_drop)
+
+
+class Export(Section):
+    """ONNX export."""
+
+    int8: Int8 = Int8()
+    triton: Literal[False] = Field(False, description="Triton layout; not offered by this version")
+
+
+class Release(Section):
+    """When the pointer of the model moves to the new release."""
+
+    promote_if: Literal["proven", "never"] = Field("proven", description="proven: when every gate passed")
+    skip_if_unchanged: Literal[False] = Field(False, description="not offered by this version")
+
+
+class Store(Section):
+    """Where checkpoints and releases live."""
+
+    uri: str = Field(min_length=1, description="s3://bucket/prefix, or a local folder")
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints that a run keeps")
+    keep_releases: Positive = Field(10, description="releases are never deleted by this version")
+    lease_ttl_s: Positive = Field(30, description="seconds; runs are not leased by this version")
+    max_unsynced_minutes: Positive = Field(30, description="minutes without a successful upload before stopping")
+    allow_http: bool = Field(False, description="permit plain http to an endpoint that is not loopback")
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str) -> str:
+        scheme, separator, rest = uri.partition("://")
+        if separator and scheme not in ("s3", "file"):
+            raise ValueError(f"has scheme {scheme!r}; use s3://bucket/prefix or a local folder")
+        if scheme == "s3" and separator and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", rest):
+            raise ValueError("must read s3://bucket/prefix with a valid bucket name")
+        return uri.rstrip("/")
+
+
+class Recipe(Section):
+    """Everything that one run is told."""
+
+    name: str = Field(description="name of the released model")
+    task: Literal["text-classification"]
+    model: Model
+    data: Data
+    tuning: Tuning = Tuning()
+    training: Training = Training()
+    distributed: Distributed = Distributed()
+    launch: Launch = Launch()
+    baselines: list[str] = Field(
+        default=["majority", "untrained"],
+        description="majority, untrained, zero-shot, one-shot, few-shot:N; measured on the same test split",
+    )
+    export: Export = Export()
+    release: Release = Release()
+    store: Store
+
+    @field_validator("name")
+    @classmethod
+    def _usable_as_key(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "must be 1–63 letters, digits, '.', '_' or '-', starting and ending with a letter or digit"
+            )
+        return name
+
+    @field_validator("baselines")
+    @classmethod
+    def _known_baselines(cls, baselines: list[str]) -> list[str]:
+        for baseline in baselines:
+            if not _BASELINE.fullmatch(baseline):
+                raise ValueError(f"has {baseline!r}; use majority, untrained, zero-shot, one-shot or few-shot:N")
+        return baselines
+
+    def hash_sections(self, *sections: str) -> str:
+        """Return the sha256 (hex) of the named top-level sections in canonical JSON."""
+        return hash_json({section: self.model_dump(mode="json")[section] for section in sections})
+
+
+def hash_json(value: Any) -> str:
+    """Return the sha256 (hex) of `value` in canonical JSON (sorted keys, no spaces)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,39 @@
+"""The result of a run: one JSON object, the last line of `job run` (DESIGN §6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_INT8_KEYS = (
+    "accepted", "metric", "drop", "drop_bound", "agreement", "n", "size_ratio", "speedup", "measured_on", "rung"
+)  # fmt: skip
+
+
+def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the result from the records of the stages that have finished, by stage name."""
+    result: dict[str, Any] = {"run_id": run_id, "status": "running", "exit_code": None, "reason": ""}
+    release = records.get("release", {})
+    result |= {"release": release.get("release"), "promoted": release.get("promoted", False)}
+    if evaluated := records.get("evaluate"):
+        result["metrics"] = {part: evaluated[part] for part in ("test", "validation", "baselines")}
+    if exported := records.get("export"):
+        result["onnx"] = {key: exported[key] for key in ("max_abs_logit_diff", "agreement", "n")}
+    if quantized := records.get("quantize"):
+        result["onnx"] |= {"fp32": quantized["fp32"]}
+        result["int8"] = {target: _pick(numbers) for target, numbers in quantized["targets"].items()}
+    if trained := records.get("train"):
+        keys = (
+            "steps",
+            "samples_per_second",
+            "tokens_per_second",
+            "resumed_from",
+            "world_size",
+            "precision",
+            "seconds",
+        )
+        result["train"] = {key: trained[key] for key in keys}
+    return result
+
+
+def _pick(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {key: numbers.get(key) for key in (*_INT8_KEYS, "ms_per_row", "size")}

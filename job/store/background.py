@@ -1,0 +1,80 @@
+"""Upload beside the training: one thread, newest wins, errors reach the loop.
+
+The training thread hands over a finished folder and goes on. While one upload runs, at most one
+more waits; a newer one replaces the waiting one. A permanent error, or `max_unsynced_s` without a
+success, is raised at the next `submit` or `check`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from job.errors import Unreachable
+
+log = logging.getLogger("job.store")
+
+_RETRY_S = 5.0
+
+
+class BackgroundUploader:
+    """Runs `upload(folder)` for submitted folders; `discard(folder)` for those that a newer one replaced."""
+
+    def __init__(self, upload: Callable[[Path], None], discard: Callable[[Path], None], max_unsynced_s: float) -> None:
+        self._upload, self._discard, self._max_unsynced_s = upload, discard, max_unsynced_s
+        self._changed = threading.Condition()
+        self._waiting: Path | None = None
+        self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="uploader", daemon=True)
+        self._thread.start()
+
+    def submit(self, folder: Path) -> None:
+        """Queue a folder without waiting; raise the error of an earlier upload, if any."""
+        self.check()
+        with self._changed:
+            replaced, self._waiting = self._waiting, folder
+            self._changed.notify_all()
+        if replaced:
+            self._discard(replaced)
+
+    def check(self) -> None:
+        """Raise what went wrong in the background."""
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        """Wait until all that was submitted is uploaded, then stop; raise what went wrong."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self.check()
+
+    def _work(self) -> None:
+        while folder := self._next():
+            try:
+                self._upload_until_deadline(folder)
+            except BaseException as error:  # crosses to the training thread, which raises it
+                self._error = error
+                return
+
+    def _next(self) -> Path | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            folder, self._waiting = self._waiting, None
+            return folder
+
+    def _upload_until_deadline(self, folder: Path) -> None:
+        started = time.monotonic()
+        while True:
+            try:
+                return self._upload(folder)
+            except Unreachable as error:
+                if time.monotonic() - started > self._max_unsynced_s:
+                    raise
+                log.warning("%s; training goes on, the upload is tried again", error)
+            time.sleep(_RETRY_S)

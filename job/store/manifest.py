@@ -1,0 +1,103 @@
+"""A manifest names every file of a checkpoint or release with size and sha256; it is written last.
+
+What a manifest does not name does not exist for a reader; what it names is verified before use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from job.errors import NoValidCheckpoint
+from job.store.objects import check_key
+
+_MAX_FILES = 100_000
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One file: size in bytes, sha256 in hex, and the key it lies under (relative to the store)."""
+
+    size: int
+    sha256: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`files` maps a path inside the set to its entry; `about` holds whatever identifies the set."""
+
+    kind: str
+    files: dict[str, ManifestEntry]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON that is stored."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hex) of the stored JSON."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the sizes of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+    @staticmethod
+    def parse(data: bytes, where: str) -> Manifest:
+        """Read a stored manifest; NoValidCheckpoint (17) when malformed, SecurityRefused (19) on hostile paths."""
+        try:
+            raw = json.loads(data)
+            entries = {str(path): ManifestEntry(**entry) for path, entry in raw["files"].items()}
+            manifest = Manifest(str(raw["kind"]), entries, dict(raw["about"]))
+            whole = all(_is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
+            whole = whole and not any(parent in entries for path in entries for parent in _parents(path))
+            manifest.to_bytes()  # nesting that can be read but not written would fail later
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
+            raise NoValidCheckpoint(f"{where}: not a manifest (damaged or cut short); pick another version")
+        for path, entry in manifest.files.items():
+            check_key(path)
+            check_key(entry.key)
+        return manifest
+
+
+def _is_whole(entry: ManifestEntry) -> bool:
+    digest_ok = isinstance(entry.sha256, str) and len(entry.sha256) == 64
+    return digest_ok and type(entry.size) is int and entry.size >= 0 and isinstance(entry.key, str)
+
+
+def _parents(path: str) -> list[str]:
+    """Return the folders above a path, which cannot be files of the same set."""
+    return [path[:end] for end, character in enumerate(path) if character == "/"]
+
+
+def describe_files(folder: Path, paths: Iterable[str], prefix: str) -> dict[str, ManifestEntry]:
+    """Hash files of `folder`; return path → entry whose key is `prefix`/path."""
+    return {
+        path: ManifestEntry(os.path.getsize(folder / path), hash_file(folder / path), f"{prefix}/{path}")
+        for path in sorted(paths)
+    }
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def list_files(folder: Path) -> list[str]:
+    """Return the paths (posix, relative) of all regular files below `folder`, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,136 @@
+"""Model folders: where a model comes from, and what is refused before anything loads it.
+
+A config can name code to run (`auto_map`) or a kernel to fetch (CVE-2026-4372), and pickle weights
+run code when they are read. None of that reaches `from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.errors import DataError, NotFound, SecurityRefused
+from job.store.commit import latest_release, read_release_manifest
+from job.store.hub import download_snapshot, is_repository, list_files, resolve_commit
+from job.store.objects import open_store
+from job.store.transfer import download_files
+
+_HOSTILE_KEY = re.compile(r"auto_map|trust_remote_code|_attn_implementation.*|.*_internal|custom_pipelines")
+_HARMLESS_KEY = "_attn_implementation_autoset"  # a flag that transformers 4.46–4.56 wrote into every config
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A resolved model: `path` is local; `commit` is the Hub's, or None; `origin` is what the recipe named."""
+
+    origin: str
+    path: Path
+    commit: str | None
+
+
+def fetch_model(origin: str, revision: str, cache: Path, *, allow_http: bool = False) -> ModelSource:
+    """Bring a model to this node and refuse (19) a folder that could run code.
+
+    `origin` is a local folder, `s3://…` (a folder, or …/models/<name>), or a Hub id whose `revision`
+    is resolved to a commit first.
+    """
+    if origin.startswith("s3://"):
+        source = ModelSource(origin, _fetch_from_store(origin, cache, allow_http), None)
+    elif Path(origin).is_dir():
+        source = ModelSource(origin, Path(origin).absolute(), None)
+    elif is_repository(origin):
+        commit = resolve_commit(origin, "model", revision)
+        refuse_pickles(list_files(origin, "model", commit), origin)
+        source = ModelSource(origin, download_snapshot(origin, "model", commit, cache / "hub"), commit)
+    else:
+        raise NotFound(
+            f"model.id: folder {origin!r} does not exist; correct the path (`make assets` fetches the quickstart's)"
+        )
+    inspect_model_folder(source.path, origin)
+    return source
+
+
+def inspect_model_folder(folder: Path, origin: str) -> None:
+    """Raise NotFound (13) for a folder that is no model, SecurityRefused (19) for one that could run code."""
+    if not (folder / "config.json").is_file():
+        raise NotFound(f"model.id: {origin!r} holds no config.json; name a folder in the Hugging Face layout")
+    for path in sorted(folder.glob("*config*.json")):
+        for key in _walk_keys(_read_json(path, origin)):
+            if _HOSTILE_KEY.fullmatch(key) and key != _HARMLESS_KEY:
+                raise SecurityRefused(
+                    f"model.id: {origin!r}: {path.name} has the key {key!r}, which can run foreign code; refused. "
+                    "Use a model that transformers knows itself"
+                )
+    refuse_pickles([path.name for path in folder.iterdir()], origin)
+
+
+def refuse_pickles(names: list[str], origin: str) -> None:
+    """Raise unless `names` has safetensors weights: SecurityRefused (19) for pickles, NotFound (13) for none."""
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        raise SecurityRefused(
+            f"model.id: {origin!r} has pickle weights only ({pickles[0]}), which run code when read; refused. "
+            "Convert them to model.safetensors on a machine you can lose"
+        )
+    raise NotFound(f"model.id: {origin!r} holds no model.safetensors; name a folder with weights")
+
+
+def _fetch_from_store(uri: str, cache: Path, allow_http: bool) -> Path:
+    """Download a release (verified by its manifest) or a plain folder of objects."""
+    uri = latest_release(uri, allow_http=allow_http)
+    folder = cache / "models" / re.sub(r"[^A-Za-z0-9.-]+", "_", uri)[-120:]
+    objects = open_store(uri, allow_http=allow_http)
+    if objects.read("manifest.json"):
+        store, manifest = read_release_manifest(uri, allow_http=allow_http)
+        wanted = [path for path in manifest.files if "/" not in path]
+        download_files(store, manifest, folder, wanted)
+        return folder
+    names = [item.key for item in objects.list("") if "/" not in item.key]
+    if not names:
+        raise NotFound(f"model.id: nothing lies under {uri}; check the address with `job show`")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        objects.download(name, folder / name)
+    return folder
+
+
+def _read_json(path: Path, origin: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        raise NotFound(f"model.id: {origin!r}: {path.name} is not valid JSON; restore the file") from None
+
+
+def _walk_keys(value: Any) -> Iterator[str]:
+    """Yield every key of nested objects, except vocabularies, whose keys are tokens."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            if key not in ("vocab", "label2id", "added_tokens_decoder"):
+                yield from _walk_keys(inner)
+    elif isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+        for inner in value[:1000]:
+            yield from _walk_keys(inner)
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of weights in a folder's safetensors, read from their headers alone."""
+    return sum(_count_file(path) for path in folder.glob("*.safetensors"))
+
+
+def _count_file(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError):
+        raise DataError(f"model.id: {path} is not a safetensors file (damaged or cut short); fetch it again") from None

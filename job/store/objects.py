@@ -1,0 +1,136 @@
+"""The object protocol that every store implements, and the rules for keys and URIs.
+
+A key is relative to the store's URI. Conditional writes are part of the protocol because every
+commit hangs on them; listing is for showing and for proof of absence, never for correctness.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from job.errors import JobError, SecurityRefused
+
+MAX_KEY_LENGTH = 512
+MAX_PART_LENGTH = 200
+MAX_KEY_DEPTH = 8
+
+
+class PreconditionFailed(JobError):
+    """A conditional write found another object (or none) than the caller expected."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One listed object: key relative to the store, size in bytes."""
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A small object in memory, with the ETag that a conditional write can name."""
+
+    data: bytes
+    etag: str
+
+
+class Store(Protocol):
+    """A place for objects. All keys are relative and pass `check_key`.
+
+    Every method may raise AccessDenied (12), NotFound (13, also for a missing bucket) or
+    Unreachable (77); a missing object is None where the return type says so.
+    """
+
+    uri: str
+
+    def read(self, key: str) -> Blob | None:
+        """Return a small object, or None where it is proven absent."""
+        ...
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        """Write a small object and return its ETag; raise PreconditionFailed when the condition fails."""
+        ...
+
+    def upload(self, path: Path, key: str) -> None:
+        """Copy a local file of any size to `key`."""
+        ...
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy the object to a new local file; raise NotFound when it is absent."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object whose key starts with `prefix`, in no promised order."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; absent ones are no error."""
+        ...
+
+
+def open_store(uri: str, *, allow_http: bool = False) -> Store:
+    """Return the store behind `s3://bucket/prefix`, `file:///folder` or a local path.
+
+    Nothing is asked of the network yet; see `Store.list` for a first contact.
+    """
+    if uri.startswith("s3://"):
+        from job.store.s3 import S3Store  # boto3 costs 0.3 s, which a local folder need not pay
+
+        return S3Store(uri, allow_http=allow_http)
+    from job.store.folder import FolderStore
+
+    return FolderStore(Path(uri.removeprefix("file://")))
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split `s3://bucket/a/b` into ("s3://bucket/a", "b") and a path alike; `b` is the last part."""
+    parent, _, last = uri.rstrip("/").rpartition("/")
+    return parent, last
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it is a plain relative posix path, else raise SecurityRefused (19)."""
+    parts = key.split("/")
+    # Lone surrogates (from JSON escapes) are no file name; other bytes of a file name fit in 255 with a suffix.
+    hostile = re.search(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]", key) or any(part in ("", ".", "..") for part in parts)
+    if hostile or len(parts) > MAX_KEY_DEPTH or _too_long(key, parts):
+        raise SecurityRefused(f"key {key[:80]!r} is not a plain relative path; refused, nothing was written")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` if keys can start with it (it may be empty or end anywhere), else raise SecurityRefused (19)."""
+    folder = prefix.rpartition("/")[0]
+    if folder or prefix.startswith("/"):
+        check_key(folder)
+    return prefix
+
+
+def _too_long(key: str, parts: Sequence[str]) -> bool:
+    return len(key.encode()) > MAX_KEY_LENGTH or any(len(part.encode()) > MAX_PART_LENGTH for part in parts)
+
+
+def check_endpoint(endpoint: str | None, allow_http: bool) -> None:
+    """Refuse (19) an endpoint that would carry credentials in clear text to another machine."""
+    parts = urlsplit(endpoint or "https://")
+    if parts.scheme == "https" or allow_http:
+        return
+    if not _is_loopback(parts.hostname or ""):
+        raise SecurityRefused(
+            f"endpoint {parts.scheme}://{parts.hostname} is not https; use https, or set store.allow_http: true "
+            "where the network is trusted"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,242 @@
+"""S3-compatible storage through boto3, the only place that imports it.
+
+Credentials, region, endpoint, proxy and CA come from the standard variables and files. Options
+follow what custom servers accept: see `_client_config`. Every botocore error becomes a JobError.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import boto3
+from boto3.exceptions import Boto3Error, RetriesExceededError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+)
+
+from job.errors import AccessDenied, JobError, NotFound, RecipeError, Unreachable
+from job.store.objects import Blob, ObjectInfo, PreconditionFailed, check_endpoint, check_key, check_prefix
+
+Result = TypeVar("Result")
+
+PART_SIZE_MIB = 16
+MAX_CONCURRENCY = 8
+DEADLINE_S = 60.0
+"""How long one call goes on retrying, over botocore's own retries, before Unreachable (77)."""
+
+_ABSENT = {"NoSuchKey", "404", "NotFound"}
+_DENIED = {
+    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+    "InvalidToken", "RequestTimeTooSkewed", "AllAccessDisabled", "Unauthorized", "401",
+}  # fmt: skip
+_FAILED_CONDITION = {"PreconditionFailed", "412"}
+_TRANSIENT = (ConnectTimeoutError, EndpointConnectionError, HTTPClientError, IncompleteReadError, ReadTimeoutError)
+
+
+class S3Store:
+    """A bucket and prefix; see `job.store.objects.Store` for the methods."""
+
+    def __init__(self, uri: str, *, allow_http: bool = False) -> None:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        self.uri = uri.rstrip("/")
+        self.bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._client = _make_client(allow_http)
+        self._transfer = TransferConfig(
+            multipart_threshold=PART_SIZE_MIB << 20,
+            multipart_chunksize=PART_SIZE_MIB << 20,
+            max_concurrency=MAX_CONCURRENCY,
+            preferred_transfer_client="classic",
+        )
+
+    def read(self, key: str) -> Blob | None:
+        def get() -> Blob | None:
+            try:
+                answer = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
+                return Blob(answer["Body"].read(), answer["ETag"])
+            except ClientError as error:
+                if _code(error) in _ABSENT:
+                    return None
+                raise
+
+        return self._call(f"read {key}", get)
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        if if_match is not None:
+            condition = {"IfMatch": if_match}
+
+        def put() -> str:
+            answer = self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
+            return str(answer["ETag"])
+
+        return self._call(f"write {key}", put)
+
+    def upload(self, path: Path, key: str) -> None:
+        full = self._full(key)
+        self._call(
+            f"upload {key}", lambda: self._client.upload_file(str(path), self.bucket, full, Config=self._transfer)
+        )
+
+    def download(self, key: str, path: Path) -> None:
+        full = self._full(key)
+        self._call(
+            f"download {key}", lambda: self._client.download_file(self.bucket, full, str(path), Config=self._transfer)
+        )
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._call(f"list {prefix}", partial(self._list_page, check_prefix(prefix), token))
+            for item in page.get("Contents", []):
+                yield ObjectInfo(item["Key"].removeprefix(self._prefix), item["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), 1000):
+            self._call("delete", partial(self._delete_chunk, [self._full(key) for key in keys[start : start + 1000]]))
+
+    def _delete_chunk(self, keys: Sequence[str]) -> None:
+        chunk = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        errors = self._client.delete_objects(Bucket=self.bucket, Delete=chunk).get("Errors", [])
+        for item in errors:  # the call as a whole succeeds even when no key may be deleted
+            if item.get("Code") not in _ABSENT:
+                raise ClientError({"Error": item}, "DeleteObjects")
+
+    def _full(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _list_page(self, prefix: str, token: dict[str, str]) -> dict[str, Any]:
+        return dict(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix + prefix, **token))
+
+    def _call(self, what: str, request: Callable[[], Result]) -> Result:
+        """Make one request, over and over while the store is unreachable, until DEADLINE_S."""
+        deadline = time.monotonic() + DEADLINE_S
+        pause_s = 0.5
+        while True:
+            try:
+                return request()
+            except (BotoCoreError, ClientError, Boto3Error) as caught:
+                # S3UploadFailedError carries the server's answer only as its context
+                answer = caught.__context__ if isinstance(caught, Boto3Error) else None
+                error = answer if isinstance(answer, ClientError) else caught
+                if not _is_transient(error) or time.monotonic() + pause_s > deadline:
+                    self._raise(what, error)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 8.0)
+
+    def _raise(self, what: str, error: Exception) -> NoReturn:
+        raise _translate(error, f"{self.uri}: cannot {what}", self.bucket) from None
+
+
+def _make_client(allow_http: bool) -> Any:
+    _check_ca_bundle()
+    try:
+        session = boto3.session.Session()
+        client = session.client("s3", config=_client_config())
+    except ProfileNotFound as error:
+        raise AccessDenied(f"AWS_PROFILE: {error}; correct it or unset it") from None
+    except (BotoCoreError, ValueError) as error:
+        raise RecipeError(f"S3 client: {error}; check AWS_ENDPOINT_URL_S3 and AWS_REGION") from None
+    check_endpoint(client.meta.endpoint_url, allow_http)
+    return client
+
+
+def _client_config() -> Config:
+    """Options for any server; with an endpoint of one's own, checksums only where the API demands them.
+
+    Since boto3 1.36 default CRC trailers are refused or misreported by older S3-compatible servers.
+    Our own sha256 stands in the manifest anyway.
+    """
+    options: dict[str, Any] = {
+        "retries": {"mode": "standard", "max_attempts": 5},
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "tcp_keepalive": True,
+        "max_pool_connections": 2 * MAX_CONCURRENCY,
+    }
+    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        options |= {
+            "s3": {"addressing_style": "path"},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+    return Config(**options)
+
+
+def _check_ca_bundle() -> None:
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    if bundle and not Path(bundle).exists():
+        raise NotFound(f"AWS_CA_BUNDLE: file {bundle!r} does not exist; correct the variable or unset it")
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, ClientError):
+        return _status(error) >= 500 or _code(error) in ("SlowDown", "RequestTimeout", "ConditionalRequestConflict")
+    return isinstance(error, (*_TRANSIENT, RetriesExceededError))
+
+
+def _translate(error: Exception, what: str, bucket: str) -> JobError:
+    """Return the JobError that says what happened and what to do next."""
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return AccessDenied(f"{what}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role")
+    if not isinstance(error, ClientError):
+        return Unreachable(f"{what}: {type(error).__name__}: {error}; check endpoint and network, then run again")
+    return _translate_code(_code(error), _status(error), what, bucket)
+
+
+def _translate_code(code: str, status: int, what: str, bucket: str) -> JobError:
+    if code == "NoSuchBucket":
+        return NotFound(f"{what}: bucket {bucket!r} does not exist; create it or correct store.uri")
+    if code in _FAILED_CONDITION:
+        return PreconditionFailed(f"{what}: another writer was faster")
+    if code in _ABSENT:
+        return NotFound(f"{what}: no such object")
+    if code in _DENIED or status in (401, 403):
+        return AccessDenied(f"{what}: {code or status}; check the credentials and their permissions on the prefix")
+    if status in (301, 307, 400):
+        return RecipeError(f"{what}: {code or status}; check AWS_REGION and AWS_ENDPOINT_URL_S3 against the bucket")
+    return Unreachable(f"{what}: {code or status}; the store answers with errors, run again later")
+
+
+def create_bucket(bucket: str, variables: dict[str, str]) -> None:
+    """Create a bucket of the embedded server that `variables` lead to; an existing one is left alone."""
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=variables["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+        region_name=variables["AWS_REGION"],
+        config=Config(s3={"addressing_style": "path"}, proxies={}),
+    )
+    try:
+        client.create_bucket(Bucket=bucket)
+    except ClientError as error:
+        if _code(error) not in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou"):
+            raise _translate(error, f"create bucket {bucket}", bucket) from None

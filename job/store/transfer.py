@@ -1,0 +1,83 @@
+"""Moving sets of files: upload in parallel, download only what verifies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from job.errors import NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
+from job.store.manifest import Manifest, ManifestEntry, hash_file
+from job.store.objects import Store, check_key
+
+PARALLEL_FILES = 4
+
+
+def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry]) -> None:
+    """Upload files of `folder` to the keys of their entries; the first error is raised."""
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        jobs = [pool.submit(store.upload, folder / path, entry.key) for path, entry in entries.items()]
+        for job in jobs:
+            job.result()
+
+
+def download_files(store: Store, manifest: Manifest, folder: Path, only: Collection[str] | None = None) -> None:
+    """Download files of a manifest into `folder` and verify size and sha256 of each.
+
+    A file that already lies there with the right digest is kept. Raises NoValidCheckpoint (17)
+    naming the object that does not match, SecurityRefused (19) for a path that would leave `folder`.
+    """
+    wanted = {path: entry for path, entry in manifest.files.items() if only is None or path in only}
+    need = sum(entry.size for entry in wanted.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    if need > shutil.disk_usage(folder).free:
+        raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        jobs = [pool.submit(_download_one, store, path, entry, folder) for path, entry in wanted.items()]
+        for job in jobs:
+            job.result()
+
+
+def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -> None:
+    target = folder / check_key(path)
+    if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(folder)) or target.is_symlink():
+        raise SecurityRefused(f"{path!r} would be written outside {folder}; refused")
+    if target.is_file() and _matches(target, entry):
+        return
+    # Its own name in every process: several may fill one cache at the same time.
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.download(entry.key, partial)
+        if not _matches(partial, entry):
+            raise NoValidCheckpoint(f"{store.uri}/{entry.key}: does not match its manifest (damaged); not used")
+        os.replace(partial, target)
+    except NotFound:
+        raise NoValidCheckpoint(f"{store.uri}/{entry.key}: named by the manifest but missing") from None
+    except OSError as error:
+        raise ResourceExhausted(f"cannot write {target}: {error.strerror}; free space or move --work-dir") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _matches(path: Path, entry: ManifestEntry) -> bool:
+    return path.stat().st_size == entry.size and hash_file(path) == entry.sha256
+
+
+def verify_objects(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
+    """Download every object of a manifest in turn and return one sentence for each that does not match."""
+    problems = []
+    scratch.mkdir(parents=True, exist_ok=True)
+    for path, entry in sorted(manifest.files.items()):
+        copy = scratch / "object"
+        copy.unlink(missing_ok=True)
+        try:
+            store.download(entry.key, copy)
+            if not _matches(copy, entry):
+                problems.append(f"{entry.key}: size or sha256 differs from the manifest ({path})")
+        except NotFound:
+            problems.append(f"{entry.key}: missing ({path})")
+        copy.unlink(missing_ok=True)
+    return problems

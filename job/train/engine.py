@@ -1,0 +1,119 @@
+"""From recipe to engine: TrainingArguments, precision, the DeepSpeed config and its ZeRO stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from job.data.batching import BatchShape
+from job.recipe import Recipe
+from job.recipe.schema import Training
+
+log = logging.getLogger("job.train")
+
+EVAL_BATCH_ROWS = 64
+_BYTES_PER_PARAMETER = 16
+"""fp32 weight + gradient + two Adam moments, or bf16 weight and gradient with an fp32 master copy."""
+_USABLE_MEMORY = 0.6
+"""Share of a device's memory for weights and optimizer; the rest is for activations."""
+
+
+def decide_precision(asked: str) -> str:
+    """Return bf16, fp16 or fp32; `auto` is bf16 where the processor computes it natively, else fp32."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if _cpu_computes_bf16() else "fp32"
+
+
+def _cpu_computes_bf16() -> bool:
+    capability = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool((capability and capability()) or (tiles and tiles()))
+
+
+def build_arguments(
+    recipe: Recipe, shape: BatchShape, precision: str, folder: Path, parameters: int
+) -> TrainingArguments:
+    """Return the TrainingArguments of one rank; Trainer neither saves, reports nor shuffles on its own."""
+    training = recipe.training
+    deepspeed = build_deepspeed_config(recipe, shape, parameters) if recipe.distributed.engine == "deepspeed" else None
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=shape.micro_batch,
+        gradient_accumulation_steps=shape.accumulation,
+        per_device_eval_batch_size=EVAL_BATCH_ROWS,
+        average_tokens_across_devices=True,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_find_unused_parameters=False,
+        deepspeed=deepspeed,
+        dataloader_num_workers=recipe.data.num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+        save_strategy="steps" if training.save_steps else "epoch",
+        save_steps=training.save_steps or 500,
+        eval_strategy="steps" if training.eval_steps else "epoch",
+        eval_steps=training.eval_steps,
+        max_steps=training.max_steps or -1,
+        **_same_names(training),
+    )
+
+
+def _same_names(training: Training) -> dict[str, Any]:
+    """The keys that Trainer and recipe share by name and meaning."""
+    names = (
+        "num_train_epochs", "learning_rate", "weight_decay", "warmup_ratio", "warmup_steps", "lr_scheduler_type",
+        "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "gradient_checkpointing", "logging_steps", "seed",
+    )  # fmt: skip
+    return {name: getattr(training, name) for name in names}
+
+
+def build_deepspeed_config(recipe: Recipe, shape: BatchShape, parameters: int) -> dict[str, Any]:
+    """Return DeepSpeed's config. The optimizer is torch's AdamW, so that no op is compiled at run time."""
+    asked = recipe.distributed.zero_stage
+    stage = choose_zero_stage(parameters, shape.world_size, _device_memory_bytes()) if asked == "auto" else asked
+    log.info("DeepSpeed ZeRO stage %s on %d ranks", stage, shape.world_size)
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage, "contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()},
+    }
+
+
+def choose_zero_stage(parameters: int, world_size: int, memory_bytes: int) -> int:
+    """Return the lowest ZeRO stage whose weights, gradients and optimizer fit (ZeRO costs small models time).
+
+    Per rank: stage 0 holds 16 bytes a parameter, 1 shards the 8 of the moments, 2 the 4 of the
+    gradients as well, 3 everything (Rajbhandari et al. 2020, fp32 states).
+    """
+    whole = _BYTES_PER_PARAMETER * parameters
+    for stage, sharded in ((0, 0), (1, 8), (2, 12)):
+        need = whole - sharded * parameters * (1 - 1 / world_size)
+        if need <= _USABLE_MEMORY * memory_bytes:
+            return stage
+    return 3
+
+
+def _device_memory_bytes() -> int:
+    """Memory that one rank may use: its GPU's, or its share of the host's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0))).total_memory
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

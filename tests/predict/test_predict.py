@@ -1,0 +1,317 @@
+"""Prediction from a released bundle gives the labels of the model that was released, and trusts no damaged byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.errors import DataError, NotFound, NoValidCheckpoint, SecurityRefused
+from job.predict import open_predictor
+from job.predict.bundle import fetch_bundle
+from job.store import open_store, promote_release, publish_release
+
+WORDS = ["good", "bad", "film", "plot", "actor", "never", "always", "the", "a", "of", "not", "very", "dull", "bright"]
+LABELS = ["awful", "dull", "fair", "great"]
+MAX_LENGTH = 48
+NEEDED = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+
+
+def mixed_texts() -> list[str]:
+    """60 texts from none to hundreds of words, in no order of length."""
+    source = random.Random(7)
+    texts = [" ".join(source.choices(WORDS, k=source.randint(1, 60))) for _ in range(50)]
+    texts += ["", " ", "?!", "x" * 3000, "good " * 900, "[SEP] [PAD]"]
+    texts += ["😀 👩‍👩‍👧 good", "ünïcödé 電影", "\x00\x01", "a\tb\nc\r\n"]
+    source.shuffle(texts)
+    return texts
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer BERT with four labels and a tokenizer of its own, in the Hugging Face layout."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{mark}" for mark in letters)]
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)), encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=MAX_LENGTH)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=MAX_LENGTH, initializer_range=0.4, id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+    )  # fmt: skip
+    BertForSequenceClassification(config).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model exported as the released folder holds it: fp32 and portable int8."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from optimum.exporters.onnx import main_export
+
+    exported, folder = tmp_path_factory.mktemp("exported"), tmp_path_factory.mktemp("made") / "bundle"
+    main_export(str(tiny_model), exported, task="text-classification", do_validation=False)
+    shutil.copytree(tiny_model, folder)
+    (folder / "onnx").mkdir()
+    shutil.move(exported / "model.onnx", folder / "onnx/model.onnx")
+    quantize_dynamic(folder / "onnx/model.onnx", folder / "onnx/model_quantized.onnx", weight_type=QuantType.QInt8)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch_labels(tiny_model: Path) -> list[str]:
+    """What transformers says of `mixed_texts`, one text at a time."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    with torch.no_grad():
+        rows = [model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0] for text in mixed_texts()]
+    return [model.config.id2label[int(row.argmax())] for row in rows]
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that the test may damage."""
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def labels(answers: list[dict[str, Any]]) -> list[str]:
+    return [answer["label"] for answer in answers]
+
+
+def test_labels_are_those_of_transformers_in_the_order_of_the_texts(
+    bundle: Path, torch_labels: list[str], tmp_path: Path
+) -> None:
+    texts = mixed_texts()
+    answers = open_predictor(str(bundle), tmp_path, precision="fp32").predict(texts)
+    assert len(texts) >= 50
+    assert [answer["text"] for answer in answers] == texts
+    assert labels(answers) == torch_labels
+    assert len(set(torch_labels)) > 1, "a model that always says the same proves nothing"
+
+
+def test_scores_are_probabilities_of_every_label(bundle: Path, tmp_path: Path) -> None:
+    for answer in open_predictor(str(bundle), tmp_path).predict(mixed_texts()):
+        assert list(answer["scores"]) == LABELS
+        assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-5)
+        assert answer["score"] == max(answer["scores"].values()) == answer["scores"][answer["label"]]
+
+
+def test_the_company_of_a_text_does_not_change_its_label(bundle: Path, tmp_path: Path) -> None:
+    predictor, texts = open_predictor(str(bundle), tmp_path, precision="fp32", threads=1), mixed_texts()
+    together = predictor.predict(texts)
+    alone = [predictor.predict([text])[0] for text in texts]
+    assert labels(alone) == labels(together)
+    assert labels(predictor.predict(texts[::-1])) == labels(together)[::-1]
+    for one, other in zip(alone, together, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+def test_a_pair_is_read_as_transformers_reads_it(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    pairs = [("good film", "bad plot"), ("", "never " * 80), ("slow " * 30, "quick " * 30)]
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    with torch.no_grad():
+        shares = [
+            model(**tokenizer(*pair, truncation=True, return_tensors="pt")).logits[0].softmax(-1).tolist()
+            for pair in pairs
+        ]
+    answers = open_predictor(str(bundle), tmp_path, precision="fp32").predict(pairs)
+    for answer, expected in zip(answers, shares, strict=True):
+        assert list(answer["scores"].values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_no_texts_give_no_answers(bundle: Path, tmp_path: Path) -> None:
+    assert open_predictor(str(bundle), tmp_path).predict([]) == []
+
+
+@pytest.mark.parametrize("text", [None, 7, ["a", "b"], ("a", "b", "c"), "\ud800"])
+def test_what_is_no_text_is_refused_naming_its_row(bundle: Path, tmp_path: Path, text: Any) -> None:
+    with pytest.raises(DataError, match="text 1: "):
+        open_predictor(str(bundle), tmp_path).predict(["good", text])
+
+
+def test_auto_takes_int8_where_the_bundle_has_it_and_fp32_elsewhere(copy: Path, tmp_path: Path) -> None:
+    assert open_predictor(str(copy), tmp_path).model_path.name == "model_quantized.onnx"
+    assert open_predictor(str(copy), tmp_path, precision="fp32").model_path.name == "model.onnx"
+    (copy / "onnx/model_quantized.onnx").rename(copy / "onnx/model_int8_avx2.onnx")
+    assert open_predictor(str(copy), tmp_path).model_path.name == "model.onnx"
+    assert open_predictor(str(copy), tmp_path, precision="avx2").model_path.name == "model_int8_avx2.onnx"
+    with pytest.raises(NotFound, match=r"'int8' needs onnx/model_quantized\.onnx, but the bundle has onnx/model\.onnx"):
+        open_predictor(str(copy), tmp_path, precision="int8")
+
+
+def test_the_current_release_is_followed_and_a_pinned_one_stays(copy: Path, store: str, tmp_path: Path) -> None:
+    first = publish_release(store, "tiny", "run-1", copy)
+    promote_release(store, "tiny", first)
+    edit_json(copy / "config.json", id2label={str(index): label.upper() for index, label in enumerate(LABELS)})
+    second = publish_release(store, "tiny", "run-2", copy)
+    model, cache = f"{store}/models/tiny", tmp_path / "cache"
+    before = open_predictor(model, cache).predict(["good"])[0]
+    promote_release(store, "tiny", second)
+    after = open_predictor(model, cache).predict(["good"])[0]
+    pinned = open_predictor(f"{model}/{first}", cache).predict(["good"])[0]
+    assert after["label"] == before["label"].upper() != before["label"]
+    assert pinned == before
+    assert open_predictor(f"file://{model}/", cache).predict(["good"])[0] == after
+
+
+def test_a_release_in_s3_is_downloaded_once_and_only_what_prediction_needs(copy: Path, s3: str, tmp_path: Path) -> None:
+    base, cache = f"{s3}/predict", tmp_path / "cache"
+    version = publish_release(base, "tiny", "run-1", copy)
+    promote_release(base, "tiny", version)
+    model = f"{base}/models/tiny"
+    here = open_predictor(str(copy), tmp_path).predict(mixed_texts())
+    assert open_predictor(model, cache).predict(mixed_texts()) == here
+    (folder,) = cache.iterdir()
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == NEEDED | {"onnx/model_quantized.onnx"}
+    open_store(f"{model}/{version}").delete(list(files))
+    assert fetch_bundle(model, cache) == folder, "nothing is left to download from"
+    assert fetch_bundle(f"{model}/{version}", cache, "fp32") == folder
+    assert (folder / "onnx/model.onnx").is_file()
+
+
+def test_a_damaged_cache_is_fetched_again(copy: Path, s3: str, tmp_path: Path) -> None:
+    base = f"{s3}/predict-damaged"
+    uri = f"{base}/models/tiny/{publish_release(base, 'tiny', 'run-1', copy)}"
+    folder = fetch_bundle(uri, tmp_path / "cache")
+    flip_byte(folder / "onnx/model_quantized.onnx")
+    fetch_bundle(uri, tmp_path / "cache")
+    assert (folder / "onnx/model_quantized.onnx").read_bytes() == (copy / "onnx/model_quantized.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "onnx/model_quantized.onnx"])
+def test_a_flipped_byte_is_refused_naming_the_file(copy: Path, store: str, name: str, tmp_path: Path) -> None:
+    version = publish_release(store, "tiny", "run-1", copy)
+    released = Path(store, "models/tiny", version)
+    for folder in (copy, released):
+        flip_byte(folder / name)
+        with pytest.raises(NoValidCheckpoint, match=name) as caught:
+            open_predictor(str(folder), tmp_path)
+        assert caught.value.exit_code == 17
+
+
+def test_a_flipped_byte_in_s3_is_refused_naming_the_object(copy: Path, s3: str, tmp_path: Path) -> None:
+    base = f"{s3}/predict-flipped"
+    uri = f"{base}/models/tiny/{publish_release(base, 'tiny', 'run-1', copy)}"
+    flip_byte(copy / "onnx/model_quantized.onnx")
+    open_store(uri).upload(copy / "onnx/model_quantized.onnx", "onnx/model_quantized.onnx")
+    with pytest.raises(NoValidCheckpoint, match=r"onnx/model_quantized\.onnx: does not match"):
+        open_predictor(uri, tmp_path)
+
+
+def test_a_file_that_the_manifest_names_but_the_folder_lacks_is_named(copy: Path, store: str, tmp_path: Path) -> None:
+    publish_release(store, "tiny", "run-1", copy)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(NoValidCheckpoint, match=r"tokenizer\.json: named by manifest\.json but missing"):
+        open_predictor(str(copy), tmp_path)
+
+
+def test_what_is_no_bundle_is_not_found(copy: Path, s3: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for uri in (str(tmp_path / "empty"), str(tmp_path / "nowhere"), f"{s3}/nowhere/models/x", "https://example.org/x"):
+        with pytest.raises(NotFound) as caught:
+            open_predictor(uri, tmp_path / "cache")
+        assert caught.value.exit_code == 13
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(NotFound, match=r"has no tokenizer\.json"):
+        open_predictor(str(copy), tmp_path)
+
+
+def test_a_bundle_of_another_task_is_refused(copy: Path, tmp_path: Path) -> None:
+    edit_json(copy / "config.json", architectures=["BertForMaskedLM"])
+    with pytest.raises(NotFound, match="BertForMaskedLM"):
+        open_predictor(str(copy), tmp_path)
+
+
+DAMAGES = [
+    pytest.param("onnx/model_quantized.onnx", b"no protobuf", id="model"),
+    pytest.param("onnx/model_quantized.onnx", b"", id="empty-model"),
+    pytest.param("tokenizer.json", b"{}", id="tokenizer"),
+    pytest.param("tokenizer_config.json", b"[", id="tokenizer-config"),
+    pytest.param("config.json", b"[" * 100_000, id="config-nested"),
+    pytest.param("config.json", b'{"architectures": ["XForSequenceClassification"], "id2label": [1]}', id="labels"),
+]
+
+
+@pytest.mark.parametrize(("name", "data"), DAMAGES)
+def test_a_broken_file_without_a_manifest_is_named(copy: Path, name: str, data: bytes, tmp_path: Path) -> None:
+    (copy / name).write_bytes(data)
+    with pytest.raises(NoValidCheckpoint, match=Path(name).name):
+        open_predictor(str(copy), tmp_path)
+
+
+def test_a_config_with_more_labels_than_the_model_gives_is_refused(copy: Path, tmp_path: Path) -> None:
+    edit_json(copy / "config.json", id2label={str(index): f"label {index}" for index in range(7)})
+    with pytest.raises(NoValidCheckpoint, match="7 labels"):
+        open_predictor(str(copy), tmp_path).predict(["good"])
+
+
+def test_a_tokenizer_without_a_limit_stops_at_what_the_model_has(copy: Path, tmp_path: Path) -> None:
+    edit_json(copy / "tokenizer_config.json", model_max_length=int(1e30))
+    long = "good " * 900
+    limited = open_predictor(str(copy), tmp_path, precision="fp32").predict([long])
+    assert limited[0]["label"] in LABELS
+
+
+def test_external_data_that_is_hard_linked_is_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"not of this bundle")
+    (copy / "onnx/model.onnx_data").hardlink_to(tmp_path / "secret")
+    with pytest.raises(SecurityRefused, match=r"model\.onnx_data: is hard-linked"):
+        open_predictor(str(copy), tmp_path, precision="fp32")
+
+
+def test_a_snapshot_made_of_symlinks_opens(copy: Path, store: str, tmp_path: Path) -> None:
+    publish_release(store, "tiny", "run-1", copy)
+    snapshot = tmp_path / "snapshot"
+    for path in copy.rglob("*"):
+        if path.is_file():
+            link = snapshot / path.relative_to(copy)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    assert open_predictor(str(snapshot), tmp_path).predict(["good"])[0]["label"] in LABELS
+
+
+def test_predicting_imports_neither_torch_nor_transformers(bundle: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from job.predict import open_predictor\n"
+        "print(open_predictor(sys.argv[1], Path(sys.argv[2])).predict(['good'])[0]['label'])\n"
+        "print(sorted({'torch', 'transformers', 'boto3', 'optimum'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", program, str(bundle), str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert output[0] in LABELS
+    assert output[1] == "[]"
