@@ -235,32 +235,30 @@ def _check_run_id(run_id: str) -> str:
 
 def _finish(action: Callable[[], int], as_json: bool = False) -> NoReturn:
     """Run a verb; turn its errors into one sentence each on stderr, and an exit code."""
-    from job.errors import JobError, redact
     from job.launch.logs import set_up_logging
+    from job.launch.verdict import judge_error
 
     set_up_logging(sys.stderr)
     try:
         code = action()
-    except JobError as error:
-        code = error.exit_code
-        for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"error: {redact(line)}", file=sys.stderr)
-        if as_json:
-            result = {
-                "run_id": None,
-                "status": "failed",
-                "exit_code": code,
-                "reason": redact(str(error)),
-                "release": None,
-            }
-            print(json.dumps(result), flush=True)
-            _leave_termination_message(result)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
+    except Exception as error:
+        code = _report_error(judge_error(error), as_json)
     raise SystemExit(code)
+
+
+def _report_error(verdict: dict[str, Any], as_json: bool) -> int:
+    for line in verdict["reason"].splitlines() or [""]:
+        print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        result = {"run_id": None, "status": "failed", **verdict, "release": None}
+        print(json.dumps(result), flush=True)
+        _leave_termination_message(result)
+    return int(verdict["exit_code"])
 
 
 def _leave_termination_message(result: dict[str, Any]) -> None:

@@ -130,11 +130,13 @@ PERMANENT = frozenset(range(10, 20)) | {2}
 """Codes that no retry can mend: somebody must change something first."""
 
 _SECRETS = re.compile(
-    r"""(?P<aws>\b(?:AKIA|ASIA)[A-Z0-9]{16}\b)
-      | (?P<hub>\bhf_[A-Za-z0-9]{8,})
-      | (?P<lead>\b(?:X-Amz-(?:Signature|Security-Token|Credential)=
-          |Bearer\s+
-          |[a-z_]*(?:secret|secret_access_key|password|token)["']?\s*[=:]\s*["']?))
+    r"""(?P<aws>(?-i:(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])))
+      | (?P<hub>(?-i:(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}))
+      | (?P<lead>(?<![A-Za-z0-9])(?:(?:X-Amz-)?(?:Signature|Security-Token|Credential)= | bearer\s+
+          | (?:[A-Za-z0-9_-]{0,40}[_-])?  # AWS_SECRET_ACCESS_KEY, hf_token, but neither tokenizer nor pad_token
+            (?:secret | password | passwd | (?:secret|access|api)[_-]?(?:access[_-]?)?key
+              | (?<!pad_)(?<!eos_)(?<!bos_)(?<!sep_)(?<!cls_)(?<!unk_)(?<!mask_)token)
+            ["']?\s*[=:]\s*["']?))
         (?P<value>[^\s&"',}]{6,})
       | (?P<scheme>://)(?P<user>[^/@\s:]+:[^/@\s]+)@""",
     re.VERBOSE | re.IGNORECASE,

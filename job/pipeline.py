@@ -23,8 +23,8 @@ from job import __version__
 from job.data import derive_micro_batch
 from job.data.fetch import check_identity
 from job.errors import CheckpointMismatch, DataError, JobError
-from job.export import build_bundle
-from job.launch import StopRequest, Supervisor, Topology, find_topology
+from job.export import build_bundle, int8_file_name
+from job.launch import StopRequest, Supervisor, Topology, find_topology, judge_error
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.recipe.schema import DEFINES_TRAINING
 from job.report import assemble_result
@@ -58,6 +58,8 @@ STAGES = (
     Stage("report", "job.report:write_report", (), ()),
 )
 
+_RELEASE_READS = ("name", "release")
+
 
 def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[str, Any]:
     """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code."""
@@ -66,8 +68,8 @@ def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[s
     pipeline = Pipeline(run, StopRequest(), fresh, records)
     try:
         outcome = pipeline.run()
-    except JobError as error:
-        outcome = {"status": "failed", "exit_code": error.exit_code, "reason": str(error)}
+    except Exception as error:
+        outcome = {"status": "failed", **judge_error(error)}
     result = assemble_result(run_id, records) | outcome
     pipeline.leave_result(result)
     return result
@@ -103,6 +105,8 @@ class Pipeline:
         self._check_rows()
         self._claim(store, identity)
         inputs = hash_json(identity)
+        if finished := self._find_finished(store, inputs):
+            return finished
         for stage in STAGES:
             inputs = self._do_stage(store, stage, inputs, topology)
         return self._release(store, inputs)
@@ -134,7 +138,8 @@ class Pipeline:
         if gate.gate == "fail" and rows < gate.min_rows:
             raise DataError(
                 f"data.test: {rows} rows cannot prove a drop of at most {gate.max_metric_drop:g} "
-                f"(export.int8.max_metric_drop); give at least {gate.min_rows} rows, or set export.int8.gate: report_only"
+                f"(export.int8.max_metric_drop); give at least {gate.min_rows} rows, "
+                "or set export.int8.gate: report_only"
             )
 
     def _claim(self, store: RunStore, identity: dict[str, Any]) -> None:
@@ -158,9 +163,25 @@ class Pipeline:
                 "not fit; restore the old, or train anew with another --run-id (or --fresh)"
             )
 
+    def _find_finished(self, store: RunStore, inputs: str) -> dict[str, Any] | None:
+        """Return the outcome when every stage is committed for these inputs, whatever lies on this disk."""
+        records = {}
+        for name, reads in [*((stage.name, stage.reads) for stage in STAGES), ("release", _RELEASE_READS)]:
+            saved = None if self._fresh else store.read_json(f"stages/{name}.json")
+            if not saved or saved["key"] != self._key(name, inputs, reads):
+                return None
+            records[name], inputs = saved["record"], str(saved["outputs"])
+        self._records.update(records)
+        reason = "already released; nothing was done"
+        return {"status": "released", "exit_code": 0, "reason": reason, **records["release"]}
+
+    def _key(self, name: str, inputs: str, reads: tuple[str, ...]) -> str:
+        """Return the hash of all that a stage reads."""
+        return hash_json([name, inputs, _sections(self._run.recipe, reads)])
+
     def _do_stage(self, store: RunStore, stage: Stage, inputs: str, topology: Topology) -> str:
         """Skip a committed stage or run it and commit its record; return the hash of its outputs."""
-        key = hash_json([stage.name, inputs, _sections(self._run.recipe, stage.reads)])
+        key = self._key(stage.name, inputs, stage.reads)
         saved = None if self._fresh else store.read_json(f"stages/{stage.name}.json")
         if saved and saved["key"] == key and self._has_files(store, stage, saved):
             log.info("%s: already committed, skipped", stage.name)
@@ -169,7 +190,7 @@ class Pipeline:
         self._status(stage.name)
         record = self._train(store, topology) if stage.name == "train" else self._run_stage(stage)
         files = {name: hash_file(self._run.folder / name) for name in stage.files}
-        outputs = hash_json([files, record.get("targets") if stage.name == "quantize" else None])
+        outputs = hash_json([files, _int8_digests(record)])
         self._records[stage.name] = record
         store.write_json(
             f"stages/{stage.name}.json", {"key": key, "outputs": outputs, "files": files, "record": record}
@@ -186,8 +207,8 @@ class Pipeline:
         """Tell whether a committed stage's files lie here unchanged; those of training are fetched if not."""
         folder = self._run.folder
         if stage.name == "quantize":
-            names = {t: n["sha256"] for t, n in saved["record"]["targets"].items() if n.get("sha256")}
-            return all(_lies_here(folder / "onnx" / _int8_name(target), digest) for target, digest in names.items())
+            digests = _int8_digests(saved["record"])
+            return all(_lies_here(folder / "onnx" / int8_file_name(target), digests[target]) for target in digests)
         if stage.name == "report":
             return (self._run.bundle / "report.html").exists()
         if all(_lies_here(folder / name, digest) for name, digest in saved["files"].items()):
@@ -208,7 +229,7 @@ class Pipeline:
         resume = self._fetch_resume(store, pointer, topology) if pointer else None
         recipe = self._run.recipe
         attempt = {
-            "epoch": int(pointer["epoch"]) + 1 if pointer else 1,
+            "epoch": store.next_epoch(),
             "nonce": uuid.uuid4().hex,
             "keep": recipe.store.keep_checkpoints,
             "peer_timeout_s": recipe.launch.hang_timeout_s,
@@ -236,13 +257,8 @@ class Pipeline:
         return folder
 
     def _release(self, store: RunStore, inputs: str) -> dict[str, Any]:
-        """Publish the bundle and move the model's pointer; a release that is recorded is not made again."""
-        recipe, done = self._run.recipe, {"status": "released", "exit_code": 0, "reason": ""}
-        key = hash_json(["release", inputs, _sections(recipe, ("release",))])
-        saved = None if self._fresh else store.read_json("stages/release.json")
-        if saved and saved["key"] == key:
-            self._records["release"] = saved["record"]
-            return done | saved["record"] | {"reason": "already released; nothing was done"}
+        """Publish the bundle and move the model's pointer."""
+        recipe = self._run.recipe
         self._status("release")
         uri, allow_http = recipe.store.uri, recipe.store.allow_http
         version = publish_release(uri, recipe.name, self._run.run_id, self._run.bundle, allow_http=allow_http)
@@ -251,12 +267,12 @@ class Pipeline:
             promote_release(uri, recipe.name, version, allow_http=allow_http)
         record = {"release": f"{recipe.store.uri}/models/{recipe.name}/{version}", "promoted": promoted}
         store.upload_report(self._run.bundle / "report.html", "report.html")
-        store.write_json("stages/release.json", {"key": key, "record": record})
+        key = self._key("release", inputs, _RELEASE_READS)
+        store.write_json("stages/release.json", {"key": key, "outputs": version, "record": record})
         self._records["release"] = record
         passed = any(target["accepted"] for target in self._records["quantize"]["targets"].values())
-        return (
-            done | record | {"reason": "" if passed else "no int8 target passed; fp32 is released (gate: report_only)"}
-        )
+        reason = "" if passed else "no int8 target passed; fp32 is released (gate: report_only)"
+        return {"status": "released", "exit_code": 0, "reason": reason, **record}
 
     def _status(self, phase: str) -> None:
         """Leave a line for `job show`."""
@@ -292,14 +308,13 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old!r} → {new!r}"]
 
 
+def _int8_digests(record: dict[str, Any]) -> dict[str, str]:
+    """Return target → sha256 of the files that the quantize stage left; nothing for other stages."""
+    return {target: about["sha256"] for target, about in record.get("targets", {}).items() if about["sha256"]}
+
+
 def _lies_here(path: Path, sha256: str) -> bool:
     return path.is_file() and hash_file(path) == sha256
-
-
-def _int8_name(target: str) -> str:
-    from job.export.quantize import FILE_NAMES
-
-    return FILE_NAMES.get(target, f"model_int8_{target}.onnx")
 
 
 def _versions() -> dict[str, str]:

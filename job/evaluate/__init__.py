@@ -1,7 +1,8 @@
 """Evaluation: the trained model and what it is compared with, on the same test rows.
 
 Enters: tokenized splits and model folders. Leaves: metrics with intervals, and the logits that the
-export is held against. `score.py` runs a model over a split · `baselines.py` measures what needs no
+export is held against. `score.py` is the stage ·
+`inference.py` runs a model over a split · `baselines.py` measures what needs no
 training · `intervals.py` has the statistics.
 """
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from job.data.tokenize import TokenTable
+from job.evaluate.inference import compute_outputs, score_logits
 from job.recipe import Run
 from job.tasks import get_task, load_model
 
@@ -23,8 +24,6 @@ log = logging.getLogger("job.evaluate")
 
 def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     """Return the task's metrics of every baseline of the recipe on the test split."""
-    from job.evaluate.score import score_logits
-
     task, baselines = get_task(run.recipe.task), Baselines(run)
     measured = {}
     for name in run.recipe.baselines:
@@ -52,10 +51,8 @@ class Baselines:
         return np.tile(counts.astype(np.float32), (len(self.test), 1))
 
     def _untrained(self) -> np.ndarray:
-        from job.evaluate.score import compute_outputs
-
         seed = self._run.recipe.training.seed
-        model = load_model(self._run.base_model, get_task(self._run.recipe.task), self._data["labels"], seed)
+        model, _ = load_model(self._run.base_model, get_task(self._run.recipe.task), self._data["labels"], seed)
         return compute_outputs(model, self.test, self._data["pad_id"], lambda output, mask: output.logits)
 
     def _zero_shot(self) -> np.ndarray:
@@ -83,8 +80,6 @@ class Baselines:
         """Return unit vectors float32 [rows, hidden] of the base model."""
         import torch
         from transformers import AutoModel
-
-        from job.evaluate.score import compute_outputs
 
         def pool(output: Any, mask: torch.Tensor) -> torch.Tensor:
             weights = mask.unsqueeze(-1).float()

@@ -8,6 +8,6 @@ candidates per target · `measure.py` runs an ONNX file in a fresh process · `g
 
 from job.export.bundle import build_bundle
 from job.export.onnx import export_run
-from job.export.quantize import quantize_run
+from job.export.quantize import int8_file_name, quantize_run
 
-__all__ = ["build_bundle", "export_run", "quantize_run"]
+__all__ = ["build_bundle", "export_run", "int8_file_name", "quantize_run"]

@@ -16,7 +16,7 @@ import numpy as np
 from job.data.tokenize import TokenTable
 from job.errors import GateFailed
 from job.export.gate import check_parity
-from job.export.measure import measure_onnx
+from job.export.measure import compute_logits
 from job.recipe import Run
 from job.store.manifest import hash_file
 
@@ -44,10 +44,10 @@ def export_run(run: Run) -> dict[str, Any]:
             f"export: this model does not export to ONNX: {str(error)[:300]}; "
             "the checkpoint is kept, nothing is released"
         ) from None
-    fp32 = measure_onnx(run, folder / "model.onnx", "test")
+    fp32_logits = compute_logits(run, folder / "model.onnx", "test")
     torch_logits = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
     table = TokenTable.open(run.tokens("test"))
-    parity = check_parity(torch_logits, fp32.logits, np.asarray(table.rows))
+    parity = check_parity(torch_logits, fp32_logits, np.asarray(table.rows))
     log.info(
         "ONNX fp32 equals torch on %(n)d rows: max |Δlogit| %(max_abs_logit_diff).2g, agreement %(agreement).4f", parity
     )

@@ -17,7 +17,7 @@ import numpy as np
 from job.data.tokenize import TokenTable
 from job.errors import GateFailed
 from job.export.gate import compare_quality, passes
-from job.export.measure import Measurement, measure_onnx
+from job.export.measure import compute_logits, time_models
 from job.export.onnx import onnx_size
 from job.export.processor import can_judge, describe_processor
 from job.recipe import Run
@@ -52,8 +52,10 @@ _FULL = (
 )
 LADDERS: dict[str, tuple[Rung, ...]] = {"portable": _SAFE, "avx2": _SAFE[::-1], "avx512_vnni": _FULL, "arm64": _FULL}
 
-FILE_NAMES = {"portable": "model_quantized.onnx"}
-"""The portable file has the name that consumers look for; other targets carry theirs."""
+
+def int8_file_name(target: str) -> str:
+    """Return a target's file name in onnx/: the portable one has the name that consumers look for."""
+    return "model_quantized.onnx" if target == "portable" else f"model_int8_{target}.onnx"
 
 
 def quantize_run(run: Run) -> dict[str, Any]:
@@ -61,9 +63,9 @@ def quantize_run(run: Run) -> dict[str, Any]:
 
     Raises GateFailed (15) when no target that this processor can judge passes, unless the gate only reports.
     """
-    measure = Measurer(run)
+    judge = Judge(run)
     gate = run.recipe.export.int8
-    targets = {target: _climb(run, target, measure) for target in gate.targets}
+    targets: dict[str, Any] = {target: _climb(run, target, judge) for target in gate.targets}
     if gate.gate == "fail" and not any(result["accepted"] for result in targets.values()):
         tried = "; ".join(_explain(target, result) for target, result in targets.items())
         raise GateFailed(
@@ -71,70 +73,76 @@ def quantize_run(run: Run) -> dict[str, Any]:
             f"{gate.min_agreement:g}); nothing is released, the checkpoint is kept. Change the limits, or set "
             "export.int8.gate: report_only, and run again: the training is not repeated"
         )
-    return {"targets": targets, "fp32": measure.fp32("test"), "measured_on": describe_processor()}
+    return {"targets": targets, "fp32": _add_speed(run, targets) | judge.score_fp32("test")}
 
 
-class Measurer:
-    """Measures files on splits, fp32 once per split, and compares int8 with it."""
+class Judge:
+    """Compares int8 files with the fp32 file, whose logits are computed once per split."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._task = get_task(run.recipe.task)
-        self._fp32: dict[str, Measurement] = {}
+        self._fp32: dict[str, np.ndarray] = {}
 
-    def fp32(self, split: str) -> dict[str, Any]:
-        """Return the metric, seconds per row and size of the fp32 file."""
-        measured = self._measure_fp32(split)
-        return self._task.score(measured.logits, self._labels(split)) | {
-            "ms_per_row": round(1000 * measured.seconds / measured.timed_rows, 3),
-            "size": onnx_size(self._run.folder / "onnx" / "model.onnx"),
-        }
+    def score_fp32(self, split: str) -> dict[str, Any]:
+        """Return the task's metrics of the fp32 file."""
+        return self._task.score(self._fp32_logits(split), self._labels(split))
 
     def compare(self, model: Path, split: str) -> dict[str, Any]:
-        """Return quality, size ratio and speed-up of an int8 file against fp32."""
-        fp32, int8 = self._measure_fp32(split), measure_onnx(self._run, model, split)
-        fp32_size = onnx_size(self._run.folder / "onnx" / "model.onnx")
-        return compare_quality(self._task, fp32.logits, int8.logits, self._labels(split)) | {
-            "size": onnx_size(model),
-            "size_ratio": round(onnx_size(model) / fp32_size, 4),
-            "speedup": round(fp32.seconds / int8.seconds, 2),
-            "ms_per_row": round(1000 * int8.seconds / int8.timed_rows, 3),
-        }
+        """Return metric, drop, bound, agreement and n of an int8 file against fp32."""
+        int8 = compute_logits(self._run, model, split)
+        return compare_quality(self._task, self._fp32_logits(split), int8, self._labels(split))
 
-    def _measure_fp32(self, split: str) -> Measurement:
+    def _fp32_logits(self, split: str) -> np.ndarray:
         if split not in self._fp32:
-            self._fp32[split] = measure_onnx(self._run, self._run.folder / "onnx" / "model.onnx", split)
+            self._fp32[split] = compute_logits(self._run, self._run.folder / "onnx" / "model.onnx", split)
         return self._fp32[split]
 
     def _labels(self, split: str) -> np.ndarray:
         return np.asarray(TokenTable.open(self._run.tokens(split)).labels)
 
 
-def _climb(run: Run, target: str, measure: Measurer) -> dict[str, Any]:
+def _climb(run: Run, target: str, judge: Judge) -> dict[str, Any]:
     """Try a target's rungs on validation rows; judge the first that passes on test rows."""
-    final = run.folder / "onnx" / FILE_NAMES.get(target, f"model_int8_{target}.onnx")
+    final = run.folder / "onnx" / int8_file_name(target)
     final.unlink(missing_ok=True)
+    about: dict[str, Any] = dict.fromkeys(("sha256", "size", "size_ratio", "ms_per_row", "speedup"))
+    about["measured_on"] = describe_processor()
     if not can_judge(target):
         rung = LADDERS[target][0]
         _quantize(run, rung, final)
-        return {"accepted": None, "rung": rung.name, "measured_on": describe_processor(), "sha256": hash_file(final)}
-    rung, candidate, tried = _choose_rung(run, target, measure)
-    judged = measure.compare(candidate, "test")
-    result = judged | {"accepted": passes(judged, run.recipe.export.int8), "rung": rung.name, "tried": tried}
+        return about | {"accepted": None, "rung": rung.name, "sha256": hash_file(final)}
+    rung, candidate, tried = _choose_rung(run, target, judge)
+    judged = judge.compare(candidate, "test")
+    result = about | judged | {"accepted": passes(judged, run.recipe.export.int8), "rung": rung.name, "tried": tried}
+    result["size"] = onnx_size(candidate)
+    result["size_ratio"] = round(result["size"] / onnx_size(run.folder / "onnx" / "model.onnx"), 4)
     log.info("int8 %s (%s)", _explain(target, result), rung.name)
     if result["accepted"]:
         shutil.move(candidate, final)
-    return result | {"measured_on": describe_processor(), "sha256": hash_file(final) if result["accepted"] else None}
+        result["sha256"] = hash_file(final)
+    return result
 
 
-def _choose_rung(run: Run, target: str, measure: Measurer) -> tuple[Rung, Path, list[dict[str, Any]]]:
+def _add_speed(run: Run, targets: dict[str, Any]) -> dict[str, Any]:
+    """Race fp32 and the accepted files; write ms_per_row and speedup into their numbers, return fp32's and its size."""
+    folder = run.folder / "onnx"
+    accepted = [target for target, result in targets.items() if result["accepted"]]
+    files = [int8_file_name(target) for target in accepted]
+    fp32, *others = time_models(run, [folder / "model.onnx", *(folder / name for name in files)])
+    for target, milliseconds in zip(accepted, others, strict=True):
+        targets[target] |= {"ms_per_row": round(milliseconds, 3), "speedup": round(fp32 / milliseconds, 2)}
+    return {"ms_per_row": round(fp32, 3), "size": onnx_size(folder / "model.onnx")}
+
+
+def _choose_rung(run: Run, target: str, judge: Judge) -> tuple[Rung, Path, list[dict[str, Any]]]:
     """Return the first rung that passes on validation rows, else the one with the smallest bound; and all numbers."""
     gate = run.recipe.export.int8
     candidates: list[tuple[float, Rung, Path]] = []
     tried = []
     for number, rung in enumerate(LADDERS[target]):
         candidate = _quantize(run, rung, run.folder / "rungs" / f"{target}-{number}.onnx")
-        quality = measure.compare(candidate, "validation")
+        quality = judge.compare(candidate, "validation")
         tried.append({"rung": rung.name, "validation": quality})
         # few validation rows cannot prove a rung, but they can choose one: n is demanded of the test rows alone
         if passes(quality | {"n": gate.min_rows}, gate):

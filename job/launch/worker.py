@@ -7,23 +7,17 @@ with code, reason and the function's record, written atomically before it exits.
 from __future__ import annotations
 
 import ctypes
-import errno
 import importlib
-import logging
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-from job.errors import Interrupted, JobError, ResourceExhausted, redact
+from job.errors import Interrupted
 from job.launch.logs import set_up_logging
+from job.launch.verdict import judge_error
 from job.recipe import Run, write_json
-
-log = logging.getLogger("job.launch")
-
-_TAIL_LINES = 15
 
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -46,29 +40,14 @@ def main(target: str, folder: Path, outcome: Path) -> int:
         record = _resolve(target)(Run.load(folder))
         code, reason = 0, ""
     except BaseException as error:
-        record = {}
-        code, reason = _judge(error, log_file)
-    write_json(outcome, {"code": code, "reason": redact(reason), "record": record or {}})
-    return code
+        verdict, record = judge_error(error), {}
+        code, reason = verdict["exit_code"], verdict["reason"]
+    write_json(outcome, {"code": code, "reason": reason, "record": record or {}})
+    return int(code)
 
 
 def _interrupt(number: int, frame: Any) -> None:
     raise Interrupted("told to stop; what was committed is kept, run again to go on")
-
-
-def _judge(error: BaseException, log_file: Path) -> tuple[int, str]:
-    """Return exit code and one-line reason; an unexpected error also shows the end of its traceback."""
-    if isinstance(error, JobError):
-        return error.exit_code, str(error)
-    if isinstance(error, MemoryError):
-        return ResourceExhausted.exit_code, "memory is exhausted; use a smaller batch or a larger machine"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return ResourceExhausted.exit_code, f"{error.strerror} ({error.filename}); free space or move --work-dir"
-    lines = redact("".join(traceback.format_exception(error))).rstrip().splitlines()
-    print("\n".join(lines), file=sys.stderr, flush=True)
-    for line in lines[-_TAIL_LINES:]:
-        log.error("  %s", line)
-    return 1, f"unexpected {type(error).__name__}: {error or 'no message'} (log: {log_file})"
 
 
 def _resolve(target: str) -> Any:

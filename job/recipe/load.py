@@ -1,7 +1,7 @@
 """Reading a recipe: YAML file, then `JOB__A__B` environment, then `--set`, then one check of all.
 
-Every mistake is reported at once, with file and line where the value stands in the file. YAML is
-read by a safe loader that knows `1e-4` as a number and refuses a key given twice.
+Every mistake is reported at once, with the place where its value stands: file and line, variable,
+or `--set`. YAML is read by a safe loader that knows `1e-4` as a number and refuses a key given twice.
 """
 
 from __future__ import annotations
@@ -12,18 +12,30 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from job.errors import NotFound, RecipeError, SecurityRefused, contains_secret
+from job.errors import NotFound, RecipeError, SecurityRefused, contains_secret, redact
 from job.recipe.schema import Recipe
 
 KeyPath = tuple[str | int, ...]
 
 _ENV_PREFIX = "JOB__"
 _MAX_BYTES = 1 << 20
+_MAX_PROBLEMS = 50
+_MAX_SHOWN = 80  # characters of a value or key in a message
+
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+"""What PyYAML raises: besides its own error, whatever an explicit tag on an unfit scalar runs into."""
+
+_SECRET_KEY = re.compile(
+    r"(?:^|_)(?:secret|password|passwd|credentials?|(?:api|secret|access)_?key)(?:_|$)"
+    r"|(?:^|hf_|hub_|auth_|access_|session_|security_|api_)token$",
+    re.IGNORECASE,
+)
+_FREE_KEYS = {("data", "labels")}  # here keys are values of the user's data
 
 _HINTS = {
     "per_device_train_batch_size": "the batch is global here: write training.global_batch_size = "
@@ -37,21 +49,42 @@ _HINTS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the floats (`1e-4`) and booleans (not `no`, not `on`) of YAML 1.2, and no duplicate keys."""
+    """SafeLoader with the floats (`1e-4`) and booleans (not `no`, not `on`) of YAML 1.2.
+
+    It refuses duplicate keys, integers beyond 64 bits, and aliases, which can recurse or grow without bound.
+    """
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            _reject("an alias (*name) has no place in a recipe; write the value out", self.peek_event())
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(None, None, f"key {key!r} is given twice", node.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    _reject(f"key {_shorten(repr(key.value))} is given twice", key)
+                seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if not -(2**63) <= number < 2**63:
+            _reject("an integer does not fit into 64 bits", node)
+        return number
 
+
+def _reject(problem: str, marked: Any) -> NoReturn:
+    raise yaml.MarkedYAMLError(None, None, problem, marked.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -69,28 +102,33 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), environment: Mapp
     missing file, SecurityRefused for credentials in the recipe, RecipeError with all mistakes.
     """
     path = find_recipe(reference)
-    tree, lines = _read_yaml(path)
-    problems = _overlay(tree, overrides, os.environ if environment is None else environment)
+    tree, places = _read_yaml(path)
+    problems = _overlay(tree, places, overrides, os.environ if environment is None else environment)
     _refuse_secrets(tree)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems += [_describe(dict(item), path, lines) for item in error.errors()]
+        problems += [_describe(dict(item), path, places) for item in error.errors()[:_MAX_PROBLEMS]]
+        if error.error_count() > _MAX_PROBLEMS:
+            problems.append(f"{path}: and {error.error_count() - _MAX_PROBLEMS} more; correct these first")
     if problems:
-        raise RecipeError(*dict.fromkeys(problems))
+        raise RecipeError(*dict.fromkeys(map(redact, problems)))
     return recipe
 
 
 def find_recipe(reference: str) -> Path:
     """Return the file for a path or a shipped name; raise NotFound with the names that exist."""
     path = Path(reference)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # a name that no file can have, such as one of 300 characters
+        pass
     shipped = shipped_recipes()
     if reference in shipped:
         return shipped[reference]
     names = ", ".join(sorted(shipped))
-    raise NotFound(f"recipe {reference!r}: no such file, nor a shipped recipe ({names}); check the path")
+    raise NotFound(f"recipe {_shorten(repr(reference))}: no such file, nor a shipped recipe ({names}); check the path")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -99,19 +137,21 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the tree of values, and for each key path where it stands."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(f"{path}: larger than 1 MiB; a recipe is a short YAML file")
-        text = path.read_text(encoding="utf-8")
-        loader = _Loader(text)
+        loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         tree = loader.construct_document(node) if node else {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
-        raise RecipeError(_describe_yaml(path, error)) from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}; correct the path or its permissions") from None
+    except _YAML_ERRORS as error:
+        raise RecipeError(redact(_describe_yaml(path, error))) from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}:1: holds a {type(tree).__name__}; a recipe is a mapping of keys, see `job schema`")
-    return tree, dict(_walk_lines(node, ()))
+    return tree, {keys: f"{path}:{line}" for keys, line in _walk_lines(node, ())}
 
 
 def _describe_yaml(path: Path, error: Exception) -> str:
@@ -122,20 +162,23 @@ def _describe_yaml(path: Path, error: Exception) -> str:
 
 
 def _walk_lines(node: yaml.Node | None, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
-    """Yield (key path, 1-based line) for every value, aliases followed only where they are written."""
+    """Yield (key path, 1-based line) for every value."""
     if node is None or len(path) > 8:
         return
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield (*path, key.value), key.start_mark.line + 1
-            yield from _walk_lines(value, (*path, key.value))
+            if isinstance(key, yaml.ScalarNode):
+                yield (*path, key.value), key.start_mark.line + 1
+                yield from _walk_lines(value, (*path, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value[:1000]):
             yield (*path, index), value.start_mark.line + 1
 
 
-def _overlay(tree: dict[str, Any], overrides: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Lay environment, then overrides over `tree` in place; return what could not be laid."""
+def _overlay(
+    tree: dict[str, Any], places: dict[KeyPath, str], overrides: Sequence[str], environment: Mapping[str, str]
+) -> list[str]:
+    """Lay environment, then overrides over `tree` and `places`; return what could not be laid."""
     pairs = [
         (name, name.removeprefix(_ENV_PREFIX).lower().replace("__", "."), value)
         for name, value in sorted(environment.items())
@@ -145,51 +188,70 @@ def _overlay(tree: dict[str, Any], overrides: Sequence[str], environment: Mappin
     for override in overrides:
         key, separator, value = override.partition("=")
         if separator and key.strip():
-            pairs.append((f"--set {key}", key.strip(), value))
+            pairs.append(("--set", key.strip(), value))
         else:
-            problems.append(f"--set {override!r}: write it as key.path=value")
+            problems.append(f"--set {_shorten(override)!r}: write it as key.path=value")
     for origin, key, value in pairs:
-        problem = _assign(tree, key.split("."), value)
+        keys = tuple(key.split("."))
+        problem = _assign(tree, keys, _read_value(value))
         if problem:
-            problems.append(f"{origin}: {problem}")
+            problems.append(f"{origin}: {_shorten(key)}: {problem}")
+        for covered in [place for place in places if place[: len(keys)] == keys]:
+            del places[covered]
+        places[keys] = origin
     return problems
 
 
-def _assign(tree: dict[str, Any], keys: list[str], text: str) -> str | None:
+def _read_value(text: str) -> Any:
+    """Read the text of an override as YAML, so that 3 is a number; what is no YAML is taken as it stands."""
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        value = text
+        return yaml.load(text, Loader=_Loader)
+    except _YAML_ERRORS:
+        return text
+
+
+def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> str | None:
     for key in keys[:-1]:
-        branch = tree.setdefault(key, {})
-        if not isinstance(branch, dict):
-            return f"{key!r} is a single value, so nothing can be set inside it"
-        tree = branch
+        if tree.get(key) is None:  # absent, or a section whose keys are all left out
+            tree[key] = {}
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            return f"{_shorten(repr(key))} is no section, so nothing can be set inside it; set it as a whole"
     tree[keys[-1]] = value
     return None
 
 
 def _refuse_secrets(tree: Any, path: KeyPath = ()) -> None:
+    """Refuse a value or key that is shaped like a credential, and a value under a key that names one."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            _refuse_secrets(value, (*path, str(key)))
+            inner = (*path, str(key))
+            named = bool(_SECRET_KEY.search(str(key))) and path not in _FREE_KEYS and value is not None
+            if named or contains_secret(str(key)):
+                raise _credential(inner)
+            _refuse_secrets(value, inner)
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
             _refuse_secrets(value, (*path, index))
     elif isinstance(tree, str) and contains_secret(tree):
-        where = ".".join(map(str, path))
-        raise SecurityRefused(
-            f"recipe key {where} holds a credential; remove it (and revoke it if it was shared), "
-            "and give credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN"
-        )
+        raise _credential(path)
 
 
-def _describe(item: dict[str, Any], path: Path, lines: dict[KeyPath, int]) -> str:
-    """Turn one pydantic error into one sentence: file:line, key, value, rule, next step."""
-    location = tuple(part for part in item["loc"] if not _is_union_branch(part))
-    line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
-    where = f"{path}:{line}" if line else str(path)
-    return f"{where}: {'.'.join(map(str, location))}: {_rule(item, location)}"
+def _credential(path: KeyPath) -> SecurityRefused:
+    where = redact(_shorten(".".join(map(str, path))))
+    return SecurityRefused(
+        f"recipe key {where} holds a credential; remove it (and revoke it if it was shared), "
+        "and give credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN"
+    )
+
+
+def _describe(item: dict[str, Any], path: Path, places: dict[KeyPath, str]) -> str:
+    """Turn one pydantic error into one sentence: place, key, value, rule, next step."""
+    last = len(item["loc"]) - 1 if item["type"] in ("extra_forbidden", "missing") else None
+    location = tuple(part for at, part in enumerate(item["loc"]) if at == last or not _is_union_branch(part))
+    starts = (location[:end] for end in range(len(location), 0, -1))
+    where = next((places[start] for start in starts if start in places), str(path))
+    return f"{where}: {_shorten('.'.join(map(str, location)))}: {_rule(item, location)}"
 
 
 def _is_union_branch(part: str | int) -> bool:
@@ -203,7 +265,7 @@ def _rule(item: dict[str, Any], location: KeyPath) -> str:
     if item["type"] == "missing":
         return "is missing; add it (`job schema` lists every key)"
     message = item["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(value, (dict, list, BaseModel)) else f" (found {value!r})"
+    shown = "" if isinstance(value, (dict, list, BaseModel)) else f" (found {_shorten(repr(value))})"
     if item["type"] == "literal_error" and location == ("task",):
         return f"{message}{shown}; this version trains no other task"
     return f"{message[0].lower()}{message[1:]}{shown}"
@@ -211,13 +273,17 @@ def _rule(item: dict[str, Any], location: KeyPath) -> str:
 
 def _unknown_key(key: str, parent: KeyPath, value: Any) -> str:
     if key in _HINTS:
-        return "unknown key; " + _HINTS[key].format(value=value)
+        return "unknown key; " + _HINTS[key].format(value=_shorten(str(value)))
     known = list(_section_at(parent).model_fields)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if close:
         return f"unknown key; did you mean {close[0]!r}?"
     home = next((name for name, section in _sections() if key in section.model_fields), None)
     return f"unknown key; did you mean {home}.{key}?" if home else f"unknown key; known here: {', '.join(known)}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def _section_at(path: KeyPath) -> type[BaseModel]:

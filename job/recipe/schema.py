@@ -206,7 +206,8 @@ class Store(Section):
             raise ValueError(f"has scheme {scheme!r}; use s3://bucket/prefix or a local folder")
         if scheme == "s3" and separator and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", rest):
             raise ValueError("must read s3://bucket/prefix with a valid bucket name")
-        return uri.rstrip("/")
+        stripped = uri.rstrip("/")
+        return uri if stripped in ("", "file:") else stripped
 
 
 class Recipe(Section):

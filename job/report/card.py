@@ -36,7 +36,7 @@ ONNX fp32 equals torch on all {parity_n} test rows (max |Δlogit| {difference:.1
 
 ```python
 from optimum.onnxruntime import {ort_class}
-model = {ort_class}.from_pretrained(folder, subfolder="onnx", file_name="model_quantized.onnx")
+model = {ort_class}.from_pretrained(folder, subfolder="onnx", file_name="{best}")
 
 from transformers import {auto_class}
 model = {auto_class}.from_pretrained(folder)
@@ -75,8 +75,13 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
         exports="\n".join(_export_rows(result, metric)), max_length=data["max_length"], version=__version__,
         run_id=run.run_id, base_commit=sources["model"]["commit"] or "without a commit",
         data_commit=sources["data"]["commit"] or "without a commit",
+        best="model_quantized.onnx" if _has_portable(result) else "model.onnx",
         ort_class="ORTModelForSequenceClassification", auto_class="AutoModelForSequenceClassification",
     )  # fmt: skip
+
+
+def _has_portable(result: dict[str, Any]) -> bool:
+    return bool(result["int8"].get("portable", {}).get("accepted"))
 
 
 def _export_rows(result: dict[str, Any], metric: str) -> list[str]:

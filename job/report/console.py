@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from job.errors import redact
+
 _EXAMPLE = "I am absolutely amazed with this new and revolutionary AI device"
 
 
 def print_result(result: dict[str, Any], metric: str = "accuracy") -> None:
     """Print tables of quality, exports and places to stderr; a result without metrics prints its reason."""
-    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 110)
+    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
     console.print()
     if "metrics" in result:
         console.print(_quality_table(result, metric))
     if "int8" in result:
         console.print(_export_table(result, metric))
-    if result["release"]:
-        console.print(_places_table(result))
+    for name, value in _list_places(result):
+        console.print(f"[bold]{name:<9}[/]", end="")
+        console.print(value, markup=False, soft_wrap=True)  # one line, so that it can be copied
     colour = "green" if result["exit_code"] == 0 else "red"
     console.print(f"[bold {colour}]{result['status']}[/] (exit code {result['exit_code']})", end=" ")
-    console.print(result["reason"], markup=False)
+    console.print(redact(result["reason"]), markup=False, soft_wrap=True)
 
 
 def _quality_table(result: dict[str, Any], metric: str) -> Table:
@@ -57,24 +62,31 @@ def _export_table(result: dict[str, Any], metric: str) -> Table:
         table.add_row(
             f"int8 {target}", f"{numbers['metric']:.4f}", f"{numbers['agreement']:.4f}",
             f"{numbers['drop']:+.4f} ({numbers['drop_bound']:+.4f})", _mib(numbers["size"]),
-            f"{numbers['ms_per_row']:.2f}", f"{numbers['speedup']:.1f}×",
+            *([f"{numbers['ms_per_row']:.2f}", f"{numbers['speedup']:.1f}×"] if numbers["speedup"] else ["", ""]),
             "[green]accepted[/]" if numbers["accepted"] else "[red]left out[/]",
         )  # fmt: skip
     return table
 
 
-def _places_table(result: dict[str, Any]) -> Table:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    model = result["release"].rpartition("/")[0]
-    pointer = "" if result["promoted"] else "  (the pointer was not moved)"
-    for name, value in (
+def _list_places(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return where everything lies, and the command to ask the model something."""
+    if not result["release"]:
+        return []
+    store, _, name = result["release"].rpartition("/")[0].rpartition("/models/")
+    pointer = "points to it" if result["promoted"] else "was not moved"
+    command = f'{_how_called()} predict {result["release"]} "{_EXAMPLE}"'
+    return [
         ("release", result["release"]),
-        ("follows", model + pointer),
-        ("run", f"{model.rpartition('/models/')[0]}/runs/{result['run_id']}"),
-        ("ask it", f'job predict {result["release"]} "{_EXAMPLE}"'),
-    ):
-        table.add_row(f"[bold]{name}[/]", value)
-    return table
+        ("current", f"{store}/models/{name}  ({pointer})"),
+        ("run", f"{store}/runs/{result['run_id']}  (checkpoints, stage records, report.html)"),
+        ("ask it", command),
+    ]
+
+
+def _how_called() -> str:
+    """The words that call this program here: with the embedded server in front where it is what answers."""
+    program = "job" if shutil.which("job") else os.path.relpath(sys.argv[0])
+    return f"{program} s3 -- {program}" if os.environ.get("JOB_EMBEDDED_S3") else program
 
 
 def _mib(size: int) -> str:

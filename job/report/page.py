@@ -92,7 +92,7 @@ def _exports(result: dict[str, Any], metric: str) -> str:
         numbers = ["", "", "", "", ""]
         if n["accepted"] is not None:
             numbers = [f"{n['metric']:.4f}", f"{n['agreement']:.4f}", f"{n['drop']:+.4f} ({n['drop_bound']:+.4f})",
-                       f"{n['ms_per_row']:.2f}", f"{n['size'] >> 20}"]  # fmt: skip
+                       f"{n['ms_per_row']:.2f}" if n["ms_per_row"] else "", f"{n['size'] >> 20}"]  # fmt: skip
         rows.append(
             [f"int8 {target}<br><small>{n['rung']}</small>", *numbers, verdicts[n["accepted"]], n["measured_on"]]
         )

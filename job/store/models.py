@@ -58,7 +58,10 @@ def fetch_model(origin: str, revision: str, cache: Path, *, allow_http: bool = F
 
 
 def inspect_model_folder(folder: Path, origin: str) -> None:
-    """Raise NotFound (13) for a folder that is no model, SecurityRefused (19) for one that could run code."""
+    """Raise NotFound (13) for a folder that is no model, SecurityRefused (19) for one that could run code.
+
+    Damaged weights are DataError (11).
+    """
     if not (folder / "config.json").is_file():
         raise NotFound(f"model.id: {origin!r} holds no config.json; name a folder in the Hugging Face layout")
     for path in sorted(folder.glob("*config*.json")):
@@ -69,6 +72,7 @@ def inspect_model_folder(folder: Path, origin: str) -> None:
                     "Use a model that transformers knows itself"
                 )
     refuse_pickles([path.name for path in folder.iterdir()], origin)
+    count_parameters(folder)
 
 
 def refuse_pickles(names: list[str], origin: str) -> None:
@@ -128,9 +132,16 @@ def count_parameters(folder: Path) -> int:
 
 
 def _count_file(path: Path) -> int:
+    """Return the weights of one file; raise DataError (11) when header and size do not fit each other."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError):
-        raise DataError(f"model.id: {path} is not a safetensors file (damaged or cut short); fetch it again") from None
+            length = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(length))
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(tensor["data_offsets"][1] for tensor in tensors) == path.stat().st_size
+        count = sum(math.prod(tensor["shape"]) for tensor in tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, MemoryError, OverflowError):
+        whole, count = False, 0
+    if not whole:
+        raise DataError(f"model.id: {path} is not a whole safetensors file (damaged or cut short); fetch it again")
+    return count

@@ -23,7 +23,6 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     EndpointConnectionError,
     HTTPClientError,
-    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
@@ -46,7 +45,7 @@ _DENIED = {
     "InvalidToken", "RequestTimeTooSkewed", "AllAccessDisabled", "Unauthorized", "401",
 }  # fmt: skip
 _FAILED_CONDITION = {"PreconditionFailed", "412"}
-_TRANSIENT = (ConnectTimeoutError, EndpointConnectionError, HTTPClientError, IncompleteReadError, ReadTimeoutError)
+_TRANSIENT = (ConnectTimeoutError, EndpointConnectionError, HTTPClientError, ReadTimeoutError)
 
 
 class S3Store:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import BatchShape
+from job.errors import JobError
 from job.recipe import Recipe
 from job.recipe.schema import Training
 
@@ -69,6 +71,34 @@ def build_arguments(
         max_steps=training.max_steps or -1,
         **_same_names(training),
     )
+
+
+def join_group(args: TrainingArguments, world_size: int) -> None:
+    """Join the process group of this training; raise JobError when it has not the ranks that were started."""
+    if args.world_size != world_size:  # asking for it is what makes transformers join
+        raise JobError(f"joined a group of {args.world_size} ranks instead of {world_size}; see the log")
+    if args.deepspeed:
+        from deepspeed import comm
+
+        # on a CPU accelerate joins torch's group only, and zero.Init would believe in a world of one
+        comm.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False)
+
+
+def init_sharded_weights(model: Any, names: list[str], seed: int) -> None:
+    """Initialise the weights `names` where ZeRO-3 has sharded them; elsewhere transformers has done it.
+
+    transformers 4.57 gathers copies that carry no shard, so a new head would train from whatever lay in memory.
+    """
+    if not is_deepspeed_zero3_enabled() or not names:
+        return
+    from deepspeed import zero
+
+    modules = {name.rpartition(".")[0] for name in names}
+    with torch.no_grad(), zero.GatheredParameters([model.get_parameter(name) for name in names], modifier_rank=0):
+        set_seed(seed)
+        for name, module in model.named_modules():
+            if name in modules:
+                model._init_weights(module)
 
 
 def _same_names(training: Training) -> dict[str, Any]:

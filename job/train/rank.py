@@ -27,7 +27,7 @@ from job.store.background import BackgroundUploader
 from job.store.commit import CheckpointWriter, RunStore
 from job.store.models import count_parameters
 from job.tasks import get_task, load_model
-from job.train.engine import build_arguments, decide_precision
+from job.train.engine import build_arguments, decide_precision, init_sharded_weights, join_group
 from job.train.preemption import StopVote
 from job.train.trainer import JobTrainer, TrainingData
 
@@ -69,9 +69,11 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, StopVote]:
     task, training = get_task(recipe.task), recipe.training
     shape = derive_micro_batch(training.global_batch_size, world_size, training.max_micro_batch_size)
     precision = decide_precision(training.precision)
-    # the arguments come first: under ZeRO-3 they make from_pretrained shard the weights as it loads them
+    # arguments and process group come before the model: under ZeRO-3 from_pretrained shards the weights as it loads
     args = build_arguments(recipe, shape, precision, run.folder / "train", count_parameters(run.base_model))
-    model = load_model(run.base_model, task, data["labels"], training.seed)
+    join_group(args, world_size)
+    model, new_weights = load_model(run.base_model, task, data["labels"], training.seed)
+    init_sharded_weights(model, new_weights, training.seed)
     tables = TrainingData(
         TokenTable.open(run.tokens("train")), TokenTable.open(run.tokens("validation")), data["pad_id"], shape
     )

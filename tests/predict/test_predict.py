@@ -15,6 +15,7 @@ import pytest
 from job.errors import DataError, NotFound, NoValidCheckpoint, SecurityRefused
 from job.predict import open_predictor
 from job.predict.bundle import fetch_bundle
+from job.predict.session import _group_by_length
 from job.store import open_store, promote_release, publish_release
 
 WORDS = ["good", "bad", "film", "plot", "actor", "never", "always", "the", "a", "of", "not", "very", "dull", "bright"]
@@ -151,6 +152,13 @@ def test_a_pair_is_read_as_transformers_reads_it(bundle: Path, tiny_model: Path,
     answers = open_predictor(str(bundle), tmp_path, precision="fp32").predict(pairs)
     for answer, expected in zip(answers, shares, strict=True):
         assert list(answer["scores"].values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_texts_of_like_length_are_computed_together() -> None:
+    assert list(_group_by_length([5, 400, 6, 1, 401], 2)) == [[3, 0], [2, 1], [4]]
+    assert list(_group_by_length([5, 400, 6, 1, 401], 3)) == [[3, 0, 2], [1, 4]]
+    assert [len(group) for group in _group_by_length([512] * 40, 32)] == [16, 16, 8], "memory is bounded too"
+    assert list(_group_by_length([100_000], 32)) == [[0]]
 
 
 def test_no_texts_give_no_answers(bundle: Path, tmp_path: Path) -> None:

@@ -246,6 +246,24 @@ def test_an_attempt_that_was_overtaken_is_fenced_and_changes_nothing(
     assert run.current_checkpoint() == standing
 
 
+@pytest.mark.parametrize("committed_before", [True, False])
+def test_an_attempt_that_is_overtaken_in_the_very_swap_is_fenced(
+    run: RunStore, tmp_path: Path, committed_before: bool
+) -> None:
+    plain, newer = RunStore(str(tmp_path / "store"), "run-1"), {"epoch": 9, "nonce": "of the newer attempt"}
+    if committed_before:
+        commit_alone(plain, tmp_path, 10)
+
+    def overtake(method: str, key: str) -> None:
+        if key == "current.json":
+            plain.write_json("current.json", newer)
+
+    run.objects = WatchedStore(run.objects, before=overtake)
+    with pytest.raises(Fenced):
+        commit_alone(run, tmp_path, 20)
+    assert plain.current_checkpoint() == newer
+
+
 def test_a_newer_attempt_takes_over_from_an_older_one(run: RunStore, tmp_path: Path) -> None:
     assert run.next_epoch() == 1
     commit_alone(run, tmp_path, 10)

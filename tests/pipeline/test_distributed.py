@@ -1,0 +1,106 @@
+"""One recipe on one rank, two ranks, and every engine: the same batches and the same weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MakeModel, assert_refused, call_job, write_recipe
+from safetensors.numpy import load_file
+
+from job.data import fetch_sources
+from job.launch import StopRequest, Supervisor, find_topology
+from job.recipe import Recipe, Run, load_recipe
+
+ENGINES = {
+    "ddp on one rank": ["distributed.processes_per_node=1"],
+    "ddp on two ranks": ["distributed.processes_per_node=2"],
+    "ddp on two ranks, accumulating": ["distributed.processes_per_node=2", "training.max_micro_batch_size=4"],
+    "ZeRO-2 on two ranks": [
+        "distributed.processes_per_node=2",
+        "distributed.engine=deepspeed",
+        "distributed.zero_stage=2",
+    ],
+    "ZeRO-3 on two ranks": [
+        "distributed.processes_per_node=2",
+        "distributed.engine=deepspeed",
+        "distributed.zero_stage=3",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> dict[str, Any]:
+    """Train the same recipe in fp32 without dropout on every engine; 100 rows make an uneven last batch."""
+    model = make_model("bert", max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    folder = tmp_path_factory.mktemp("engines")
+    path = write_recipe(
+        folder / "recipe.yaml",
+        name="same",
+        task="text-classification",
+        model={"id": str(model)},
+        data={"source": str(reviews), "max_length": 48, "limit": 100},
+        training={
+            "num_train_epochs": 2,
+            "global_batch_size": 16,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+            "seed": 3,
+        },
+        baselines=[],
+        export={"int8": {"targets": ["portable"], "gate": "report_only"}},
+        store={"uri": str(folder / "store")},
+    )
+    return {name: _train(load_recipe(str(path), options), name, folder / "work") for name, options in ENGINES.items()}
+
+
+def _train(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
+    """Run fetch and train, without the stages after them; return the training's record and weights."""
+    run = Run(re.sub(r"[^a-z0-9]+", "-", name.lower()), recipe, work)
+    run.save()
+    fetch_sources(run)
+    attempt = {"epoch": 1, "nonce": "0" * 32, "keep": 2, "peer_timeout_s": 60, "resume": None, "resumed_from": None}
+    run.write("attempt.json", attempt)
+    environments = list(find_topology(recipe.distributed).rank_environments())
+    verdict = Supervisor(StopRequest(), 10).run("job.train:run_rank", run.folder, environments)
+    assert verdict.code == 0, f"{name}: {verdict.reason}"
+    return {"record": verdict.record, "weights": load_file(run.final_model / "model.safetensors")}
+
+
+@pytest.mark.parametrize("engine", list(ENGINES)[1:])
+def test_global_batches_are_the_same_on_any_number_of_ranks(trainings: dict[str, Any], engine: str) -> None:
+    reference = trainings["ddp on one rank"]["record"]
+    assert reference["steps"] == 14
+    assert trainings[engine]["record"]["steps"] == 14
+    assert trainings[engine]["record"]["samples_sha256"] == reference["samples_sha256"]
+
+
+@pytest.mark.parametrize("engine", list(ENGINES)[1:])
+def test_weights_agree_with_one_rank_up_to_rounding(trainings: dict[str, Any], engine: str) -> None:
+    reference, found = trainings["ddp on one rank"]["weights"], trainings[engine]["weights"]
+    assert sorted(found) == sorted(reference)
+    for name, tensor in reference.items():
+        # 14 steps of 1e-3 move a weight by up to 0.014; sums in another order move it by far less
+        np.testing.assert_allclose(found[name], tensor, atol=5e-4, err_msg=f"{engine}: {name}")
+
+
+def test_first_loss_is_that_of_a_fresh_head_on_every_engine(trainings: dict[str, Any]) -> None:
+    for name, training in trainings.items():
+        losses = [entry["loss"] for entry in training["record"]["history"] if "loss" in entry]
+        assert losses, name
+        assert 0.5 < losses[0] < 0.9, f"{name}: {losses[0]}"
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_with_the_nearest_that_fits(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["training"]["global_batch_size"] = 15
+    path = write_recipe(tmp_path / "recipe.yaml", **recipe)
+    answer = call_job(
+        "run", str(path), "--work-dir", str(tmp_path / "work"), "--set", "distributed.processes_per_node=2"
+    )
+    assert_refused(answer, 10, "training.global_batch_size", "15", "14")
+    assert not (tmp_path / "store" / "runs").exists()

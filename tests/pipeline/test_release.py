@@ -1,0 +1,206 @@
+"""The quickstart on a slice of its rows, end to end: what is released opens everywhere and verifies byte for byte."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Released, assert_refused, call_job, quickstart_options
+
+from job.store import open_store
+from job.store.commit import read_release_manifest
+from job.store.transfer import download_files
+
+SENTENCE = "I am absolutely amazed with this new and revolutionary AI device"
+
+
+@pytest.fixture(scope="module")
+def bundle(released: Released, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release, downloaded as a consumer would."""
+    folder = tmp_path_factory.mktemp("bundle")
+    store, manifest = read_release_manifest(released.uri)
+    download_files(store, manifest, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(assets: Path) -> list[str]:
+    with (assets / "movie-reviews" / "test.csv").open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)][:200]
+
+
+def test_the_result_line_says_what_was_proven(released: Released) -> None:
+    result = released.result
+    assert (result["status"], result["exit_code"], result["promoted"]) == ("released", 0, True)
+    assert result["metrics"]["test"]["n"] == 2182
+    assert result["metrics"]["test"]["accuracy"] > 0.75
+    low, high = result["metrics"]["test"]["accuracy_interval"]
+    assert low < result["metrics"]["test"]["accuracy"] < high
+    assert result["metrics"]["baselines"]["untrained"]["accuracy"] < 0.6
+    assert result["onnx"]["max_abs_logit_diff"] < 1e-3
+    portable = result["int8"]["portable"]
+    assert portable["accepted"] is True
+    assert portable["drop"] <= portable["drop_bound"] <= 0.02
+    assert portable["agreement"] >= 0.95
+    assert portable["size_ratio"] < 0.3
+    assert portable["measured_on"]
+
+
+def test_progress_and_tables_go_to_stderr_and_stdout_is_one_json_line(released: Released) -> None:
+    assert len(released.answer.stdout.strip().splitlines()) == 1
+    for word in ("step 50/63", "before training", "fine-tuned", "int8 portable", "job predict", released.uri):
+        assert word in released.answer.stderr
+
+
+def test_result_json_lies_in_work_folder_and_store(released: Released) -> None:
+    run_id = released.result["run_id"]
+    local = json.loads((released.work / "runs" / run_id / "result.json").read_text())
+    store = open_store(released.uri.partition("/models/")[0])
+    blob = store.read(f"runs/{run_id}/result.json")
+    assert blob is not None
+    assert json.loads(blob.data) == local == released.result
+
+
+def test_fp32_labels_are_equal_in_transformers_optimum_and_predict(
+    released: Released, bundle: Path, texts: list[str], tmp_path: Path
+) -> None:
+    import torch
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    expected = AutoModelForSequenceClassification.from_pretrained(bundle)(**batch).logits.detach()
+    exported = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx")
+    found = exported(**batch).logits
+    assert torch.equal(expected.argmax(-1), found.argmax(-1))
+    quantized = ORTModelForSequenceClassification.from_pretrained(
+        bundle, subfolder="onnx", file_name="model_quantized.onnx"
+    )
+    agreement = (quantized(**batch).logits.argmax(-1) == expected.argmax(-1)).float().mean()
+    assert agreement >= 0.95
+    answer = subprocess.run(
+        [sys.executable, "-m", "job", "predict", released.uri, "--precision", "fp32", "--work-dir", str(tmp_path)],
+        input="\n".join(texts), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    labels = [json.loads(line)["label"] for line in answer.stdout.splitlines()]
+    names = exported.config.id2label
+    assert labels == [names[int(index)] for index in np.asarray(expected.argmax(-1))]
+
+
+def test_predict_answers_without_torch_or_transformers(released: Released, tmp_path: Path) -> None:
+    program = (
+        "import sys; from job.__main__ import app\n"
+        f"sys.argv = ['job', 'predict', {released.uri!r}, {SENTENCE!r}, '--work-dir', {str(tmp_path)!r}]\n"
+        "try: app()\nexcept SystemExit as done: code = done.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["label"] == "positive"
+
+
+def test_the_model_address_follows_the_current_release(released: Released, tmp_path: Path) -> None:
+    model = released.uri.rpartition("/")[0]
+    answer = call_job("predict", model, "a waste of time", "--work-dir", str(tmp_path))
+    assert json.loads(answer.stdout)["label"] == "negative"
+
+
+def test_verify_accepts_release_model_and_checkpoint(released: Released, tmp_path: Path) -> None:
+    store = released.uri.partition("/models/")[0]
+    pointer = open_store(f"{store}/runs/{released.result['run_id']}").read("current.json")
+    assert pointer is not None
+    checkpoint = json.loads(pointer.data)["manifest"].rpartition("/")[0]
+    for uri in (
+        released.uri,
+        released.uri.rpartition("/")[0],
+        f"{store}/runs/{released.result['run_id']}/{checkpoint}",
+    ):
+        answer = call_job("verify", uri, "--work-dir", str(tmp_path))
+        assert answer.code == 0, answer.stderr
+        assert "match" in answer.stdout
+
+
+def test_verify_names_the_object_with_a_flipped_byte(released: Released, bundle: Path, tmp_path: Path) -> None:
+    store = open_store(released.uri)
+    for name in ("config.json", "onnx/model.onnx", "report.html", "manifest.json"):
+        original = (bundle / name).read_bytes() if name != "manifest.json" else store.read(name).data  # type: ignore[union-attr]
+        position = len(original) // 2
+        damaged = original[:position] + bytes([original[position] ^ 1]) + original[position + 1 :]
+        store.write(name, damaged)
+        try:
+            assert_refused(call_job("verify", released.uri, "--work-dir", str(tmp_path)), 17, name)
+        finally:
+            store.write(name, original)
+    assert call_job("verify", released.uri, "--work-dir", str(tmp_path)).code == 0
+
+
+def test_a_missing_object_is_named(released: Released, bundle: Path, tmp_path: Path) -> None:
+    store = open_store(released.uri)
+    store.delete(["tokenizer.json"])
+    try:
+        assert_refused(call_job("verify", released.uri, "--work-dir", str(tmp_path)), 17, "tokenizer.json", "missing")
+    finally:
+        store.upload(bundle / "tokenizer.json", "tokenizer.json")
+
+
+def _command(released: Released, assets: Path, work: Path) -> list[str]:
+    """The words that `released` was made with, in a work folder of one's own."""
+    store = released.uri.partition("/models/")[0]
+    return ["run", "quickstart", "--work-dir", str(work), *quickstart_options(assets, store)]
+
+
+def test_a_finished_run_is_not_done_again(released: Released, assets: Path) -> None:
+    again = call_job(*_command(released, assets, released.work))
+    assert again.code == 0, again.stderr
+    assert "already released" in again.stderr
+    assert again.result["release"] == released.uri
+    assert again.result["metrics"] == released.result["metrics"]
+
+
+def test_a_finished_run_is_not_done_again_on_an_empty_disk(released: Released, assets: Path, tmp_path: Path) -> None:
+    again = call_job(*_command(released, assets, tmp_path))
+    assert again.code == 0, again.stderr
+    assert "already released" in again.stderr
+    assert not (tmp_path / "runs" / released.result["run_id"] / "final").exists()
+
+
+def test_after_an_edit_of_the_export_an_empty_disk_exports_again_without_training(
+    released: Released, assets: Path, tmp_path: Path
+) -> None:
+    edited = call_job(
+        *_command(released, assets, tmp_path),
+        "--set",
+        "export.int8.targets=[portable]",
+        "--set",
+        "baselines=[majority]",
+    )
+    assert edited.code == 0, edited.stderr
+    assert "train: already committed, skipped" in edited.stderr
+    assert list(edited.result["int8"]) == ["portable"]
+    assert edited.result["metrics"]["test"] == released.result["metrics"]["test"]
+
+
+def test_show_lists_run_and_release(released: Released) -> None:
+    store = released.uri.partition("/models/")[0]
+    listing = call_job("show", store).stdout
+    assert released.result["run_id"] in listing
+    assert released.uri.rpartition("/")[2] in listing
+    assert "train" in call_job("show", f"{store}/runs/{released.result['run_id']}").stdout
+
+
+def test_the_bundle_has_the_files_of_the_contract(bundle: Path) -> None:
+    names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    wanted = {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "metrics.json",
+        "report.html", "onnx/model.onnx", "onnx/model_quantized.onnx",
+    }  # fmt: skip
+    assert wanted <= names
+    card = (bundle / "README.md").read_text()
+    assert "/tmp" not in card
+    assert str(Path.home()) not in card + (bundle / "metrics.json").read_text()

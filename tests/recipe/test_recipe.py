@@ -1,0 +1,427 @@
+"""A recipe is accepted as a whole, or refused with every mistake, its place and the way out; never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from job.errors import JobError, NotFound, RecipeError, SecurityRefused
+from job.recipe import Recipe, load_recipe, shipped_recipes
+
+MINIMAL = """\
+name: reviews
+task: text-classification
+model: {id: some/model}
+data: {source: some/data}
+store: {uri: "s3://bucket/prefix"}
+"""
+AWS_ID, HUB_TOKEN = "AKIA" + "QWERTYUIOPASDFGH", "hf_" + "aBcDeFgHiJkLmNoPqRsT"
+
+Loader = Callable[..., Recipe]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Loader:
+    """Load a recipe from its text, with nothing from this process's environment."""
+
+    def load_text(text: str | bytes, *overrides: str, **environment: str) -> Recipe:
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return load_recipe(str(path), overrides, environment)
+
+    return load_text
+
+
+def refuse(load: Loader, text: str | bytes, *overrides: str, **environment: str) -> str:
+    """Return the message with which a recipe is refused as wrong (10)."""
+    with pytest.raises(RecipeError) as caught:
+        load(text, *overrides, **environment)
+    assert caught.value.exit_code == 10
+    return str(caught.value)
+
+
+# --- what is accepted
+
+
+def test_the_shortest_recipe_is_accepted_with_defaults(load: Loader) -> None:
+    recipe = load(MINIMAL)
+    assert recipe.training.seed == 42
+    assert recipe.data.columns == {"text": "text", "label": "label"}
+    assert recipe.export.int8.targets == ["portable", "avx512_vnni"]
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    shipped = shipped_recipes()
+    assert len(shipped) == 2
+    for name, path in shipped.items():
+        assert load_recipe(name, environment={}) == load_recipe(str(path), environment={})
+        assert load_recipe(name, environment={}).name == name
+
+
+def test_numbers_and_words_mean_what_people_write(load: Loader) -> None:
+    recipe = load(
+        MINIMAL + "training: {learning_rate: 1e-4, weight_decay: .5e-1, adam_epsilon: 1.0e-08, max_grad_norm: 1E0}\n"
+    )
+    assert (recipe.training.learning_rate, recipe.training.weight_decay) == (1e-4, 0.05)
+    assert (recipe.training.adam_epsilon, recipe.training.max_grad_norm) == (1e-8, 1.0)
+    assert load(MINIMAL.replace("some/data}", "some/data, labels: [no, yes, off]}")).data.labels == ["no", "yes", "off"]
+
+
+def test_a_recipe_cannot_be_changed_afterwards(load: Loader) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(MINIMAL).training.seed = 7  # type: ignore[misc]
+
+
+def test_the_hash_depends_on_the_named_sections_alone(load: Loader) -> None:
+    one, other = load(MINIMAL), load(MINIMAL, "store.uri=/elsewhere")
+    assert one.hash_sections("model", "training") == other.hash_sections("training", "model")
+    assert one.hash_sections("store") != other.hash_sections("store")
+    assert one.hash_sections("training") != load(MINIMAL, "training.seed=7").hash_sections("training")
+
+
+def test_the_schema_for_editors_knows_every_key_and_refuses_others() -> None:
+    schema = Recipe.model_json_schema()
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Training"]["properties"]["seed"]["default"] == 42
+    assert all(section.get("additionalProperties") is False for section in schema["$defs"].values())
+    json.dumps(schema)
+
+
+def test_reading_a_recipe_imports_neither_torch_nor_transformers() -> None:
+    program = (
+        "import sys; from job.recipe import load_recipe; load_recipe('quickstart')\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'boto3', 'huggingface_hub'} & set(sys.modules)))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+# --- the order: defaults < file < environment < --set
+
+
+def test_set_beats_environment_beats_file_beats_default(load: Loader) -> None:
+    text = MINIMAL + "training: {seed: 1}\n"
+    assert load(MINIMAL).training.seed == 42
+    assert load(text).training.seed == 1
+    assert load(text, JOB__TRAINING__SEED="2").training.seed == 2
+    assert load(text, "training.seed=3", JOB__TRAINING__SEED="2").training.seed == 3
+    assert load(text, "training.seed=3", "training.seed=4").training.seed == 4
+    assert load(text, JOB__TRAINING__SEED="2", JOB_TRAINING__SEED="9", OTHER="x").training.seed == 2
+
+
+def test_an_override_is_read_like_a_value_in_the_file(load: Loader) -> None:
+    recipe = load(
+        MINIMAL + "training:\n", "training.learning_rate=1e-4", "export.int8.targets=[portable]", "data.validation=dev",
+        "launch={grace_s: 30}", "data.columns.text=review=text", "training.max_steps=", "distributed.zero_stage=2",
+    )  # fmt: skip
+    assert recipe.training.learning_rate == 1e-4
+    assert recipe.export.int8.targets == ["portable"]
+    assert recipe.data.validation == "dev"
+    assert recipe.launch.grace_s == 30
+    assert recipe.data.columns["text"] == "review=text"
+    assert recipe.training.max_steps is None
+    assert recipe.distributed.zero_stage == 2
+
+
+def test_a_wrong_override_is_blamed_on_where_it_came_from(load: Loader) -> None:
+    text = MINIMAL + "training: {seed: 1}\n"
+    assert refuse(load, text, "training.seed=many").startswith("--set: training.seed: ")
+    assert refuse(load, text, JOB__TRAINING__SEED="many").startswith("JOB__TRAINING__SEED: training.seed: ")
+    assert "did you mean 'seed'" in refuse(load, text, "training.sed=7")
+    assert "'name' is no section" in refuse(load, text, "name.x=7")
+    for override in ("training.seed", "=7", "", "seed"):
+        assert "write it as key.path=value" in refuse(load, text, override)
+    for override in ("a..b=1", ".=1", "training.=1", "x" * 500 + "=1", "name.x.y=[", "training.seed.x=1"):
+        refuse(load, text, override)
+
+
+# --- what is refused
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_line(load: Loader, tmp_path: Path) -> None:
+    text = """\
+name: reviews
+task: image-classification
+model: {id: some/model}
+data:
+  source: some/data
+  max_length: 4
+  colums: {text: review}
+trainig: {seed: 1}
+training:
+  learning_rate: fast
+  global_batch_size: 0
+  per_device_train_batch_size: 8
+export: {int8: {targets: [portable, gpu]}}
+"""
+    lines = refuse(load, text).splitlines()
+    path = tmp_path / "recipe.yaml"
+    expected = {
+        f"{path}:2: task: ": "found 'image-classification'",
+        f"{path}:6: data.max_length: ": "greater than or equal to 8",
+        f"{path}:7: data.colums: ": "did you mean 'columns'?",
+        f"{path}:8: trainig: ": "did you mean 'training'?",
+        f"{path}:10: training.learning_rate: ": "found 'fast'",
+        f"{path}:11: training.global_batch_size: ": "greater than 0",
+        f"{path}:12: training.per_device_train_batch_size: ": "global_batch_size: 8",
+        f"{path}:13: export.int8.targets.1: ": "'avx512_vnni'",
+        f"{path}: store: ": "is missing",
+    }
+    for start, end in expected.items():
+        assert any(line.startswith(start) and end in line for line in lines), (start, lines)
+    assert len(lines) == len(expected)
+
+
+def test_a_key_in_the_wrong_section_is_sent_home(load: Loader) -> None:
+    assert "did you mean training.learning_rate?" in refuse(load, MINIMAL + "learning_rate: 1\n")
+    assert "did you mean data.max_length?" in refuse(load, MINIMAL + "training: {max_length: 128}\n")
+    assert "known here: method" in refuse(load, MINIMAL + "tuning: {zzz: 1}\n")
+
+
+def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path: Path) -> None:
+    message = refuse(load, MINIMAL + "training:\n  seed: 1\n  max_steps: 5\n  seed: 2\n")
+    assert message == f"{tmp_path / 'recipe.yaml'}:9: not valid YAML: key 'seed' is given twice"
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ("data: {source: d, test: train}", "test is the same split as train"),
+        ("data: {source: d, validation: train}", "validation is the same split as train"),
+        ("data: {source: d, validation: 0.5, test: 0.5}", "leave some to train"),
+        ("data: {source: d, validation: 2}", "a fraction between 0 and 1"),
+        ("data: {source: d, columns: {txt: a}}", "'text'"),
+        ("store: {uri: 'gs://bucket/x'}", "has scheme 'gs'"),
+        ("store: {uri: 's3://B/x'}", "valid bucket name"),
+        ("name: a/b", "letters, digits"),
+        ("name: 2026-11-23", "valid string"),
+        ("export: {int8: {targets: [avx2, avx2]}}", "names a target twice"),
+        ("baselines: [few-shot]", "few-shot:N"),
+        ("training: {learning_rate: .inf}", "finite"),
+        ("training: {learning_rate: .nan}", "finite"),
+        ("training: {seed: 123456789012345678901234567890}", "64 bits"),
+        ("model: some/model", "found 'some/model'"),
+        ("1: x", "1: "),
+        ("str: x", "str: unknown key"),
+        ("training: {int: 1}", "training.int: unknown key"),
+    ],
+)
+def test_a_rule_that_is_broken_is_named(load: Loader, change: str, rule: str) -> None:
+    key = change.split(":")[0]
+    kept = [line for line in MINIMAL.splitlines() if not line.startswith(f"{key}:")]
+    assert rule in refuse(load, "\n".join([*kept, change]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "7", "just text", "a: [", "a: b: c", "\tx: 1", "--- {}\n--- {}", "\x00",
+        "a: !!python/object:os.system x",
+        "a: !!int ''", "a: !!float ''", "a: !!bool maybe", "a: !!timestamp soon", "a: 2026-99-99", "a: !unknown x",
+        "? [a, b]\n: 1", "? {a: b}\n: 1", "[" * 5000, "{a: " * 5000, "- " * 5000 + "x", "%YAML 9.9\n---\na: 1",
+        "a: 0x" + "F" * 5000, "a: " + "9" * 5000, "<<: 7", "a: &x [*x]", "a: &x {b: *x}", "!!set {a, b}",
+        "a: !!binary '!'", "~: 1", "? \n: 2",
+    ],
+    ids=lambda text: ascii(text[:20]),
+)  # fmt: skip
+def test_odd_yaml_is_refused_with_one_line_a_problem(load: Loader, text: str) -> None:
+    for line in refuse(load, text).splitlines():
+        assert ": " in line
+        assert len(line) < 600
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"a: \xe9", b"\xef\xbb\xbf" + MINIMAL.encode()])
+def test_bytes_that_are_no_utf8_are_refused_and_a_byte_order_mark_is_not(load: Loader, data: bytes) -> None:
+    if data.startswith(b"\xef\xbb\xbf"):
+        assert load(data).name == "reviews"
+    else:
+        refuse(load, data)
+
+
+def test_a_bomb_of_aliases_is_refused_at_once(load: Loader) -> None:
+    bomb = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{n}: &a{n} {{{', '.join(f'k{k}: *a{n - 1}' for k in range(10))}}}\n" for n in range(1, 20)
+    )
+    assert "an alias (*name) has no place in a recipe" in refuse(load, bomb)
+
+
+def test_a_huge_recipe_is_refused_at_once(load: Loader) -> None:
+    assert "larger than 1 MiB" in refuse(load, "x" * (1 << 20) + "x")
+    started = time.process_time()
+    message = refuse(load, MINIMAL + "".join(f"k{number}: 1\n" for number in range(10_000)))
+    assert len(message.splitlines()) <= 51
+    assert "more; correct these first" in message
+    assert time.process_time() - started < 20
+
+
+@pytest.mark.parametrize("reference", ["absent.yaml", "", ".", "/", "x" * 300, "a\x00b", "quickstart.yaml"])
+def test_a_missing_recipe_is_not_found_and_the_shipped_ones_are_named(reference: str) -> None:
+    with pytest.raises(NotFound, match="quickstart") as caught:
+        load_recipe(reference, environment={})
+    assert caught.value.exit_code == 13
+
+
+def test_an_unreadable_recipe_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").symlink_to("/proc/self/mem")
+    with pytest.raises(JobError, match=r"recipe\.yaml"):
+        load_recipe(str(tmp_path / "recipe.yaml"), environment={})
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        (f"model: {{id: {AWS_ID}}}", AWS_ID),
+        (f"model: {{id: some/model, revision: {HUB_TOKEN}}}", HUB_TOKEN),
+        ("store: {uri: 's3://user:pass-word@bucket/x'}", "pass-word"),
+        ("data: {source: 'https://user:pass-word@example.org/x.csv'}", "pass-word"),
+        (f"{AWS_ID}: 1", AWS_ID),
+        (f"baselines: [majority, {AWS_ID}]", AWS_ID),
+        ("store: {uri: 's3://bucket/x', aws_secret_access_key: wJalrXUtnFEMI}", "wJalrXUtnFEMI"),
+        ("hf_token: opaque-value", "opaque-value"),
+        ("training: {api_key: opaque-value}", "opaque-value"),
+        ("store: {password: 12345678}", "12345678"),
+    ],
+)
+def test_a_credential_in_a_recipe_is_refused_and_not_repeated(load: Loader, line: str, secret: str) -> None:
+    key = line.split(":")[0]
+    kept = [old for old in MINIMAL.splitlines() if not old.startswith(f"{key}:")]
+    with pytest.raises(SecurityRefused, match="give credentials by environment") as caught:
+        load("\n".join([*kept, line]))
+    assert caught.value.exit_code == 19
+    assert secret not in str(caught.value)
+
+
+def test_a_credential_in_an_override_is_refused_and_not_repeated(load: Loader) -> None:
+    for arguments in (
+        ([f"model.id={HUB_TOKEN}"], {}),
+        ([], {"JOB__MODEL__ID": AWS_ID}),
+        (["store.token=opaque-value"], {}),
+    ):
+        with pytest.raises(SecurityRefused) as caught:
+            load(MINIMAL, *arguments[0], **arguments[1])
+        assert not any(secret in str(caught.value) for secret in (HUB_TOKEN, AWS_ID, "opaque-value"))
+    assert AWS_ID not in refuse(load, MINIMAL, AWS_ID)
+    for text in (f"a: *{AWS_ID}", f"a: !{HUB_TOKEN} x", f"{AWS_ID}: 1\n{AWS_ID}: 2"):
+        message = refuse(load, text)
+        assert AWS_ID not in message
+        assert HUB_TOKEN not in message
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept"), [("/", "/"), ("file:///", "file:///"), ("a/b//", "a/b"), ("s3://bucket/", "s3://bucket")]
+)
+def test_a_store_keeps_its_meaning_without_trailing_slashes(load: Loader, uri: str, kept: str) -> None:
+    assert load(MINIMAL, f"store.uri={uri}").store.uri == kept
+
+
+def test_labels_may_be_called_what_they_like(load: Loader) -> None:
+    text = MINIMAL.replace("some/data}", "some/data, labels: {password: secret, token: other}}")
+    assert load(text).data.labels == {"password": "secret", "token": "other"}
+
+
+# --- whatever is written: a recipe or an error with an exit code
+
+
+def load_anything(folder: Path, data: bytes, *overrides: str) -> None:
+    """Load; whatever is accepted must also be usable for what follows."""
+    path = folder / "fuzzed.yaml"
+    path.write_bytes(data)
+    try:
+        recipe = load_recipe(str(path), overrides, {})
+    except JobError as error:
+        assert error.exit_code in (10, 19)
+        str(error).encode(errors="backslashreplace")
+        return
+    assert recipe.hash_sections(*Recipe.model_fields)
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json")))) == recipe
+
+
+def key_names(model: type[BaseModel] = Recipe) -> set[str]:
+    """Every key of every section."""
+    names = set(model.model_fields)
+    for field in model.model_fields.values():
+        for option in (field.annotation, *get_args(field.annotation)):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                names |= key_names(option)
+    return names
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**400), 10**400), st.integers(0, 10), st.floats(), st.text(max_size=12),
+    st.binary(max_size=6), st.dates(), st.datetimes(),
+    st.sampled_from(["auto", "full", "main", "portable", "s3://bucket/x", "/", "0.1", "1e-4"]),
+)  # fmt: skip
+KEYS = st.sampled_from([*sorted(key_names()), "str", "int", "float", "[key]", "literal", "list[int]"]) | SCALARS.filter(
+    lambda key: not isinstance(key, float) or key == key
+)
+TREES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+VALID = yaml.safe_load(MINIMAL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=80) | st.binary(max_size=40))
+def test_any_text_is_a_recipe_or_an_error(folder: Path, text: str | bytes) -> None:
+    load_anything(folder, text if isinstance(text, bytes) else text.encode(errors="surrogatepass"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([*"{}[]:,-?&*!|>'\"%#@`\n \t", "a", "1", "<<", "!!", ": ", "- ", "? ", "&a ", "*a", "---\n"]),
+        max_size=25,
+    )
+)
+def test_any_punctuation_is_a_recipe_or_an_error(folder: Path, parts: list[str]) -> None:
+    load_anything(folder, "".join(parts).encode())
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(Recipe.model_fields)), TREES, max_size=6))
+def test_any_values_under_real_keys_are_a_recipe_or_an_error(folder: Path, tree: dict[str, Any]) -> None:
+    load_anything(folder, yaml.safe_dump(VALID | tree, allow_unicode=True).encode(errors="surrogatepass"))
+
+
+SECTIONS = {
+    name: field.annotation
+    for name, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+LEAVES = [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(LEAVES), TREES | SCALARS), max_size=3))
+def test_any_value_under_any_single_key_is_a_recipe_or_an_error(folder: Path, changes: list[tuple[str, Any]]) -> None:
+    tree: dict[str, Any] = yaml.safe_load(MINIMAL)
+    for leaf, value in changes:
+        section, key = leaf.split(".")
+        tree.setdefault(section, {})[key] = value
+    load_anything(folder, yaml.safe_dump(tree).encode(errors="surrogatepass"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text("abc.=[]{}:,'\"&*!\n-1e ", max_size=20) | st.sampled_from(LEAVES).flatmap(
+    lambda leaf: st.text(max_size=12).map(lambda value: f"{leaf}={value}")), max_size=3))  # fmt: skip
+def test_any_override_is_accepted_or_an_error(folder: Path, overrides: list[str]) -> None:
+    load_anything(folder, MINIMAL.encode(), *overrides)
