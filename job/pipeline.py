@@ -35,9 +35,10 @@ log = logging.getLogger("job.pipeline")
 
 IMMATERIAL = {
     "training": ("logging_steps", "eval_steps", "save_steps", "max_micro_batch_size"),
-    "data": ("num_workers",),
+    "data": ("revision", "num_workers"),
+    "model": ("revision",),
 }
-"""Keys of training-defining sections that may change between attempts of one run."""
+"""Keys that may change between attempts of one run; a revision is judged by the commit that it names."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[s
 
 def default_run_id(recipe: Recipe, environment: Mapping[str, str]) -> str:
     """Return JOB_RUN_ID, or `<name>-<8 hex of what decides training and its ranks>`."""
-    sections = hash_json([_material(recipe), recipe.distributed.model_dump(mode="json")])
-    return environment.get("JOB_RUN_ID") or f"{recipe.name}-{sections[:8]}"
+    revisions = [recipe.model.revision, recipe.data.revision]
+    digest = hash_json([_sections(recipe, (*DEFINES_TRAINING, "distributed")), revisions])
+    return environment.get("JOB_RUN_ID") or f"{recipe.name}-{digest[:8]}"
 
 
 class Pipeline:
@@ -147,12 +149,12 @@ class Pipeline:
         about = {
             "run_id": self._run.run_id,
             "recipe": self._run.recipe.model_dump(mode="json"),
-            "material": _material(self._run.recipe),
+            "material": _sections(self._run.recipe, DEFINES_TRAINING),
             "identity": identity,
             "versions": _versions(),
         }
         if self._fresh:
-            store.write_json("run.json", about)
+            store.start_over(about, [stage.name for stage in STAGES])
             return
         found = store.write_once("run.json", about)
         check_identity(found["identity"], identity, self._run.run_id)
@@ -167,7 +169,7 @@ class Pipeline:
         """Return the outcome when every stage is committed for these inputs, whatever lies on this disk."""
         records = {}
         for name, reads in [*((stage.name, stage.reads) for stage in STAGES), ("release", _RELEASE_READS)]:
-            saved = None if self._fresh else store.read_json(f"stages/{name}.json")
+            saved = store.read_json(f"stages/{name}.json")
             if not saved or saved["key"] != self._key(name, inputs, reads):
                 return None
             records[name], inputs = saved["record"], str(saved["outputs"])
@@ -182,7 +184,7 @@ class Pipeline:
     def _do_stage(self, store: RunStore, stage: Stage, inputs: str, topology: Topology) -> str:
         """Skip a committed stage or run it and commit its record; return the hash of its outputs."""
         key = self._key(stage.name, inputs, stage.reads)
-        saved = None if self._fresh else store.read_json(f"stages/{stage.name}.json")
+        saved = store.read_json(f"stages/{stage.name}.json")
         if saved and saved["key"] == key and self._has_files(store, stage, saved):
             log.info("%s: already committed, skipped", stage.name)
             self._records[stage.name] = saved["record"]
@@ -225,7 +227,7 @@ class Pipeline:
         folder = self._run.folder / "train"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        pointer = None if self._fresh else store.current_checkpoint()
+        pointer = store.current_checkpoint()
         resume = self._fetch_resume(store, pointer, topology) if pointer else None
         recipe = self._run.recipe
         attempt = {
@@ -287,24 +289,24 @@ def _as_error(code: int, reason: str) -> JobError:
     return error
 
 
-def _material(recipe: Recipe) -> dict[str, Any]:
-    """Return the training-defining sections without keys that cannot change the result."""
-    sections = _sections(recipe, DEFINES_TRAINING)
-    for section, keys in IMMATERIAL.items():
-        sections[section] = {key: value for key, value in sections[section].items() if key not in keys}
-    return sections
-
-
 def _sections(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+    """Return recipe sections without the keys that may change between attempts."""
     dumped = recipe.model_dump(mode="json")
-    return {name: dumped[name] for name in names}
+    return {name: _without(dumped[name], IMMATERIAL.get(name, ())) for name in names}
+
+
+def _without(section: Any, keys: tuple[str, ...]) -> Any:
+    return {key: value for key, value in section.items() if key not in keys} if keys else section
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Return `key: old → new` for every leaf that differs; revisions are judged by their commits elsewhere."""
+    """Return `key: old → new` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in {**old, **new} if key != "revision"]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+        return [
+            line
+            for key in {**old, **new}
+            for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
     return [] if old == new else [f"{path}: {old!r} → {new!r}"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -85,7 +86,10 @@ def _list_places(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _how_called() -> str:
     """The words that call this program here: with the embedded server in front where it is what answers."""
-    program = "job" if shutil.which("job") else os.path.relpath(sys.argv[0])
+    if Path(sys.argv[0]).name == "__main__.py":
+        program = "python -m job"
+    else:
+        program = "job" if shutil.which("job") else os.path.relpath(sys.argv[0])
     return f"{program} s3 -- {program}" if os.environ.get("JOB_EMBEDDED_S3") else program
 
 

@@ -80,9 +80,17 @@ class RunStore:
         """Copy one file for people to look at; nothing depends on it."""
         self.objects.upload(path, key)
 
+    def start_over(self, about: dict[str, Any], stages: list[str]) -> None:
+        """Forget what was committed, so that no later attempt resumes from it: records, pointer, then run.json."""
+        self.objects.delete([f"stages/{name}.json" for name in ("release", *reversed(stages))])
+        nothing = {"epoch": self.next_epoch(), "step": 0, "manifest": None, "manifest_sha256": None}
+        move_pointer(self.objects, nothing | {"nonce": uuid.uuid4().hex}, None)
+        self.write_json("run.json", about)
+
     def current_checkpoint(self) -> dict[str, Any] | None:
         """Return the pointer {epoch, step, manifest, manifest_sha256, nonce}, or None before the first commit."""
-        return self.read_json("current.json")
+        pointer = self.read_json("current.json")
+        return pointer if pointer and pointer.get("manifest") is not None else None
 
     def next_epoch(self) -> int:
         """Return an epoch above the standing pointer's, so that whoever wrote that is fenced; 1 where there is none."""

@@ -38,13 +38,13 @@ class ModelSource:
 def fetch_model(origin: str, revision: str, cache: Path, *, allow_http: bool = False) -> ModelSource:
     """Bring a model to this node and refuse (19) a folder that could run code.
 
-    `origin` is a local folder, `s3://…` (a folder, or …/models/<name>), or a Hub id whose `revision`
-    is resolved to a commit first.
+    `origin` is a folder, local or `s3://…`, or …/models/<name> whose current release is followed, or a
+    Hub id whose `revision` is resolved to a commit first.
     """
     if origin.startswith("s3://"):
         source = ModelSource(origin, _fetch_from_store(origin, cache, allow_http), None)
     elif Path(origin).is_dir():
-        source = ModelSource(origin, Path(origin).absolute(), None)
+        source = ModelSource(origin, Path(latest_release(origin)).absolute(), None)
     elif is_repository(origin):
         commit = resolve_commit(origin, "model", revision)
         refuse_pickles(list_files(origin, "model", commit), origin)

@@ -69,7 +69,10 @@ def serve(
 
 
 def _variables(endpoint: str, access: dict[str, str]) -> dict[str, str]:
+    direct = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1,localhost"]))
     return {
+        "NO_PROXY": direct,
+        "no_proxy": direct,
         "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": access["accessKey"],
         "AWS_SECRET_ACCESS_KEY": access["secretKey"],

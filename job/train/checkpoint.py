@@ -30,10 +30,14 @@ STATE_FILE = "trainer_state.json"
 def gather_weights(model: Any, engine: Any | None) -> dict[str, torch.Tensor]:
     """Return all weights in fp32 on the CPU. Under DeepSpeed every rank must call; only rank 0 keeps them."""
     if engine is None:
-        weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
-    else:
-        weights = _gather_sharded(model)
-    return weights
+        return {name: _as_fp32(tensor) for name, tensor in model.state_dict().items()}
+    return _gather_sharded(model)
+
+
+def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a CPU copy with floating-point numbers in fp32; integers stay."""
+    copy = tensor.detach().cpu()
+    return copy.float() if copy.is_floating_point() else copy
 
 
 def _gather_sharded(model: Any) -> dict[str, torch.Tensor]:
@@ -47,7 +51,7 @@ def _gather_sharded(model: Any) -> dict[str, torch.Tensor]:
         if full is None:  # stage 0 in fp32 keeps no master copy
             full = parameter.detach()
         if keep:
-            weights[name] = full.float().cpu().clone()
+            weights[name] = _as_fp32(full).clone()
     if keep:
         weights |= {name: buffer.detach().cpu() for name, buffer in model.state_dict().items() if name not in weights}
     return weights

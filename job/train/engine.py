@@ -12,7 +12,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import BatchShape
-from job.errors import JobError
+from job.errors import JobError, RecipeError
 from job.recipe import Recipe
 from job.recipe.schema import Training
 
@@ -27,6 +27,8 @@ _USABLE_MEMORY = 0.6
 
 def decide_precision(asked: str) -> str:
     """Return bf16, fp16 or fp32; `auto` is bf16 where the processor computes it natively, else fp32."""
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise RecipeError("training.precision: fp16 needs a GPU and this node has none; use auto, bf16 or fp32")
     if asked != "auto":
         return asked
     if torch.cuda.is_available():
@@ -69,6 +71,7 @@ def build_arguments(
         eval_strategy="steps" if training.eval_steps else "epoch",
         eval_steps=training.eval_steps,
         max_steps=training.max_steps or -1,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         **_same_names(training),
     )
 

@@ -8,71 +8,73 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import Answer, MakeModel, call_job, write_recipe
 
 from job.store import open_store
 
 
-def run(recipe: dict[str, Any], folder: Path) -> Answer:
+def run(recipe: dict[str, Any], folder: Path, work: str = "work") -> Answer:
     path = write_recipe(folder / "recipe.yaml", **recipe)
-    answer = call_job("run", str(path), "--work-dir", str(folder / "work"))
+    answer = call_job("run", str(path), "--work-dir", str(folder / work))
     assert answer.code == 0, answer.stderr
     return answer
 
 
-def test_tweets_in_json_lines_with_numbered_labels_and_names(
-    recipe: dict[str, Any], assets: Path, tmp_path: Path
+def ask(release: str, text: str, folder: Path) -> dict[str, Any]:
+    return dict(json.loads(call_job("predict", release, text, "--work-dir", str(folder / "work")).stdout))
+
+
+def read_config(release: str) -> dict[str, Any]:
+    blob = open_store(release).read("config.json")
+    assert blob is not None
+    return dict(json.loads(blob.data))
+
+
+def test_tweets_in_json_lines_with_numbered_labels_train_a_roberta(
+    recipe: dict[str, Any], make_model: MakeModel, assets: Path, tmp_path: Path
 ) -> None:
-    recipe["data"] = {
-        "source": str(assets / "tweets" / "all.jsonl"),
-        "labels": ["bad", "good"],
-        "test": 0.2,
-        "validation": 0.1,
-    }
-    recipe["data"]["limit"] = 256
+    recipe["model"]["id"] = str(make_model("roberta", max_position_embeddings=66))
+    recipe["data"] = {"source": str(assets / "tweets" / "all.jsonl"), "labels": ["bad", "good"], "limit": 256}
+    recipe["data"] |= {"test": 0.2, "validation": 0.1}
     result = run(recipe, tmp_path).result
-    answer = call_job("predict", result["release"], "lovely", "--work-dir", str(tmp_path / "work"))
-    assert set(json.loads(answer.stdout)["scores"]) == {"bad", "good"}
+    assert result["onnx"]["agreement"] == 1.0
+    assert set(ask(result["release"], "lovely", tmp_path)["scores"]) == {"bad", "good"}
 
 
-def test_three_classes_from_a_tsv_with_other_column_names(
+def test_a_tsv_of_three_classes_keeps_texts_that_read_na_and_sets_bad_rows_aside(
     recipe: dict[str, Any], tmp_path: Path, reviews: Path
 ) -> None:
     with (reviews / "train.csv").open(encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row in csv.DictReader(file)][:300]
+        texts = [row["text"] for row in csv.DictReader(file)][:400]
+    rows = [(text, random.Random(text).choice(["low", "mid", "high"])) for text in [*texts, "NA", "null", "1984"]]
+    bad = [(" ", "low"), ("a\x00b", "mid"), ("x", "")]
     with (tmp_path / "rows.tsv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t")
-        writer.writerow(["body", "stars"])
-        writer.writerows([text, random.Random(text).choice(["low", "mid", "high"])] for text in texts)
-    recipe["data"] = {"source": str(tmp_path / "rows.tsv"), "columns": {"text": "body", "label": "stars"}, "test": 0.3}
+        csv.writer(file, delimiter="\t").writerows([("body", "stars"), *rows, *bad])
+    columns = {"text": "body", "label": "stars"}
+    recipe["data"] = {"source": str(tmp_path / "rows.tsv"), "columns": columns, "test": 0.3, "max_bad_fraction": 0.01}
     result = run(recipe, tmp_path).result
-    answer = call_job("predict", result["release"], "fine", "--work-dir", str(tmp_path / "work"))
-    assert set(json.loads(answer.stdout)["scores"]) == {"low", "mid", "high"}
+    about = json.loads((tmp_path / "work" / "runs" / result["run_id"] / "data.json").read_text())
+    assert about["set_aside"] == {"train": 3}
+    assert sum(about["rows"].values()) == len(rows)
+    assert set(ask(result["release"], "fine", tmp_path)["scores"]) == {"low", "mid", "high"}
 
 
-@pytest.mark.parametrize("kind", ["distilbert", "roberta"])
-def test_other_encoders_export_and_agree(
-    recipe: dict[str, Any], make_model: MakeModel, tmp_path: Path, kind: str
-) -> None:
-    recipe["model"]["id"] = str(make_model(kind, max_position_embeddings=66))
-    result = run(recipe, tmp_path).result
-    assert result["onnx"]["agreement"] == 1.0
-
-
-def test_a_release_is_a_model_to_start_from_and_its_label_order_is_kept(
+def test_an_edited_export_needs_no_training_and_a_release_is_a_model_to_start_from(
     recipe: dict[str, Any], tmp_path: Path, reviews: Path
 ) -> None:
-    recipe["data"] |= {"labels": ["positive", "negative"]}
-    first = run(recipe, tmp_path).result
-    model = first["release"].rpartition("/")[0]
-    second = {**recipe, "name": "second", "model": {"id": first["release"]}}
-    second["data"] = {"source": str(reviews), "max_length": 64}
-    again = run(second, tmp_path).result
-    config = json.loads(open_store(again["release"]).read("config.json").data)  # type: ignore[union-attr]
-    assert config["id2label"] == {"0": "positive", "1": "negative"}
-    assert again["metrics"]["test"]["n"] == 200
-    assert open_store(model).read("current.json")
+    recipe["data"]["labels"] = ["positive", "negative"]
+    first = run(recipe, tmp_path)
+    recipe["export"]["int8"]["targets"] = ["avx2"]
+    edited = run(recipe, tmp_path, "empty disk")
+    assert "train: already committed, skipped" in edited.stderr
+    assert "fetching the trained model from the store" in edited.stderr
+    assert list(edited.result["int8"]) == ["avx2"]
+    assert edited.result["metrics"]["test"] == first.result["metrics"]["test"]
+
+    recipe |= {"name": "second", "model": {"id": edited.result["release"].rpartition("/")[0]}}
+    recipe["data"] = {"source": str(reviews), "max_length": 64}
+    second = run(recipe, tmp_path).result
+    assert read_config(second["release"])["id2label"] == {"0": "positive", "1": "negative"}, "the model's order is kept"
 
 
 def test_data_and_model_may_lie_in_the_store(
@@ -86,31 +88,3 @@ def test_data_and_model_may_lie_in_the_store(
     recipe["model"]["id"], recipe["data"]["source"] = f"{s3}/inputs/tiny", f"{s3}/inputs/reviews"
     recipe["store"]["uri"] = f"{s3}/elsewhere"
     assert run(recipe, tmp_path).result["release"].startswith(f"{s3}/elsewhere/models/tiny/")
-
-
-def test_bad_rows_within_the_limit_are_set_aside_and_counted(
-    recipe: dict[str, Any], tmp_path: Path, reviews: Path
-) -> None:
-    with (reviews / "train.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
-    source = tmp_path / "rows.csv"
-    with source.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *rows, (" ", "positive"), ("a\x00b", "negative"), ("x", "")])
-    recipe["data"] = {"source": str(source), "test": 0.3, "max_bad_fraction": 0.01}
-    recipe["data"]["max_length"] = 64
-    result = run(recipe, tmp_path).result
-    about = json.loads((tmp_path / "work" / "runs" / result["run_id"] / "data.json").read_text())
-    assert about["set_aside"] == {"train": 3}
-    assert sum(about["rows"].values()) == len(rows)
-
-
-def test_a_text_that_reads_na_is_a_text(recipe: dict[str, Any], tmp_path: Path, reviews: Path) -> None:
-    with (reviews / "train.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
-    source = tmp_path / "rows.csv"
-    with source.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(
-            [("text", "label"), *rows, ("NA", "negative"), ("null", "negative"), ("1984", "positive")]
-        )
-    recipe["data"] = {"source": str(source), "test": 0.3, "max_length": 64}
-    run(recipe, tmp_path)

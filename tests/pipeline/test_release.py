@@ -170,22 +170,6 @@ def test_a_finished_run_is_not_done_again_on_an_empty_disk(released: Released, a
     assert not (tmp_path / "runs" / released.result["run_id"] / "final").exists()
 
 
-def test_after_an_edit_of_the_export_an_empty_disk_exports_again_without_training(
-    released: Released, assets: Path, tmp_path: Path
-) -> None:
-    edited = call_job(
-        *_command(released, assets, tmp_path),
-        "--set",
-        "export.int8.targets=[portable]",
-        "--set",
-        "baselines=[majority]",
-    )
-    assert edited.code == 0, edited.stderr
-    assert "train: already committed, skipped" in edited.stderr
-    assert list(edited.result["int8"]) == ["portable"]
-    assert edited.result["metrics"]["test"] == released.result["metrics"]["test"]
-
-
 def test_show_lists_run_and_release(released: Released) -> None:
     store = released.uri.partition("/models/")[0]
     listing = call_job("show", store).stdout
