@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,8 @@ def _signal(group: list[subprocess.Popen[bytes]], number: signal.Signals) -> Non
 
 
 def _kill(group: list[subprocess.Popen[bytes]]) -> None:
-    """Kill each process that is left, with everything that it started."""
+    """Kill each process that is left, and whatever any of them started: each leads a session of its own."""
     for process in group:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

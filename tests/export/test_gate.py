@@ -1,0 +1,84 @@
+"""The gates fail closed: a different fp32 model, a worse int8 one, or too few rows never pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from job.errors import GateFailed
+from job.export.gate import check_parity, compare_quality, passes
+from job.recipe.schema import Int8
+from job.tasks import get_task
+
+TASK = get_task("text-classification")
+
+
+def logits(labels: np.ndarray, classes: int = 2) -> np.ndarray:
+    """Logits that answer `labels` with a clear margin."""
+    return np.eye(classes, dtype=np.float32)[labels] * 4
+
+
+def judge(n: int, broken: int, mended: int = 0) -> dict[str, float]:
+    """int8 gets `broken` right rows wrong and `mended` wrong rows right, of n rows that fp32 gets 80 % right."""
+    labels = np.zeros(n, dtype=np.int64)
+    fp32 = np.zeros(n, dtype=np.int64)
+    fp32[: n // 5] = 1
+    int8 = fp32.copy()
+    int8[n // 5 : n // 5 + broken] = 1
+    int8[:mended] = 0
+    return compare_quality(TASK, logits(fp32), logits(int8), labels)
+
+
+def test_the_bound_is_that_of_a_paired_mean() -> None:
+    # 2 % changed labels on 1,000 rows: the one-sided 95 % bound lies 0.007 above the drop, on 2,100 rows 0.005
+    assert judge(1000, 10, 10)["drop_bound"] == pytest.approx(0.0074, abs=2e-4)
+    assert judge(2100, 21, 21)["drop_bound"] == pytest.approx(0.0051, abs=2e-4)
+    assert judge(1000, 15, 5)["drop"] == pytest.approx(0.01)
+
+
+def test_an_equal_model_passes_and_a_worse_one_does_not() -> None:
+    assert passes(judge(2000, 0), Int8())
+    assert passes(judge(2000, 20, 10), Int8())
+    assert not passes(judge(2000, 60), Int8())
+    assert not passes(judge(2000, 100, 100), Int8()), "agreement 0.90"
+
+
+def test_too_few_rows_prove_nothing() -> None:
+    assert Int8().min_rows == 150
+    assert not passes(judge(149, 0), Int8())
+    assert passes(judge(150, 0), Int8())
+    assert Int8(max_metric_drop=0.01).min_rows == 300
+
+
+@given(st.integers(150, 3000), st.integers(0, 200), st.integers(0, 200))
+def test_whatever_passes_has_its_bound_within_the_limit(n: int, broken: int, mended: int) -> None:
+    quality = judge(n, min(broken, n // 2), min(mended, n // 5))
+    assert quality["drop_bound"] >= quality["drop"] - 1e-9
+    if passes(quality, Int8()):
+        assert quality["drop_bound"] <= 0.02
+        assert quality["agreement"] >= 0.95
+
+
+def test_parity_accepts_rounding_and_names_the_worst_row_otherwise() -> None:
+    expected = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    rows = np.arange(101, 151)
+    assert check_parity(expected, expected + 1e-5, rows)["n"] == 50
+    found = expected.copy()
+    found[7] += 0.5
+    with pytest.raises(GateFailed, match=r"0\.5 on test row 108"):
+        check_parity(expected, found, rows)
+
+
+@pytest.mark.parametrize("damage", ["nan", "shape", "swapped", "constant"])
+def test_parity_fails_closed(damage: str) -> None:
+    expected = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    found = {
+        "nan": np.full_like(expected, np.nan),
+        "shape": expected[:40],
+        "swapped": expected[:, ::-1],
+        "constant": np.zeros_like(expected),
+    }[damage]
+    with pytest.raises(GateFailed):
+        check_parity(expected, found, np.arange(50))

@@ -1,0 +1,35 @@
+"""ZeRO's automatic stage is the lowest that fits, and precision is what the processor can do."""
+
+from __future__ import annotations
+
+import pytest
+
+from job.errors import RecipeError
+from job.train.engine import choose_zero_stage, decide_precision
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("parameters", "ranks", "memory", "stage"),
+    [
+        (66e6, 8, 16 * GIB, 0),
+        (66e6, 1, 16 * GIB, 0),
+        (1e9, 8, 24 * GIB, 1),
+        (1.5e9, 8, 16 * GIB, 2),
+        (8e9, 8, 80 * GIB, 2),
+        (8e9, 64, 24 * GIB, 3),
+    ],
+)
+def test_the_lowest_stage_that_fits_is_chosen(parameters: float, ranks: int, memory: int, stage: int) -> None:
+    assert choose_zero_stage(int(parameters), ranks, memory) == stage
+
+
+def test_what_is_asked_for_is_kept_and_fp16_needs_a_gpu() -> None:
+    assert decide_precision("fp32") == "fp32"
+    assert decide_precision("auto") in ("bf16", "fp32")
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="fp16 needs a GPU"):
+            decide_precision("fp16")
