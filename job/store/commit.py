@@ -29,6 +29,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class RunStore:
     def current_checkpoint(self) -> dict[str, Any] | None:
         """Return the pointer {epoch, step, manifest, manifest_sha256, nonce}, or None before the first commit."""
         pointer = self.read_json("current.json")
-        return pointer if pointer and pointer.get("manifest") is not None else None
+        return None if pointer and pointer.get("manifest", "missing") is None else pointer
 
     def next_epoch(self) -> int:
         """Return an epoch above the standing pointer's, so that whoever wrote that is fenced; 1 where there is none."""
@@ -139,7 +140,8 @@ class CheckpointWriter:
             return
         manifest = Manifest("checkpoint", files, {**about, "step": step, "epoch": self._epoch})
         key = f"{name}/manifest.json"
-        self._store.objects.write(key, manifest.to_bytes())
+        with suppress(PreconditionFailed):  # one's own write whose answer was lost: the folder has this attempt's nonce
+            self._store.objects.write(key, manifest.to_bytes(), if_absent=True)
         pointer = {"epoch": self._epoch, "step": step, "manifest": key, "manifest_sha256": manifest.sha256}
         self._etag = move_pointer(self._store.objects, pointer | {"nonce": uuid.uuid4().hex}, self._etag)
         log.info("checkpoint of step %d committed (%d MiB)", step, manifest.total_bytes >> 20)
