@@ -112,7 +112,8 @@ def predict(
         str, typer.Argument(metavar="MODEL", help="…/models/<name>, …/models/<name>/<version>, or a folder.")
     ],
     text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Without: lines from stdin.")] = None,
-    precision: Annotated[str, typer.Option(help="auto (int8 where released), int8 or fp32.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (int8 where released), int8, fp32 or an int8 target.")] = "auto",
+    pairs: Annotated[bool, typer.Option("--pairs", help="Each text is two, with a tab between them.")] = False,
     allow_http: HttpOption = False,
     work: WorkOption = Path("work"),
 ) -> None:
@@ -122,8 +123,8 @@ def predict(
         from job.predict import open_predictor
 
         predictor = open_predictor(model, cache=work / "cache" / "bundles", precision=precision, allow_http=allow_http)
-        texts = text or [line.rstrip("\n") for line in sys.stdin]
-        for answer in predictor.predict(texts):
+        texts = text or [line.rstrip("\r\n") for line in sys.stdin]
+        for answer in predictor.predict([_split_pair(line) for line in texts] if pairs else texts):
             print(json.dumps(answer, ensure_ascii=False))
         return 0
 
@@ -249,6 +250,11 @@ def _finish(action: Callable[[], int], as_json: bool = False) -> NoReturn:
     except Exception as error:
         code = _report_error(judge_error(error), as_json)
     raise SystemExit(code)
+
+
+def _split_pair(line: str) -> str | tuple[str, str]:
+    first, tab, second = line.partition("\t")
+    return (first, second) if tab else line
 
 
 def _report_error(verdict: dict[str, Any], as_json: bool) -> int:

@@ -56,7 +56,9 @@ STAGES = (
     Stage("evaluate", "job.evaluate:evaluate_run", ("baselines",), ("evaluate/validation.npy", "evaluate/test.npy")),
     Stage("export", "job.export:export_run", (), ("onnx/model.onnx",)),
     Stage("quantize", "job.export:quantize_run", ("export",), ()),
-    Stage("report", "job.report:write_report", (), ()),
+    # numbers go into the report that no file of an earlier stage shows, so it and what follows is always made anew
+    Stage("report", "job.report:write_report", ("name", "baselines", "export"), ()),
+    Stage("rehearse", "job.export:rehearse_bundle", (), ()),
 )
 
 _RELEASE_READS = ("name", "release")
@@ -102,10 +104,10 @@ class Pipeline:
         self._store = store
         log.info("run %s, store %s", run.run_id, store.uri)
         run.save()
-        self._status("fetch")
         identity = self._process("job.data:fetch_sources", {"TOKENIZERS_PARALLELISM": "true"})
         self._check_rows()
         self._claim(store, identity)
+        self._status("claimed")
         inputs = hash_json(identity)
         if finished := self._find_finished(store, inputs):
             return finished
@@ -157,7 +159,17 @@ class Pipeline:
             store.start_over(about, [stage.name for stage in STAGES])
             return
         found = store.write_once("run.json", about)
-        check_identity(found["identity"], identity, self._run.run_id)
+        try:
+            self._compare(found, about)
+        except CheckpointMismatch as mismatch:
+            if store.current_checkpoint() or store.read_json("stages/train.json"):
+                raise
+            log.warning("%s. Nothing was trained yet, so the run begins with what is there now", mismatch)
+            store.write_json("run.json", about)
+
+    def _compare(self, found: dict[str, Any], about: dict[str, Any]) -> None:
+        """Raise CheckpointMismatch (16) when the run began with other sources or another training."""
+        check_identity(found["identity"], about["identity"], self._run.run_id)
         changed = _differences(found["material"], about["material"])
         if changed:
             raise CheckpointMismatch(
@@ -211,8 +223,8 @@ class Pipeline:
         if stage.name == "quantize":
             digests = _int8_digests(saved["record"])
             return all(_lies_here(folder / "onnx" / int8_file_name(target), digests[target]) for target in digests)
-        if stage.name == "report":
-            return (self._run.bundle / "report.html").exists()
+        if stage.name in ("report", "rehearse"):
+            return False
         if all(_lies_here(folder / name, digest) for name, digest in saved["files"].items()):
             return True
         if stage.name != "train":

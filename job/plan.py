@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 from job.data.batching import derive_micro_batch
 from job.errors import DataError
@@ -52,14 +50,15 @@ def describe_batches(recipe: Recipe, topology: Topology) -> list[str]:
 
 def describe_sources(recipe: Recipe, work: Path) -> list[str]:
     """Fetch model and data into the cache, read them as a run would, and return lines on what they are."""
-    from job.data.fetch import read_splits
+    from job.data.fetch import check_max_length, read_splits
     from job.data.sources import locate_data
-    from job.store.models import count_parameters, fetch_model
+    from job.store.models import count_parameters, fetch_model, read_config
 
     cache = work.absolute() / "cache"
     model = fetch_model(recipe.model.id, recipe.model.revision, cache, allow_http=recipe.store.allow_http)
     source = locate_data(recipe.data, cache, allow_http=recipe.store.allow_http)
-    config: dict[str, Any] = json.loads((model.path / "config.json").read_text())
+    config = read_config(model.path)
+    check_max_length(recipe.data.max_length, config)
     _, labels, counts = read_splits(recipe, source, config)
     rows, gate = counts["rows"], recipe.export.int8
     if gate.gate == "fail" and rows["test"] < gate.min_rows:

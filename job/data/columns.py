@@ -138,9 +138,10 @@ def _name_values(data: Data, train: RawColumns) -> tuple[list[str], list[str]]:
         )
         return ordered, ordered
     names = [str(name) for name in (data.labels or train.declared or [])]
-    if all(_is_number(_canonical(value)) for value in train.labels if not _is_missing(value)) and not any(
-        _is_number(name) for name in names
-    ):
+    found = {_canonical(value) for value in train.labels if not _is_missing(value)}
+    if found <= {"false", "true"} and len(names) == 2 and not found & set(names):
+        return ["false", "true"], names
+    if all(map(_is_number, found)) and not any(map(_is_number, names)):
         return [str(index) for index in range(len(names))], names
     return names, names
 
@@ -168,9 +169,10 @@ def refuse_beyond(bad: int, total: int, data: Data, what: str) -> None:
     """Raise DataError unless `bad` of `total` rows are within data.max_bad_fraction."""
     if bad > data.max_bad_fraction * total:
         needed = math.ceil(10_000 * bad / total) / 10_000
+        way_out = f", or set them aside with data.max_bad_fraction: {needed:g} (now {data.max_bad_fraction:g})"
+        # beyond a tenth it is the recipe that is wrong, not the rows
         raise DataError(
-            f"data: {what}; correct the rows, or set them aside with data.max_bad_fraction: {needed:g} "
-            f"(now {data.max_bad_fraction:g})"
+            f"data: {what}; correct the rows" + (way_out if needed <= 0.1 else ", data.labels or data.columns")
         )
 
 
@@ -214,7 +216,7 @@ def _as_text(value: Any) -> str | None:
 
 
 def _canonical(value: Any) -> str:
-    """One spelling for 1, 1.0 and "1"; strings are stripped."""
+    """One spelling for 1, 1.0 and "1", and for True and "true"; other strings are stripped."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

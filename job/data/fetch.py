@@ -6,25 +6,26 @@ released. Everything else lies in the cache and is found again by content.
 
 from __future__ import annotations
 
-import json
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from job.data.columns import LabelMap, RawColumns, check_rows, pick_columns
+from job.data.columns import Examples, LabelMap, RawColumns, check_rows, pick_columns
 from job.data.sources import DataSource, locate_data, read_split
 from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits
 from job.data.tokenize import TokenTable, hash_tokenizer, tokenize_split
 from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
 from job.store.manifest import hash_file
-from job.store.models import ModelSource, fetch_model
+from job.store.models import ModelSource, fetch_model, read_config
 
 log = logging.getLogger("job.data")
 
 DEFAULT_MAX_LENGTH = 512
+_SAMPLE_ROWS = 64
 _POSITIONS_BEFORE_FIRST_TOKEN = {
     "roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "roberta-prelayernorm": 2, "mpnet": 2,
     "longformer": 2, "data2vec-text": 2, "ibert": 2, "esm": 2,
@@ -38,11 +39,12 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     model = fetch_model(recipe.model.id, recipe.model.revision, run.cache, allow_http=allow_http)
     source = locate_data(recipe.data, run.cache, allow_http=allow_http)
     run.write("sources.json", {"model": _describe(model), "data": _describe(source)})
-    config = json.loads((model.path / "config.json").read_text())
+    config = read_config(model.path)
     splits, labels, origin = read_splits(recipe, source, config)
     tokenizer = _load_tokenizer(model.path, config)
     max_length = _decide_max_length(recipe.data.max_length, tokenizer, config)
     run.write("data.json", _tokenize(run, splits, tokenizer, max_length) | {"labels": labels.names} | origin)
+    run.write("sample.json", _sample(splits["test"]))
     return identify(run, model, source, splits, tokenizer)
 
 
@@ -66,10 +68,22 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
                 splits["train"], fraction * total / max(len(splits["train"]), 1), seed
             )
     check_splits(splits, labels.names)
+    before = {name: len(split) for name, split in splits.items()}
     splits = separate_splits(splits, data)
+    leaked = {name: before[name] - len(split) for name, split in splits.items() if len(split) < before[name]}
     splits["train"] = cut_train(splits["train"], data.limit, seed)
     check_splits(splits, labels.names)
-    return splits, labels, {"rows": {name: len(split) for name, split in splits.items()}, "set_aside": set_aside}
+    return (
+        splits,
+        labels,
+        {"rows": {name: len(split) for name, split in splits.items()}, "set_aside": set_aside, "leaked": leaked},
+    )
+
+
+def _sample(test: Examples) -> dict[str, Any]:
+    """Return the first test rows as texts: the release is rehearsed on them."""
+    rows = _SAMPLE_ROWS
+    return {"texts": test.texts[:rows], "pairs": test.pairs[:rows] if test.pairs else None}
 
 
 def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:
@@ -115,8 +129,13 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
         raise DataError(
             f"model.id: {folder} has no fast tokenizer (tokenizer.json); convert it with transformers first"
         )
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    _match_inputs(tokenizer, folder, config)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"model.id: the tokenizer in {folder} has no pad, eos or unk token; add one to its files")
     if len(tokenizer) > int(config.get("vocab_size", 1 << 31)):
         raise CheckpointMismatch(
             f"model.id: the tokenizer knows {len(tokenizer):,} tokens, the model's embedding {config['vocab_size']:,}; "
@@ -125,19 +144,48 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _decide_max_length(asked: int | None, tokenizer: Any, config: dict[str, Any]) -> int:
-    """Return tokens per row: the recipe's, or the model's own limit up to 512; RecipeError beyond its positions."""
+def _match_inputs(tokenizer: Any, folder: Path, config: dict[str, Any]) -> None:
+    """Let the tokenizer, as it is released, give only inputs that the model takes.
+
+    BERT's tokenizer files are often used for models without segments (DistilBERT, MPNet), and a released folder
+    must work as it is: `model(**tokenizer(text))`.
+    """
+    names = list(tokenizer.model_input_names)
+    if "token_type_ids" in names and not (_takes_segments(folder) and int(config.get("type_vocab_size") or 0) > 1):
+        names.remove("token_type_ids")
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+
+
+def _takes_segments(folder: Path) -> bool:
+    """Tell whether the classifier of this folder's architecture takes `token_type_ids`."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    except (KeyError, ValueError, OSError, TypeError, AttributeError):
+        raise DataError(
+            f"model.id: {folder} has no text classifier in transformers; name a model of this kind"
+        ) from None
+    return "token_type_ids" in inspect.signature(model_class.forward).parameters
+
+
+def check_max_length(asked: int | None, config: dict[str, Any]) -> int:
+    """Return the positions that a model has for tokens; raise RecipeError (10) when `asked` is beyond them."""
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    limit = (
-        int(positions) - _POSITIONS_BEFORE_FIRST_TOKEN.get(str(config.get("model_type")), 0) if positions else 1 << 20
-    )
-    if asked is None:
-        return min(limit, int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH)
-    if asked > limit:
+    reserved = _POSITIONS_BEFORE_FIRST_TOKEN.get(str(config.get("model_type")), 0)
+    limit = int(positions) - reserved if positions else 1 << 20
+    if asked is not None and asked > limit:
         raise RecipeError(
             f"data.max_length: {asked} tokens, but this model has {limit} positions; use {limit} or fewer"
         )
-    return asked
+    return limit
+
+
+def _decide_max_length(asked: int | None, tokenizer: Any, config: dict[str, Any]) -> int:
+    """Return tokens per row: the recipe's, or the model's own limit up to 512."""
+    limit = check_max_length(asked, config)
+    return asked or min(limit, int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH)
 
 
 def _tokenize(run: Run, splits: Splits, tokenizer: Any, max_length: int) -> dict[str, Any]:

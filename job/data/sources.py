@@ -15,6 +15,7 @@ from job.errors import DataError, JobError, NotFound, ResourceExhausted
 from job.recipe.schema import Data
 from job.store.hub import download_snapshot, is_repository, resolve_commit
 from job.store.objects import open_store, split_uri
+from job.store.transfer import mirror_objects
 
 log = logging.getLogger("job.data")
 
@@ -50,9 +51,9 @@ def read_split(source: DataSource, data: Data, split: str) -> Any:
     """Return the rows of one split as a `datasets.Dataset`; `split` is a name or a file."""
     file = _as_file(source, split)
     if file:
-        return _load(source, _format_of(file), {"train": str(file)}, split)["train"]
+        return _load(source, _format_of(file), {"train": [str(file)]}, split)["train"]
     if source.path.is_file():
-        splits = _load(source, _format_of(source.path), {"train": str(source.path)}, split)
+        splits = _load(source, _format_of(source.path), {"train": [str(source.path)]}, split)
     else:
         splits = _load_folder(source, data.config, split)
     if split not in splits:
@@ -83,18 +84,43 @@ def _format_of(file: Path) -> str:
     return FORMATS[file.suffix]
 
 
-def _load_folder(source: DataSource, config: str | None, split: str) -> dict[str, Any]:
-    """Read a folder in the Hub's layout: splits by file names or by the configs of its README."""
-    files = [path for path in source.path.rglob("*") if path.suffix in FORMATS and path.is_file()]
+def _load_folder(source: DataSource, config: str | None, split: str) -> Any:
+    """Read a folder: files or sub-folders named after the split, else whatever its README or `datasets` finds."""
+    files = sorted(path for path in source.path.rglob("*") if path.suffix in FORMATS and path.is_file())
     if not files:
         raise DataError(f"data.source: no {', '.join(FORMATS)} file in {source.origin!r}; correct the path")
-    plain = {path.stem: path for path in files if path.parent == source.path}
-    if split in plain and config is None:
-        return _load(source, _format_of(plain[split]), {split: str(plain[split])}, split)
+    by_label = sorted((source.path / split).glob("*/*.txt"))
+    if by_label:
+        return {split: _read_label_folders(by_label)}
+    shards = [path for path in files if _belongs_to(path.relative_to(source.path), split)]
+    if shards and config is None and not _declares_files(source.path):
+        return _load(source, _format_of(shards[0]), {split: [str(path) for path in shards]}, split)
     return _load(source, str(source.path), None, split, config)
 
 
-def _load(source: DataSource, what: str, files: dict[str, str] | None, split: str, config: str | None = None) -> Any:
+def _declares_files(folder: Path) -> bool:
+    """Tell whether the folder's README names the files of each split, as Hub data sets do."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace")[:100_000] if readme.is_file() else ""
+    return text.startswith("---") and "data_files" in text
+
+
+def _belongs_to(path: Path, split: str) -> bool:
+    """Tell whether a data file is one of a split's: train.csv, train-00000-of-00002.csv, train/anything.csv."""
+    return bool(re.fullmatch(rf"{re.escape(split)}([-_.].*)?", path.stem)) or path.parts[0] == split
+
+
+def _read_label_folders(files: list[Path]) -> Any:
+    """Return texts labelled by their folder: train/pos/1.txt, train/neg/2.txt, …"""
+    from datasets import Dataset
+
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files]
+    return Dataset.from_dict({"text": texts, "label": [path.parent.name for path in files]})
+
+
+def _load(
+    source: DataSource, what: str, files: dict[str, list[str]] | None, split: str, config: str | None = None
+) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
@@ -104,7 +130,7 @@ def _load(source: DataSource, what: str, files: dict[str, str] | None, split: st
         options["data_files"] = files
     if what == "csv":
         # without keep_default_na=False the text "null" or "NA" would be read as missing
-        separator = "\t" if next(iter((files or {}).values()), "").endswith(".tsv") else ","
+        separator = "\t" if files and next(iter(files.values()))[0].endswith(".tsv") else ","
         options |= {"keep_default_na": False, "sep": separator}
     try:
         return datasets.load_dataset(what, cache_dir=str(source.cache / "datasets"), **options)
@@ -124,17 +150,12 @@ def _unreadable(source: DataSource, split: str, error: Exception) -> JobError:
 
 def _download_objects(uri: str, cache: Path, allow_http: bool) -> Path:
     """Copy one object, or all data files below a prefix, into the cache; return file or folder."""
-    folder = cache / "objects" / re.sub(r"[^A-Za-z0-9.-]+", "_", uri)[-120:]
-    folder.mkdir(parents=True, exist_ok=True)
-    if Path(uri).suffix in FORMATS:
-        parent, name = split_uri(uri)
-        open_store(parent, allow_http=allow_http).download(name, folder / name)
-        return folder / name
-    store = open_store(uri, allow_http=allow_http)
-    keys = [item.key for item in store.list("") if Path(item.key).suffix in FORMATS or item.key == "README.md"]
-    if not keys:
-        raise NotFound(f"data.source: no {', '.join(FORMATS)} object under {uri}; check the address")
-    for key in keys:
-        (folder / key).parent.mkdir(parents=True, exist_ok=True)
-        store.download(key, folder / key)
-    return folder
+    parent, name = split_uri(uri) if Path(uri).suffix in FORMATS else (uri.rstrip("/"), "")
+
+    def wanted(key: str) -> bool:
+        return key == name if name else Path(key).suffix in FORMATS or key == "README.md"
+
+    folder = mirror_objects(open_store(parent, allow_http=allow_http), name, wanted, cache / "objects")
+    if folder is None:
+        raise NotFound(f"data.source: no {', '.join(FORMATS)} object at {uri}; check the address")
+    return folder / name

@@ -6,7 +6,7 @@ where padded int64 rows take 205 MB.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -20,7 +20,7 @@ from job.data.columns import Examples
 from job.recipe.schema import hash_json
 
 _BATCH_ROWS = 1000
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,12 @@ def tokenize_split(examples: Examples, tokenizer: Any, max_length: int, cache: P
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """Return the sha256 (hex) of everything that decides which ids a text gets."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """Return the sha256 (hex) of everything that decides which ids a text gets.
+
+    Truncation and padding are left out: each call of the tokenizer changes them in place.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return hash_json({key: value for key, value in state.items() if key not in ("truncation", "padding")})
 
 
 def _write_table(examples: Examples, tokenizer: Any, max_length: int, folder: Path) -> None:

@@ -3,11 +3,12 @@
 Enters: the final model folder and the logits of the fp32 torch model. Leaves: a bundle folder and
 numbers. `onnx.py` exports (the only user of optimum, with `quantize.py`) · `quantize.py` makes int8
 candidates per target · `measure.py` runs an ONNX file in a fresh process · `gate.py` decides ·
-`bundle.py` lays out what is released.
+`bundle.py` lays out what is released · `rehearse.py` opens it as consumers do.
 """
 
 from job.export.bundle import build_bundle
 from job.export.onnx import export_run
 from job.export.quantize import int8_file_name, quantize_run
+from job.export.rehearse import rehearse_bundle
 
-__all__ = ["build_bundle", "export_run", "int8_file_name", "quantize_run"]
+__all__ = ["build_bundle", "export_run", "int8_file_name", "quantize_run", "rehearse_bundle"]

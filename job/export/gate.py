@@ -25,8 +25,11 @@ def check_parity(expected: np.ndarray, found: np.ndarray, rows: np.ndarray) -> d
     `rows` are the source's row numbers. A label may differ only where torch's two best logits are
     closer than the tolerance.
     """
-    if expected.shape != found.shape or not np.isfinite(found).all():
-        raise GateFailed(f"export: ONNX answers {found.shape} with NaN, torch {expected.shape}; nothing is released")
+    if expected.shape != found.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        raise GateFailed(
+            f"export: torch answers {expected.shape}, ONNX {found.shape}, or one of them NaN; nothing is released, "
+            "the checkpoint is kept"
+        )
     difference = np.abs(expected - found).max(axis=1)
     same = expected.argmax(axis=1) == found.argmax(axis=1)
     best = np.sort(expected, axis=1)
@@ -54,6 +57,8 @@ def compare_quality(task: TextClassification, fp32: np.ndarray, int8: np.ndarray
     n = len(paired)
     drop = float(paired.mean())
     margin = _Z95_ONE_SIDED * float(paired.std(ddof=1)) / np.sqrt(n) if n > 1 else 1.0
+    # few changed rows make the normal margin too narrow; ln(20)/n is what none at all would prove (rule of three)
+    margin = max(margin, np.log(20) / n)
     return {
         "metric": round(float(task.per_row_score(int8, labels).mean()), 6),
         "drop": round(drop, 6),

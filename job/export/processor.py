@@ -20,9 +20,11 @@ def describe_processor() -> str:
 
 
 def can_judge(target: str) -> bool:
-    """Tell whether this processor runs the kernels that `target` is meant for."""
+    """Tell whether this processor runs the kernels that `target` is meant for; newer ones run others."""
     if target == "portable":
         return True
+    if target == "avx2":
+        return "avx2" in _flags() and not {"avx512_vnni", "avx_vnni"} & set(_flags())
     if target == "arm64":
         return platform.machine() in ("aarch64", "arm64")
     return target in _flags()

@@ -28,4 +28,5 @@ def set_up_logging(stream: TextIO) -> None:
     handler.setFormatter(_Formatter())
     root = logging.getLogger("job")
     root.handlers, root.propagate = [handler], False
-    root.setLevel(os.environ.get("JOB_LOG_LEVEL", "INFO").upper())
+    level = os.environ.get("JOB_LOG_LEVEL", "INFO").upper()
+    root.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")

@@ -12,6 +12,7 @@ from job.errors import JobError, ResourceExhausted, redact
 log = logging.getLogger("job.launch")
 
 _TAIL_LINES = 15
+_NODE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
 
 
 def judge_error(error: BaseException) -> dict[str, Any]:
@@ -21,8 +22,10 @@ def judge_error(error: BaseException) -> dict[str, Any]:
     if isinstance(error, MemoryError):
         reason = "memory is exhausted; use a smaller batch or a larger machine"
         return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        reason = f"{error.strerror} ({error.filename}); free space or move --work-dir"
+    if isinstance(error, OSError) and error.errno in _NODE_TROUBLE:
+        reason = (
+            f"{error.strerror} ({error.filename}); free space, or give --work-dir a folder that this user may write"
+        )
         return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
     for line in "".join(traceback.format_exception(error)).rstrip().splitlines()[-_TAIL_LINES:]:
         log.error("  %s", line)

@@ -40,14 +40,20 @@ def main(target: str, folder: Path, outcome: Path) -> int:
         record = _resolve(target)(Run.load(folder))
         code, reason = 0, ""
     except BaseException as error:
+        if isinstance(error, _Stopped):
+            error = Interrupted("told to stop; what was committed is kept, run again to go on")
         verdict, record = judge_error(error), {}
         code, reason = verdict["exit_code"], verdict["reason"]
     write_json(outcome, {"code": code, "reason": reason, "record": record or {}})
     return int(code)
 
 
+class _Stopped(BaseException):
+    """Raised by the signal handler; no `except Exception` on the way may take it for an error of its own."""
+
+
 def _interrupt(number: int, frame: Any) -> None:
-    raise Interrupted("told to stop; what was committed is kept, run again to go on")
+    raise _Stopped
 
 
 def _resolve(target: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from job.errors import NotFound, RecipeError, SecurityRefused, contains_secret, redact
+from job.errors import RecipeError, SecurityRefused, contains_secret, redact
 from job.recipe.schema import Recipe
 
 KeyPath = tuple[str | int, ...]
@@ -98,8 +98,8 @@ _Loader.add_implicit_resolver(
 def load_recipe(reference: str, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Recipe:
     """Return the checked recipe that `reference` (a path or the name of a shipped recipe) names.
 
-    `overrides` are `a.b=c` strings, `environment` defaults to os.environ. Raises NotFound for a
-    missing file, SecurityRefused for credentials in the recipe, RecipeError with all mistakes.
+    `overrides` are `a.b=c` strings, `environment` defaults to os.environ. Raises SecurityRefused for
+    credentials in the recipe, RecipeError with all mistakes or for a missing file.
     """
     path = find_recipe(reference)
     tree, places = _read_yaml(path)
@@ -117,7 +117,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), environment: Mapp
 
 
 def find_recipe(reference: str) -> Path:
-    """Return the file for a path or a shipped name; raise NotFound with the names that exist."""
+    """Return the file for a path or a shipped name; raise RecipeError with the names that exist."""
     path = Path(reference)
     try:
         if path.is_file():
@@ -128,7 +128,9 @@ def find_recipe(reference: str) -> Path:
     if reference in shipped:
         return shipped[reference]
     names = ", ".join(sorted(shipped))
-    raise NotFound(f"recipe {_shorten(repr(reference))}: no such file, nor a shipped recipe ({names}); check the path")
+    raise RecipeError(
+        f"recipe {_shorten(repr(reference))}: no such file, nor a shipped recipe ({names}); check the path"
+    )
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -72,6 +73,24 @@ class Data(Section):
     def _fill_columns(cls, columns: dict[str, str]) -> dict[str, str]:
         return {"text": "text", "label": "label"} | columns
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _name_booleans(cls, labels: Any) -> Any:
+        """YAML's true and false are label values here, and pydantic would read them as 1 and 0."""
+        if isinstance(labels, dict):
+            return {_spell(value): _spell(name) for value, name in labels.items()}
+        return [_spell(name) for name in labels] if isinstance(labels, list) else labels
+
+    @field_validator("labels")
+    @classmethod
+    def _at_least_two(cls, labels: Any) -> Any:
+        names = [str(name) for name in (labels.values() if isinstance(labels, dict) else labels or [])]
+        if labels is not None and len(set(names)) < 2:
+            raise ValueError(f"names {len(set(names))} label; classification needs at least two different ones")
+        if isinstance(labels, list) and len(set(names)) < len(names):
+            raise ValueError("names a label twice; a list gives each number its own name")
+        return labels
+
     @field_validator("validation", "test", mode="before")
     @classmethod
     def _refuse_bare_numbers(cls, value: Any) -> Any:
@@ -89,6 +108,10 @@ class Data(Section):
         if isinstance(self.validation, str) and self.validation == self.train:
             raise ValueError(f"validation is the same split as train ({self.train!r}); it must be held out")
         return self
+
+
+def _spell(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 class Tuning(Section):
@@ -110,8 +133,8 @@ class Training(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="overrides warmup_ratio when > 0")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    adam_beta1: Share = 0.9
-    adam_beta2: Share = 0.999
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
@@ -141,8 +164,8 @@ class Launch(Section):
     """Deadlines of the supervisor."""
 
     grace_s: Positive = Field(300, description="seconds from a stop signal to being killed")
-    hang_timeout_s: Positive = Field(600, description="seconds of silence after which a rank counts as hanging")
-    join_timeout_min: Positive = Field(30, description="minutes to wait for the other nodes")
+    hang_timeout_s: Positive = Field(600, description="seconds to wait for another rank's part of a checkpoint")
+    join_timeout_min: Positive = Field(30, description="minutes to wait for other nodes; this version runs on one")
     time_limit_min: Positive | None = Field(None, description="stop with a checkpoint after so many minutes")
 
 
@@ -192,7 +215,7 @@ class Store(Section):
     """Where checkpoints and releases live."""
 
     uri: str = Field(min_length=1, description="s3://bucket/prefix, or a local folder")
-    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints that a run keeps")
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints that an attempt keeps")
     keep_releases: Positive = Field(10, description="releases are never deleted by this version")
     lease_ttl_s: Positive = Field(30, description="seconds; runs are not leased by this version")
     max_unsynced_minutes: Positive = Field(30, description="minutes without a successful upload before stopping")
@@ -206,8 +229,9 @@ class Store(Section):
             raise ValueError(f"has scheme {scheme!r}; use s3://bucket/prefix or a local folder")
         if scheme == "s3" and separator and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", rest):
             raise ValueError("must read s3://bucket/prefix with a valid bucket name")
-        stripped = uri.rstrip("/")
-        return uri if stripped in ("", "file:") else stripped
+        if scheme == "s3" and separator:
+            return uri.rstrip("/")
+        return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
 class Recipe(Section):

@@ -8,7 +8,7 @@ from typing import Any
 from job import __version__
 from job.recipe import Run
 from job.report.page import render_page
-from job.report.result import assemble_result
+from job.report.result import assemble_result, hide_paths
 
 _CARD = """---
 library_name: transformers
@@ -69,7 +69,7 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
     scores = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
     quality = [f"| {name} | {s[metric]:.4f} | {s[f'{metric}_interval']} |" for name, s in scores.items()]
     return _CARD.format(
-        name=recipe.name, task=recipe.task, base=_public(recipe.model.id), source=_public(recipe.data.source),
+        name=recipe.name, task=recipe.task, base=hide_paths(recipe.model.id), source=hide_paths(recipe.data.source),
         rows=data["rows"]["train"], labels=", ".join(data["labels"]), n=result["metrics"]["test"]["n"], metric=metric,
         quality="\n".join(quality), parity_n=result["onnx"]["n"], difference=result["onnx"]["max_abs_logit_diff"],
         exports="\n".join(_export_rows(result, metric)), max_length=data["max_length"], version=__version__,
@@ -89,16 +89,9 @@ def _export_rows(result: dict[str, Any], metric: str) -> list[str]:
     rows = [f"| `onnx/model.onnx` | {fp32[metric]:.4f} | 1 | 0 | {fp32['size'] >> 20} MiB | |"]
     for target, numbers in result["int8"].items():
         name = "model_quantized.onnx" if target == "portable" else f"model_int8_{target}.onnx"
-        if numbers["accepted"] is None:
-            rows.append(f"| `onnx/{name}` | not judged | | | | {numbers['measured_on']} cannot judge it |")
-        elif numbers["accepted"]:
+        if numbers["accepted"]:
             rows.append(
                 f"| `onnx/{name}` | {numbers['metric']:.4f} | {numbers['agreement']:.4f} "
                 f"| {numbers['drop_bound']:+.4f} | {numbers['size'] >> 20} MiB | {numbers['measured_on']} |"
             )
     return rows
-
-
-def _public(origin: str) -> str:
-    """A local path says nothing to a reader elsewhere: its last part does."""
-    return origin.rstrip("/").rpartition("/")[2] if origin.startswith(("/", ".")) else origin

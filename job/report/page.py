@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from job.recipe import Run
+from job.report.result import hide_paths
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2330}
@@ -100,7 +101,7 @@ def _exports(result: dict[str, Any], metric: str) -> str:
 
 
 def _recipe(run: Run) -> str:
-    text = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(hide_paths(run.recipe.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     return f"<pre>{html.escape(text)}</pre>"
 
 
@@ -109,6 +110,7 @@ def _data(run: Run) -> str:
     rows = [[name, str(count)] for name, count in data["rows"].items()]
     note = (
         f"<p>{data['mean_tokens']} tokens a row on average, {data['truncated_share']:.1%} cut at {data['max_length']} "
-        f"tokens; rows set aside: {html.escape(str(data['set_aside'] or 'none'))}.</p>"
+        f"tokens; bad rows set aside: {html.escape(str(data['set_aside'] or 'none'))}; "
+        f"rows that stand in a later split too: {html.escape(str(data['leaked'] or 'none'))}.</p>"
     )
     return _table(["split", "rows"], rows) + note

@@ -12,14 +12,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from job.errors import AccessDenied, JobError, NotFound, ResourceExhausted, SecurityRefused
 from job.store.objects import Blob, ObjectInfo, PreconditionFailed, check_key, check_prefix
 
-_HIDDEN = ".finetune-job"
+_PARTIAL = ".partial-"
 
 
 class FolderStore:
@@ -62,11 +62,16 @@ class FolderStore:
         parent = check_prefix(prefix).rpartition("/")[0]
         base = self._path(parent) if parent else self.root
         for folder, names, files in os.walk(base, onerror=self._raise_unlistable):
-            names[:] = sorted(name for name in names if name != _HIDDEN)
+            names.sort()
             for name in sorted(files):
                 path = Path(folder, name)
                 key = path.relative_to(self.root).as_posix()
-                if key.startswith(prefix) and path.is_file() and not path.is_symlink():
+                if (
+                    key.startswith(prefix)
+                    and path.is_file()
+                    and not path.is_symlink()
+                    and not name.startswith(_PARTIAL)
+                ):
                     yield ObjectInfo(key, path.stat().st_size)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -79,40 +84,37 @@ class FolderStore:
     def _path(self, key: str) -> Path:
         path = self.root / check_key(key)
         real = Path(os.path.realpath(path))  # unlike Path.resolve, it survives a loop of symlinks
-        if _HIDDEN in path.parts[len(self.root.parts) :] or not real.is_relative_to(os.path.realpath(self.root)):
+        if path.name.startswith(_PARTIAL) or not real.is_relative_to(os.path.realpath(self.root)):
             raise SecurityRefused(f"{self.uri}: key {key!r} leads out of the store; refused")
         return path
 
     def _place(self, path: Path, fill: object) -> None:
-        """Fill a temporary file on the same file system, flush it to disk, rename it into place."""
-        temporary = self._hidden() / uuid.uuid4().hex
+        """Fill a temporary file beside `path`, flush it to disk, rename it into place."""
+        temporary = path.with_name(_PARTIAL + uuid.uuid4().hex)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             fill(temporary)  # type: ignore[operator]
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self._raise(f"write {path.name}", error)
-
-    def _hidden(self) -> Path:
-        hidden = self.root / _HIDDEN
-        try:
-            hidden.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self._raise("create the folder", error)
-        return hidden
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Hold a lock on the folder itself, so that no lock file lies among the objects."""
         try:
-            handle = (self._hidden() / "lock").open("w")
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            self._raise("lock", error)
-        with handle:
+            self._raise("open the folder", error)
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(handle)
 
     def _raise_unlistable(self, error: OSError) -> None:
         """An unreadable folder must not look empty: emptiness is taken as proof that nothing was written."""

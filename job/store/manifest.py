@@ -68,6 +68,8 @@ class Manifest:
         for path, entry in manifest.files.items():
             check_key(path)
             check_key(entry.key)
+        if data != manifest.to_bytes():  # its digest is taken over what is written here, byte for byte
+            raise NoValidCheckpoint(f"{where}: was changed after it was written; pick another version")
         return manifest
 
 

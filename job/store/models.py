@@ -19,7 +19,7 @@ from job.errors import DataError, NotFound, SecurityRefused
 from job.store.commit import latest_release, read_release_manifest
 from job.store.hub import download_snapshot, is_repository, list_files, resolve_commit
 from job.store.objects import open_store
-from job.store.transfer import download_files
+from job.store.transfer import download_files, mirror_objects
 
 _HOSTILE_KEY = re.compile(r"auto_map|trust_remote_code|_attn_implementation.*|.*_internal|custom_pipelines")
 _HARMLESS_KEY = "_attn_implementation_autoset"  # a flag that transformers 4.46–4.56 wrote into every config
@@ -91,27 +91,31 @@ def refuse_pickles(names: list[str], origin: str) -> None:
 def _fetch_from_store(uri: str, cache: Path, allow_http: bool) -> Path:
     """Download a release (verified by its manifest) or a plain folder of objects."""
     uri = latest_release(uri, allow_http=allow_http)
-    folder = cache / "models" / re.sub(r"[^A-Za-z0-9.-]+", "_", uri)[-120:]
     objects = open_store(uri, allow_http=allow_http)
     if objects.read("manifest.json"):
         store, manifest = read_release_manifest(uri, allow_http=allow_http)
-        wanted = [path for path in manifest.files if "/" not in path]
-        download_files(store, manifest, folder, wanted)
-        return folder
-    names = [item.key for item in objects.list("") if "/" not in item.key]
-    if not names:
+        release = cache / "models" / manifest.sha256
+        download_files(store, manifest, release, [path for path in manifest.files if "/" not in path])
+        return release
+    folder = mirror_objects(objects, "", lambda key: "/" not in key, cache / "models")
+    if folder is None:
         raise NotFound(f"model.id: nothing lies under {uri}; check the address with `job show`")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        objects.download(name, folder / name)
     return folder
 
 
-def _read_json(path: Path, origin: str) -> Any:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a model folder's config.json."""
+    return _read_json(folder / "config.json", str(folder))
+
+
+def _read_json(path: Path, origin: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
-        raise NotFound(f"model.id: {origin!r}: {path.name} is not valid JSON; restore the file") from None
+        value = None
+    if not isinstance(value, dict):
+        raise DataError(f"model.id: {origin!r}: {path.name} is not a JSON object; restore the file")
+    return value
 
 
 def _walk_keys(value: Any) -> Iterator[str]:

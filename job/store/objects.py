@@ -27,10 +27,11 @@ class PreconditionFailed(JobError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One listed object: key relative to the store, size in bytes."""
+    """One listed object: key relative to the store, size in bytes, ETag ("" where listing does not give it)."""
 
     key: str
     size: int
+    etag: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+import uuid
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,6 +67,28 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
 
 def _matches(path: Path, entry: ManifestEntry) -> bool:
     return path.stat().st_size == entry.size and hash_file(path) == entry.sha256
+
+
+def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cache: Path) -> Path | None:
+    """Return a folder with the objects below `prefix` whose key is `wanted`, as they are now; None where none is.
+
+    The folder is named after keys, sizes and ETags, so what changed is fetched anew and what was removed is not
+    there; it appears only when it is whole.
+    """
+    found = sorted((item.key, item.size, item.etag) for item in store.list(prefix) if wanted(item.key))
+    if not found:
+        return None
+    folder = cache / hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+        for key, _, _ in found:
+            (partial / check_key(key)).parent.mkdir(parents=True, exist_ok=True)
+            store.download(key, partial / key)
+        try:
+            os.rename(partial, folder)
+        except OSError:  # another process was faster; its folder is the same
+            shutil.rmtree(partial)
+    return folder
 
 
 def verify_objects(store: Store, manifest: Manifest, scratch: Path) -> list[str]:

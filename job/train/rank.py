@@ -169,7 +169,8 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
         "resumed_from": attempt["resumed_from"],
         "world_size": trainer.args.world_size,
         "precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
-        "samples_sha256": hash_samples(run.folder / "train"),
+        # the log of a resumed attempt begins at its checkpoint, so it cannot vouch for the whole run
+        "samples_sha256": None if attempt["resume"] else hash_samples(run.folder / "train"),
         "history": history,
     }
 

@@ -63,6 +63,8 @@ def test_leaks_beyond_the_limit_are_refused_and_within_it_leave_train() -> None:
         ({}, [1.0, 0.0], None, ["0", "1"], [1, 0]),
         ({}, [10, 9], None, ["9", "10"], [1, 0]),
         ({}, [True, False], None, ["false", "true"], [1, 0]),
+        ({"labels": ["bad", "good"]}, [True, False], None, ["bad", "good"], [1, 0]),
+        ({"labels": {True: "good", False: "bad"}}, [True, False], None, ["good", "bad"], [0, 1]),
         ({"labels": ["bad", "good"]}, [1, 0], None, ["bad", "good"], [1, 0]),
         ({"labels": ["bad", "good"]}, ["good", "bad"], None, ["bad", "good"], [1, 0]),
         ({"labels": {5: "good", 1: "bad"}}, [1, 5], None, ["good", "bad"], [1, 0]),

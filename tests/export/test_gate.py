@@ -49,6 +49,7 @@ def test_too_few_rows_prove_nothing() -> None:
     assert Int8().min_rows == 150
     assert not passes(judge(149, 0), Int8())
     assert passes(judge(150, 0), Int8())
+    assert not passes(judge(150, 1), Int8()), "one row of 150 may be 3 % of all"
     assert Int8(max_metric_drop=0.01).min_rows == 300
 
 
@@ -71,14 +72,16 @@ def test_parity_accepts_rounding_and_names_the_worst_row_otherwise() -> None:
         check_parity(expected, found, rows)
 
 
-@pytest.mark.parametrize("damage", ["nan", "shape", "swapped", "constant"])
+@pytest.mark.parametrize("damage", ["nan", "both nan", "shape", "swapped", "constant"])
 def test_parity_fails_closed(damage: str) -> None:
     expected = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     found = {
         "nan": np.full_like(expected, np.nan),
+        "both nan": np.full_like(expected, np.nan),
         "shape": expected[:40],
         "swapped": expected[:, ::-1],
         "constant": np.zeros_like(expected),
     }[damage]
+    expected = found if damage == "both nan" else expected
     with pytest.raises(GateFailed):
         check_parity(expected, found, np.arange(50))

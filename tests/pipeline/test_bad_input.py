@@ -208,6 +208,24 @@ def test_five_mistakes_are_all_named_at_once_without_torch(tmp_path: Path) -> No
     assert answer.stderr.count("error: ") == 6
 
 
+def test_fewer_than_two_label_names_are_refused(recipe: dict[str, Any], refuse: Callable[..., None]) -> None:
+    recipe["data"]["labels"] = ["only"]
+    refuse(10, "data.labels", "at least two")
+
+
+def test_a_config_that_is_no_object_is_refused(
+    recipe: dict[str, Any], make_model: MakeModel, refuse: Callable[..., None]
+) -> None:
+    folder = make_model("bert", max_position_embeddings=64)
+    (folder / "config.json").write_text("[]")
+    recipe["model"]["id"] = str(folder)
+    refuse(11, "config.json", "not a JSON object")
+
+
+def test_a_missing_recipe_is_named_with_those_that_are_shipped() -> None:
+    assert_refused(call_job("run", "no-such.yaml"), 10, "no-such.yaml", "quickstart")
+
+
 def test_a_wrong_command_line_is_2() -> None:
     assert call_job("run").code == 2
     assert call_job("nonsense").code == 2

@@ -56,14 +56,13 @@ def hub(make_model: MakeModel, imdb_folder: Path) -> Iterator[Hub]:
 def run_imdb(hub: Hub, tmp_path: Path) -> Any:
     """Return a function that runs the shipped recipe, cut short, against the stand-in and a local-folder store."""
 
-    def run(*options: str, **env: str) -> Answer:
+    def run(*options: str, verb: str = "run", **env: str) -> Answer:
         shortened = ["training.max_steps=4", "training.save_steps=2", "data.limit=64", "export.int8.gate=report_only",
                      f"store.uri={tmp_path / 'store'}", *options]  # fmt: skip
         words = [word for option in shortened for word in ("--set", option)]
         variables = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), **env}
-        return call_job(
-            "run", "imdb-distilbert", "--run-id", "classic", "--work-dir", str(tmp_path / "work"), *words, env=variables
-        )
+        named = ["--run-id", "classic"] if verb == "run" else []
+        return call_job(verb, "imdb-distilbert", *named, "--work-dir", str(tmp_path / "work"), *words, env=variables)
 
     return run
 
@@ -102,14 +101,12 @@ def test_an_unknown_model_is_not_found(run_imdb: Any) -> None:
 def test_a_gated_model_needs_a_token_and_works_with_one(run_imdb: Any, hub: Hub, tmp_path: Path) -> None:
     repository(hub, "model", MODEL).gated = True
     assert_refused(run_imdb(HF_TOKEN=""), 12, "gated", "HF_TOKEN")
-    answer = run_imdb(HF_TOKEN=GATED_TOKEN)
+    answer = run_imdb(verb="check", HF_TOKEN=GATED_TOKEN)
     assert answer.code == 0, answer.stderr
-    everything = (
-        answer.stdout
-        + answer.stderr
-        + "".join(path.read_text(errors="replace") for path in (tmp_path / "store").rglob("*") if path.is_file())
-    )
-    assert GATED_TOKEN not in everything
+    assert f"{MODEL} at {repository(hub, 'model', MODEL).main}" in answer.stdout
+    assert GATED_TOKEN not in answer.stdout + answer.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if GATED_TOKEN.encode() in path.read_bytes()]
 
 
 def test_pickle_only_weights_on_the_hub_are_refused_before_any_download(run_imdb: Any, hub: Hub) -> None:

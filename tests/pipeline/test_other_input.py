@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import Answer, MakeModel, call_job, write_recipe
 
 from job.store import open_store
@@ -59,19 +60,42 @@ def test_a_tsv_of_three_classes_keeps_texts_that_read_na_and_sets_bad_rows_aside
     assert set(ask(result["release"], "fine", tmp_path)["scores"]) == {"low", "mid", "high"}
 
 
-def test_an_edited_export_needs_no_training_and_a_release_is_a_model_to_start_from(
-    recipe: dict[str, Any], tmp_path: Path, reviews: Path
+def test_pairs_train_a_model_without_segments_and_the_bundle_opens_as_it_is(
+    recipe: dict[str, Any], make_model: MakeModel, tmp_path: Path, reviews: Path
 ) -> None:
-    recipe["data"]["labels"] = ["positive", "negative"]
+    """DistilBERT takes no token_type_ids, but BERT's tokenizer files, which it often comes with, give them."""
+    recipe["model"]["id"] = str(make_model("distilbert", max_position_embeddings=64))
+    with (reviews / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{**row, "other": row["text"][::-1]} for row in csv.DictReader(file)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe["data"] = {"source": str(tmp_path / "rows.jsonl"), "columns": {"text_pair": "other"}, "test": 0.3}
+    recipe["data"]["max_length"] = 64
+    answer = run(recipe, tmp_path)
+    assert "the bundle answers 64 texts" in answer.stderr
+    words = ["predict", answer.result["release"], "first\tsecond", "--pairs", "--work-dir", str(tmp_path / "work")]
+    assert json.loads(call_job(*words).stdout)["text"] == ["first", "second"]
+
+
+def test_an_edited_export_needs_no_training_even_on_an_empty_disk(recipe: dict[str, Any], tmp_path: Path) -> None:
     first = run(recipe, tmp_path)
-    recipe["export"]["int8"]["targets"] = ["avx2"]
+    again = run(recipe, tmp_path)
+    assert "already released" in again.stderr
+    recipe["export"]["int8"] |= {"targets": ["portable"], "max_metric_drop": 0.05}
+    recipe["baselines"] = ["majority", "few-shot:2"]
     edited = run(recipe, tmp_path, "empty disk")
     assert "train: already committed, skipped" in edited.stderr
     assert "fetching the trained model from the store" in edited.stderr
-    assert list(edited.result["int8"]) == ["avx2"]
+    card = open_store(edited.result["release"]).read("README.md")
+    assert card is not None
+    assert b"few-shot:2" in card.data, "the released report tells of this export, not of the first"
     assert edited.result["metrics"]["test"] == first.result["metrics"]["test"]
 
-    recipe |= {"name": "second", "model": {"id": edited.result["release"].rpartition("/")[0]}}
+
+@pytest.mark.slow
+def test_a_release_is_a_model_to_start_from(recipe: dict[str, Any], tmp_path: Path, reviews: Path) -> None:
+    recipe["data"]["labels"] = ["positive", "negative"]
+    first = run(recipe, tmp_path)
+    recipe |= {"name": "second", "model": {"id": first.result["release"].rpartition("/")[0]}}
     recipe["data"] = {"source": str(reviews), "max_length": 64}
     second = run(recipe, tmp_path).result
     assert read_config(second["release"])["id2label"] == {"0": "positive", "1": "negative"}, "the model's order is kept"
