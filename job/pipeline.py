@@ -1,4 +1,5 @@
-"""The story of a run: resolve and fetch → train → evaluate → export → quantize → report → release.
+"""The story of a run: resolve and fetch → train → evaluate → export → quantize → report → rehearse →
+release.
 
 Each stage is a process of its own that writes into the run's folder. After it, this process (which
 never imports torch) commits a record to the store: the hash of what the stage read, of what it
@@ -68,7 +69,7 @@ def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[s
     """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code."""
     records: dict[str, dict[str, Any]] = {}
     run = Run(run_id, recipe, work.absolute())
-    pipeline = Pipeline(run, StopRequest(), fresh, records)
+    pipeline = Pipeline(run, StopRequest(recipe.launch.time_limit_min), fresh, records)
     try:
         outcome = pipeline.run()
     except Exception as error:

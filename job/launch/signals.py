@@ -9,13 +9,18 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Counts stop signals from the moment it is made; must be made in the main thread."""
+    """Counts stop signals from the moment it is made; must be made in the main thread.
 
-    def __init__(self) -> None:
+    `time_limit_min` counts as a stop signal when it is over (SIGALRM).
+    """
+
+    def __init__(self, time_limit_min: int | None = None) -> None:
         self.count = 0
         self.name = ""
-        for number in STOP_SIGNALS:
+        for number in (*STOP_SIGNALS, signal.SIGALRM):
             signal.signal(number, self._hear)
+        if time_limit_min:
+            signal.setitimer(signal.ITIMER_REAL, 60.0 * time_limit_min)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
