@@ -31,6 +31,7 @@ def read_config(release: str) -> dict[str, Any]:
     return dict(json.loads(blob.data))
 
 
+@pytest.mark.slow
 def test_tweets_in_json_lines_with_numbered_labels_train_a_roberta(
     recipe: dict[str, Any], make_model: MakeModel, assets: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_release_is_a_model_to_start_from(recipe: dict[str, Any], tmp_path: Pa
     assert read_config(second["release"])["id2label"] == {"0": "positive", "1": "negative"}, "the model's order is kept"
 
 
+@pytest.mark.slow
 def test_data_and_model_may_lie_in_the_store(
     recipe: dict[str, Any], s3: str, tmp_path: Path, reviews: Path, tiny_model: Path
 ) -> None:

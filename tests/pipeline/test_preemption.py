@@ -14,7 +14,7 @@ import pytest
 from conftest import call_job, write_recipe
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sigterm_commits_a_checkpoint_and_the_next_attempt_resumes(
     recipe: dict[str, Any], tmp_path: Path, ranks: int
 ) -> None:
