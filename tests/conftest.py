@@ -15,7 +15,7 @@ from job.store.server import DEFAULT_BUCKET, serve
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A SeaweedFS of this session's own, with AWS_* set to reach it; yields the URI of its bucket."""
+    """A SeaweedFS of this test run's own, with AWS_* set to reach it; yields the URI of its bucket."""
     with serve(tmp_path_factory.mktemp("s3")) as variables, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
