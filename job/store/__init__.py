@@ -4,16 +4,23 @@ Enters: local files and small JSON records. Leaves: objects under a store URI, v
 them, and nothing half-written that a reader could mistake for whole. Files:
 `objects.py` the store protocol, keys and URIs · `s3.py` (boto3) and `folder.py` implement it ·
 `manifest.py` sizes and sha256 of a set of files · `transfer.py` parallel upload and verified
-download · `background.py` upload beside the training · `commit.py` order of calls that makes a
-checkpoint, a stage record or a release visible · `hub.py` the Hugging Face Hub, read only ·
+download · `background.py` upload beside the training · `hub.py` the Hugging Face Hub, read only ·
 `server.py` the embedded S3 server.
+The commit protocol, whose order of calls stands in `commit.py` (fence and pointer): `probe.py` can
+the store do it · `lease.py` who owns a run · `attempt.py` an attempt from its lease to its end ·
+`ledger.py` what every attempt came to · `checkpoints.py` writes, `restore.py` reads, `retention.py`
+deletes checkpoints · `release.py` the same for releases · `records.py` small JSON objects ·
+`runs.py` one run's prefix · `inventory.py` what lies there, for `job show`.
 """
 
-from job.store.commit import RunStore, latest_release, promote_release, publish_release
+from job.store.attempt import Attempt
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import Store, open_store
+from job.store.release import latest_release, promote_release, publish_release
+from job.store.runs import RunStore
 
 __all__ = [
+    "Attempt",
     "Manifest",
     "ManifestEntry",
     "RunStore",

@@ -1,8 +1,8 @@
 """Upload beside the training: one thread, newest wins, errors reach the loop.
 
 The training thread hands over a finished folder and goes on. While one upload runs, at most one
-more waits; a newer one replaces the waiting one. A permanent error, or `max_unsynced_s` without a
-success, is raised at the next `submit` or `check`.
+more waits; a newer one replaces the waiting one, and a failed one. A permanent error, or
+`max_unsynced_s` without a success, is raised at the next `submit` or `check`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from job.errors import Unreachable
 log = logging.getLogger("job.store")
 
 _RETRY_S = 5.0
+_WAIT_S = 0.5
 
 
 class BackgroundUploader:
@@ -46,18 +47,32 @@ class BackgroundUploader:
         if self._error:
             raise self._error
 
-    def close(self) -> None:
-        """Wait until all that was submitted is uploaded, then stop; raise what went wrong."""
+    def close(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Wait until all that was submitted is uploaded, then stop; raise what went wrong.
+
+        `on_wait` is called at least once a second meanwhile: who waits is alive.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        while self._thread.is_alive():
+            on_wait()
+            self._thread.join(_WAIT_S)
         self.check()
 
     def _work(self) -> None:
+        unsynced_since = 0.0
         while folder := self._next():
+            unsynced_since = unsynced_since or time.monotonic()
             try:
-                self._upload_until_deadline(folder)
+                self._upload(folder)
+                unsynced_since = 0.0
+            except Unreachable as error:
+                if time.monotonic() - unsynced_since > self._max_unsynced_s:
+                    self._error = error
+                    return
+                log.warning("%s; training goes on, the upload is tried again", error)
+                self._try_again(folder)
             except BaseException as error:  # crosses to the training thread, which raises it
                 self._error = error
                 return
@@ -68,13 +83,11 @@ class BackgroundUploader:
             folder, self._waiting = self._waiting, None
             return folder
 
-    def _upload_until_deadline(self, folder: Path) -> None:
-        started = time.monotonic()
-        while True:
-            try:
-                return self._upload(folder)
-            except Unreachable as error:
-                if time.monotonic() - started > self._max_unsynced_s:
-                    raise
-                log.warning("%s; training goes on, the upload is tried again", error)
-            time.sleep(_RETRY_S)
+    def _try_again(self, folder: Path) -> None:
+        """Wait a while, then put a folder back in the queue, unless a newer one waits there."""
+        time.sleep(_RETRY_S)
+        with self._changed:
+            replaced = folder if self._waiting else None
+            self._waiting = self._waiting or folder
+        if replaced:
+            self._discard(replaced)

@@ -10,16 +10,20 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from job.errors import AccessDenied, JobError, NotFound, ResourceExhausted, SecurityRefused
-from job.store.objects import Blob, ObjectInfo, PreconditionFailed, check_key, check_prefix
+from job.errors import AccessDenied, JobError, NotFound, RecipeError, ResourceExhausted, SecurityRefused, Unreachable
+from job.store.objects import Blob, ObjectInfo, PreconditionFailed, SizeDiffers, check_key, check_prefix
 
 _PARTIAL = ".partial-"
+_LOCK_WAIT_S = 60.0
+"""A lock is held for the time of a rename; who waits longer waits for a process that was stopped in it."""
+_LOCK_POLL_S = 0.01
 
 
 class FolderStore:
@@ -40,18 +44,21 @@ class FolderStore:
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
-        with self._locked():
-            found = self.read(key) if if_absent or if_match is not None else None
-            if (if_absent and found) or (if_match is not None and (not found or found.etag != if_match)):
-                raise PreconditionFailed(f"{self.uri}: cannot write {key}: another writer was faster")
-            self._place(path, lambda temporary: temporary.write_bytes(data))
+        self._place(path, lambda temporary: temporary.write_bytes(data), lambda: self._check(key, if_absent, if_match))
         return _etag(data)
+
+    def _check(self, key: str, if_absent: bool, if_match: str | None) -> None:
+        found = self.read(key) if if_absent or if_match is not None else None
+        if (if_absent and found) or (if_match is not None and (not found or found.etag != if_match)):
+            raise PreconditionFailed(f"{self.uri}: cannot write {key}: another writer was faster")
 
     def upload(self, path: Path, key: str) -> None:
         self._place(self._path(key), lambda temporary: shutil.copyfile(path, temporary))
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         try:
+            if size is not None and (found := self._path(key).stat().st_size) != size:
+                raise SizeDiffers(f"{self.uri}: {key} has {found} bytes instead of {size}")
             shutil.copyfile(self._path(key), path)
         except FileNotFoundError:
             raise NotFound(f"{self.uri}: no object {key}") from None
@@ -81,6 +88,9 @@ class FolderStore:
             except OSError as error:
                 self._raise(f"delete {key}", error)
 
+    def sweep(self) -> int:
+        return sum(_remove_leftover(path) for path in self.root.rglob(f"{_PARTIAL}*"))
+
     def _path(self, key: str) -> Path:
         path = self.root / check_key(key)
         real = Path(os.path.realpath(path))  # unlike Path.resolve, it survives a loop of symlinks
@@ -88,19 +98,27 @@ class FolderStore:
             raise SecurityRefused(f"{self.uri}: key {key!r} leads out of the store; refused")
         return path
 
-    def _place(self, path: Path, fill: object) -> None:
-        """Fill a temporary file beside `path`, flush it to disk, rename it into place."""
+    def _place(self, path: Path, fill: Callable[[Path], object], check: Callable[[], None] = lambda: None) -> None:
+        """Fill a temporary file beside `path`, flush it to disk, check, rename it into place.
+
+        The store is locked from the check to the rename only: whoever is stopped while it writes blocks nobody.
+        """
         temporary = path.with_name(_PARTIAL + uuid.uuid4().hex)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fill(temporary)  # type: ignore[operator]
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with temporary.open("xb") as held:
+                self._lock(held.fileno())  # tells `sweep` that somebody alive is at it
+                fill(temporary)
+                os.fsync(held.fileno())
+                with self._locked():
+                    check()
+                    os.replace(temporary, path)
+            _flush_folder(path.parent)
         except OSError as error:
+            self._raise(f"write {path.name}", error)
+        finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            self._raise(f"write {path.name}", error)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -111,10 +129,28 @@ class FolderStore:
         except OSError as error:
             self._raise("open the folder", error)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._lock(handle)
             yield
         finally:
             os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        try:
+            while not _try_lock(handle):
+                if time.monotonic() > deadline:
+                    raise Unreachable(
+                        f"{self.uri}: another process has held the folder's lock for {_LOCK_WAIT_S:.0f} s; it is "
+                        f"probably stopped (`fuser {self.uri}` names it): end it, then run again"
+                    )
+                time.sleep(_LOCK_POLL_S)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                self._raise("lock the folder", error)
+            raise RecipeError(
+                f"store.uri: {self.uri} lies on a file system without locks ({error.strerror}), so two attempts could "
+                "not be kept apart; use a local disk or s3://bucket/prefix"
+            ) from None
 
     def _raise_unlistable(self, error: OSError) -> None:
         """An unreadable folder must not look empty: emptiness is taken as proof that nothing was written."""
@@ -131,6 +167,34 @@ def _translate(error: OSError, what: str) -> JobError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return NotFound(f"{what}; correct store.uri")
     return ResourceExhausted(f"{what}; free some space or choose another store.uri")
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_leftover(path: Path) -> bool:
+    """Remove a temporary file whose writer is gone: with it went its lock."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            return True
+    except OSError:
+        return False
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _etag(data: bytes) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from job.errors import NotFound
-from job.store.commit import latest_release, read_release_manifest
+from job.errors import JobError, NotFound, NoValidCheckpoint
 from job.store.objects import Store, open_store
+from job.store.records import parse
+from job.store.release import latest_release, read_release_manifest
+from job.store.restore import list_manifests, read_manifest
 from job.store.transfer import verify_objects
 
 Listing = tuple[str, list[str], list[list[str]]]
@@ -46,23 +47,60 @@ def verify_uri(uri: str, scratch: Path, *, allow_http: bool = False) -> tuple[in
     return len(manifest.files), problems + verify_objects(store, manifest, scratch)
 
 
+def list_events(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
+    """Yield what every attempt of a run noted, in order of time; raise NotFound where no run lies."""
+    store = open_store(uri.rstrip("/"), allow_http=allow_http)
+    if not store.read("run.json"):
+        raise NotFound(f"{uri}: is no run; name …/runs/<run-id> (`job show` of the store lists them)")
+    rows = []
+    for item in store.list("attempts/"):
+        record, epoch = _read(store, item.key), item.key.removeprefix("attempts/").partition(".")[0].partition("-")[0]
+        events = record["events"] if isinstance(record.get("events"), list) else []
+        rows += [_describe_event(epoch, event) for event in events if isinstance(event, dict)]
+        rows += [[str(record[mark]), epoch, f"attempt {mark}", ""] for mark in ("began", "ended") if mark in record]
+    yield "events", ["time (UTC)", "attempt", "event", ""], sorted(rows)
+
+
+def _describe_event(epoch: str, event: dict[str, Any]) -> list[str]:
+    details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "event"))
+    return [str(event.get("at")), epoch, str(event.get("event")), details]
+
+
 def _list_run(store: Store) -> Iterator[Listing]:
-    status, pointer = _read(store, "status.json"), _read(store, "current.json")
-    yield "run", ["key", "value"], [[key, str(value)] for key, value in status.items()]
+    yield "run", ["key", "value"], [[key, str(value)] for key, value in _read(store, "status.json").items()]
+    owner = _read(store, "owner.json")
+    shown = ("epoch", "host", "pid", "seq", "released")
+    yield "lease", ["key", "value"], [[key, str(owner[key])] for key in shown if key in owner]
+    yield "attempts", ["attempt", "host", "began", "ended", "code", "reason"], list(_describe_attempts(store))
     stages = sorted(item.key for item in store.list("stages/"))
     yield "stages", ["committed"], [[key.removeprefix("stages/").removesuffix(".json")] for key in stages]
-    rows = [
-        [item.key.split("/")[1], "current" if item.key == pointer.get("manifest") else ""]
-        for item in sorted(store.list("checkpoints/"), key=lambda item: item.key)
-        if item.key.endswith("/manifest.json")
-    ]
-    yield "checkpoints", ["checkpoint", ""], rows
+    yield "checkpoints", ["checkpoint", "", "MiB"], _describe_checkpoints(store)
+
+
+def _describe_attempts(store: Store) -> Iterator[list[str]]:
+    """Yield a row for each attempt, oldest first; one without an end runs, or was killed without a word."""
+    keys = [item.key for item in store.list("attempts/")]
+    epochs = sorted(int(key[9:-5]) for key in keys if key[9:-5].isdigit() and key.endswith(".json"))
+    for epoch in epochs:
+        record = _read(store, f"attempts/{epoch}.json")
+        yield [str(epoch), *(str(record.get(key, "")) for key in ("host", "began", "ended", "exit_code", "reason"))]
+
+
+def _describe_checkpoints(store: Store) -> list[list[str]]:
+    current, rows = _read(store, "current.json").get("manifest"), []
+    for key in reversed(list_manifests(store)):
+        try:
+            size = str(read_manifest(store, key).total_bytes >> 20)
+        except JobError:
+            size = "damaged"
+        rows.append([key.split("/")[1], "current" if key == current else "", size])
+    return rows
 
 
 def _describe_run(store: Store, run: str, keys: dict[str, int]) -> list[str]:
     status, pointer = _read(store, f"runs/{run}/status.json"), _read(store, f"runs/{run}/current.json")
     size = sum(size for key, size in keys.items() if key.startswith(f"runs/{run}/"))
-    step = f"step {pointer['step']}" if pointer else "none"
+    step = f"step {pointer.get('step')}" if pointer.get("manifest") else "none"
     return [run, str(status.get("phase", "unknown")), step, str(size >> 20)]
 
 
@@ -75,7 +113,6 @@ def _describe_release(store: Store, name: str, version: str, keys: dict[str, int
 def _read(store: Store, key: str) -> dict[str, Any]:
     blob = store.read(key)
     try:
-        value = json.loads(blob.data) if blob else {}
-    except ValueError:
-        value = {"phase": "damaged"}
-    return value if isinstance(value, dict) else {}
+        return parse(blob, key) if blob else {}
+    except NoValidCheckpoint:
+        return {"phase": "damaged"}

@@ -15,6 +15,7 @@ from typing import Any
 
 from job.errors import NoValidCheckpoint
 from job.store.objects import check_key
+from job.store.records import dump, has_seal, seal
 
 _MAX_FILES = 100_000
 _CHUNK_BYTES = 1 << 20
@@ -38,8 +39,8 @@ class Manifest:
     about: dict[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """Return the JSON that is stored."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+        """Return the JSON that is stored, sealed: a flipped bit in it is known as damage (`records.seal`)."""
+        return dump(seal(asdict(self)))
 
     @property
     def sha256(self) -> str:
@@ -52,13 +53,19 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
     @staticmethod
-    def parse(data: bytes, where: str) -> Manifest:
-        """Read a stored manifest; NoValidCheckpoint (17) when malformed, SecurityRefused (19) on hostile paths."""
+    def parse(data: bytes, where: str, sha256: str | None = None) -> Manifest:
+        """Read a stored manifest; NoValidCheckpoint (17) when damaged, SecurityRefused (19) on hostile paths.
+
+        `sha256` (hex) is the digest by which a pointer names it; without one its own seal must hold.
+        """
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise NoValidCheckpoint(f"{where}: is not what the pointer names (damaged); pick another version")
         try:
             raw = json.loads(data)
+            whole = sha256 is not None or has_seal(raw)
             entries = {str(path): ManifestEntry(**entry) for path, entry in raw["files"].items()}
             manifest = Manifest(str(raw["kind"]), entries, dict(raw["about"]))
-            whole = all(_is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
+            whole = whole and all(_is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
             whole = whole and not any(parent in entries for path in entries for parent in _parents(path))
             manifest.to_bytes()  # nesting that can be read but not written would fail later
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -68,7 +75,7 @@ class Manifest:
         for path, entry in manifest.files.items():
             check_key(path)
             check_key(entry.key)
-        if data != manifest.to_bytes():  # its digest is taken over what is written here, byte for byte
+        if sha256 is None and data != manifest.to_bytes():  # its digest is taken over these bytes, not over the seal
             raise NoValidCheckpoint(f"{where}: was changed after it was written; pick another version")
         return manifest
 

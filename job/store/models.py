@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import DataError, NotFound, SecurityRefused
-from job.store.commit import latest_release, read_release_manifest
 from job.store.hub import download_snapshot, is_repository, list_files, resolve_commit
 from job.store.objects import open_store
+from job.store.release import latest_release, read_release_manifest
 from job.store.transfer import download_files, mirror_objects
 
 _HOSTILE_KEY = re.compile(r"auto_map|trust_remote_code|_attn_implementation.*|.*_internal|custom_pipelines")

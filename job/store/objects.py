@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from job.errors import JobError, SecurityRefused
+from job.errors import JobError, NotFound, SecurityRefused, contains_secret, redact
 
 MAX_KEY_LENGTH = 512
 MAX_PART_LENGTH = 200
@@ -23,6 +23,10 @@ MAX_KEY_DEPTH = 8
 
 class PreconditionFailed(JobError):
     """A conditional write found another object (or none) than the caller expected."""
+
+
+class SizeDiffers(JobError):
+    """An object has another size than the caller was told."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,11 @@ class Store(Protocol):
         """Copy a local file of any size to `key`."""
         ...
 
-    def download(self, key: str, path: Path) -> None:
-        """Copy the object to a new local file; raise NotFound when it is absent."""
+    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
+        """Copy the object to a new local file; raise NotFound when it is absent.
+
+        Where `size` (bytes) is given and the object has another, SizeDiffers is raised and nothing is copied.
+        """
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -75,16 +82,29 @@ class Store(Protocol):
         """Delete objects; absent ones are no error."""
         ...
 
+    def sweep(self) -> int:
+        """Abort every upload below this store's URI that was begun and never finished; return how many."""
+        ...
 
-def open_store(uri: str, *, allow_http: bool = False) -> Store:
+
+def open_store(uri: str, *, allow_http: bool = False, single_writer: bool = False) -> Store:
     """Return the store behind `s3://bucket/prefix`, `file:///folder` or a local path.
 
-    Nothing is asked of the network yet; see `Store.list` for a first contact.
+    Nothing is asked of the network yet; see `Store.list` for a first contact. With `single_writer` the
+    conditions of a write are checked by reading first, for servers that know none: unsafe with two writers.
+    Raises SecurityRefused (19) for an address that carries a credential, NotFound (13) for another scheme.
     """
+    if contains_secret(uri):
+        raise SecurityRefused(
+            f"{redact(uri)}: the address holds a credential; remove it (and revoke it if it was shared), and give "
+            "credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+        )
     if uri.startswith("s3://"):
         from job.store.s3 import S3Store  # boto3 costs 0.3 s, which a local folder need not pay
 
-        return S3Store(uri, allow_http=allow_http)
+        return S3Store(uri, allow_http=allow_http, single_writer=single_writer)
+    if "://" in uri.removeprefix("file://"):
+        raise NotFound(f"{uri}: is no store; write s3://bucket/prefix, file:///folder or a local path")
     from job.store.folder import FolderStore
 
     return FolderStore(Path(uri.removeprefix("file://")))

@@ -7,11 +7,14 @@ follow what custom servers accept: see `_client_config`. Every botocore error be
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 from boto3.exceptions import Boto3Error, RetriesExceededError
@@ -23,19 +26,24 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     EndpointConnectionError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
     ReadTimeoutError,
+    ResponseStreamingError,
 )
 
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, Unreachable
-from job.store.objects import Blob, ObjectInfo, PreconditionFailed, check_endpoint, check_key, check_prefix
+from job.store.objects import Blob, ObjectInfo, PreconditionFailed, SizeDiffers, check_endpoint, check_key, check_prefix
 
 Result = TypeVar("Result")
 
 PART_SIZE_MIB = 16
 MAX_CONCURRENCY = 8
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
 DEADLINE_S = 60.0
 """How long one call goes on retrying, over botocore's own retries, before Unreachable (77)."""
 
@@ -44,19 +52,33 @@ _DENIED = {
     "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
     "InvalidToken", "RequestTimeTooSkewed", "AllAccessDisabled", "Unauthorized", "401",
 }  # fmt: skip
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 _FAILED_CONDITION = {"PreconditionFailed", "412"}
-_TRANSIENT = (ConnectTimeoutError, EndpointConnectionError, HTTPClientError, ReadTimeoutError)
+_AGAIN = {
+    "SlowDown",
+    "RequestTimeout",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+    "IncompleteBody",
+    "NoSuchUpload",
+}
+_TRANSIENT = (
+    ConnectTimeoutError, EndpointConnectionError, HTTPClientError, IncompleteReadError, ReadTimeoutError,
+    ResponseStreamingError,
+)  # fmt: skip
 
 
 class S3Store:
     """A bucket and prefix; see `job.store.objects.Store` for the methods."""
 
-    def __init__(self, uri: str, *, allow_http: bool = False) -> None:
+    def __init__(self, uri: str, *, allow_http: bool = False, single_writer: bool = False) -> None:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         self.uri = uri.rstrip("/")
         self.bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._allow_http, self._single_writer = allow_http, single_writer
         self._client = _make_client(allow_http)
+        self._worked = False
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE_MIB << 20,
             multipart_chunksize=PART_SIZE_MIB << 20,
@@ -80,12 +102,26 @@ class S3Store:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
         if if_match is not None:
             condition = {"IfMatch": if_match}
+        if condition and self._single_writer:
+            self._check_condition(key, if_match)
+            condition = {}
 
         def put() -> str:
-            answer = self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
+            try:
+                answer = self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
+            except ClientError as error:
+                if if_match is not None and _code(error) == "NoSuchKey":  # AWS' answer where the object is gone
+                    raise PreconditionFailed(f"{self.uri}: cannot write {key}: the object is gone") from None
+                raise
             return str(answer["ETag"])
 
         return self._call(f"write {key}", put)
+
+    def _check_condition(self, key: str, if_match: str | None) -> None:
+        """Check by reading what the server would check in the write itself; enough where nobody else writes."""
+        found = self.read(key)
+        if (found.etag if found else None) != if_match:
+            raise PreconditionFailed(f"{self.uri}: cannot write {key}: another object is there")
 
     def upload(self, path: Path, key: str) -> None:
         full = self._full(key)
@@ -93,11 +129,25 @@ class S3Store:
             f"upload {key}", lambda: self._client.upload_file(str(path), self.bucket, full, Config=self._transfer)
         )
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         full = self._full(key)
-        self._call(
-            f"download {key}", lambda: self._client.download_file(self.bucket, full, str(path), Config=self._transfer)
-        )
+
+        def get() -> None:
+            if size is not None:
+                found = self._measure(full)
+                if found != size:
+                    raise SizeDiffers(f"{self.uri}: {key} has {found} bytes instead of {size}")
+            self._client.download_file(self.bucket, full, str(path), Config=self._transfer)
+
+        self._call(f"download {key}", get)
+
+    def _measure(self, full: str) -> int:
+        try:
+            return int(self._client.head_object(Bucket=self.bucket, Key=full)["ContentLength"])
+        except ClientError as error:
+            if _code(error) in ("400", "403"):  # an answer to HEAD has no body: a GET tells the reason
+                self._client.get_object(Bucket=self.bucket, Key=full, Range="bytes=0-0")["Body"].close()
+            raise
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         token: dict[str, str] = {}
@@ -112,6 +162,24 @@ class S3Store:
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), 1000):
             self._call("delete", partial(self._delete_chunk, [self._full(key) for key in keys[start : start + 1000]]))
+
+    def sweep(self) -> int:
+        uploads = self._call("list unfinished uploads", self._list_uploads)
+        for upload in uploads:
+            target = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            self._call("abort an upload", partial(self._abort, target))
+        return len(uploads)
+
+    def _abort(self, target: dict[str, str]) -> None:
+        try:
+            self._client.abort_multipart_upload(**target)
+        except ClientError as error:
+            if _code(error) != "NoSuchUpload":  # finished or aborted meanwhile, perhaps by a call whose answer was lost
+                raise
+
+    def _list_uploads(self) -> Sequence[dict[str, Any]]:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._prefix)
+        return [upload for page in pages for upload in page.get("Uploads", [])]
 
     def _delete_chunk(self, keys: Sequence[str]) -> None:
         chunk = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
@@ -132,17 +200,28 @@ class S3Store:
         pause_s = 0.5
         while True:
             try:
-                return request()
+                result = request()
+                self._worked = True
+                return result
+            except RecursionError:  # botocore asks a bucket that redirects for its region, and is redirected again
+                raise _translate_code("PermanentRedirect", 301, f"{self.uri}: cannot {what}", self.bucket) from None
             except (BotoCoreError, ClientError, Boto3Error) as caught:
                 # S3UploadFailedError carries the server's answer only as its context
                 answer = caught.__context__ if isinstance(caught, Boto3Error) else None
                 error = answer if isinstance(answer, ClientError) else caught
-                if not _is_transient(error) or time.monotonic() + pause_s > deadline:
-                    self._raise(what, error)
-            time.sleep(pause_s)
+                expired = self._worked and isinstance(error, ClientError) and _code(error) in _EXPIRED
+                if not (expired or _is_transient(error)) or time.monotonic() + pause_s > deadline:
+                    self._raise(what, error, expired)
+                if expired:  # new credentials may lie in the environment's files, or come with a new token
+                    self._client = _make_client(self._allow_http)
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, 8.0)
 
-    def _raise(self, what: str, error: Exception) -> NoReturn:
+    def _raise(self, what: str, error: Exception, expired: bool) -> NoReturn:
+        if expired:
+            raise Unreachable(
+                f"{self.uri}: cannot {what}: the credentials expired and no new ones came; run again with new ones"
+            ) from None
         raise _translate(error, f"{self.uri}: cannot {what}", self.bucket) from None
 
 
@@ -150,7 +229,9 @@ def _make_client(allow_http: bool) -> Any:
     _check_ca_bundle()
     try:
         session = boto3.session.Session()
-        client = session.client("s3", config=_client_config())
+        client = session.client("s3", config=_client_config(own_endpoint=False))
+        if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            client = session.client("s3", config=_client_config(own_endpoint=True))
     except ProfileNotFound as error:
         raise AccessDenied(f"AWS_PROFILE: {error}; correct it or unset it") from None
     except (BotoCoreError, ValueError) as error:
@@ -159,20 +240,20 @@ def _make_client(allow_http: bool) -> Any:
     return client
 
 
-def _client_config() -> Config:
-    """Options for any server; with an endpoint of one's own, checksums only where the API demands them.
+def _client_config(own_endpoint: bool) -> Config:
+    """Options for any server; for one that is not AWS, checksums only where the API demands them.
 
     Since boto3 1.36 default CRC trailers are refused or misreported by older S3-compatible servers.
     Our own sha256 stands in the manifest anyway.
     """
     options: dict[str, Any] = {
         "retries": {"mode": "standard", "max_attempts": 5},
-        "connect_timeout": 5,
-        "read_timeout": 60,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": READ_TIMEOUT_S,
         "tcp_keepalive": True,
         "max_pool_connections": 2 * MAX_CONCURRENCY,
     }
-    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+    if own_endpoint:
         options |= {
             "s3": {"addressing_style": "path"},
             "request_checksum_calculation": "when_required",
@@ -197,7 +278,7 @@ def _status(error: ClientError) -> int:
 
 def _is_transient(error: Exception) -> bool:
     if isinstance(error, ClientError):
-        return _status(error) >= 500 or _code(error) in ("SlowDown", "RequestTimeout", "ConditionalRequestConflict")
+        return _status(error) in (409, 429) or _status(error) >= 500 or _code(error) in _AGAIN
     return isinstance(error, (*_TRANSIENT, RetriesExceededError))
 
 
@@ -205,9 +286,23 @@ def _translate(error: Exception, what: str, bucket: str) -> JobError:
     """Return the JobError that says what happened and what to do next."""
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return AccessDenied(f"{what}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role")
+    if isinstance(error, ParamValidationError):
+        return RecipeError(f"{what}: {bucket!r} is no name of a bucket; correct the address (store.uri of the recipe)")
     if not isinstance(error, ClientError):
         return Unreachable(f"{what}: {type(error).__name__}: {error}; check endpoint and network, then run again")
+    if _code(error) == "RequestTimeTooSkewed":
+        return AccessDenied(f"{what}: this machine's clock is {_measure_skew_s(error)} off; set it (chrony, NTP)")
     return _translate_code(_code(error), _status(error), what, bucket)
+
+
+def _measure_skew_s(error: ClientError) -> str:
+    """Return by how many seconds the local clock differs from the server's, as far as its answer says."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        server = parsedate_to_datetime(headers["date"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return "some unknown number of seconds"
+    return f"{time.time() - server:+.0f} s"
 
 
 def _translate_code(code: str, status: int, what: str, bucket: str) -> JobError:

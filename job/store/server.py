@@ -6,7 +6,6 @@ lives exactly as long as the command beside it. Not for production.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from job.errors import JobError, NotFound, ResourceExhausted
+from job.liveness import die_with_parent
 
 DEFAULT_BUCKET = "finetune-job"
 REGION = "us-east-1"
@@ -135,13 +135,9 @@ def _start(folder: Path, bind: str, ports: dict[str, int]) -> subprocess.Popen[b
     ]  # fmt: skip
     with (folder / "server.log").open("wb") as output:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=_die_with_parent,
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent,
             start_new_session=True, env={"PATH": os.environ.get("PATH", ""), "HOME": str(folder)},
         )  # fmt: skip
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _find_binary() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from job.errors import NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
 from job.store.manifest import Manifest, ManifestEntry, hash_file
-from job.store.objects import Store, check_key
+from job.store.objects import SizeDiffers, Store, check_key
 
 PARALLEL_FILES = 4
 
@@ -53,10 +53,12 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        store.download(entry.key, partial)
+        store.download(entry.key, partial, size=entry.size)
         if not _matches(partial, entry):
             raise NoValidCheckpoint(f"{store.uri}/{entry.key}: does not match its manifest (damaged); not used")
         os.replace(partial, target)
+    except SizeDiffers:
+        raise NoValidCheckpoint(f"{store.uri}/{entry.key}: does not match its manifest (damaged); not used") from None
     except NotFound:
         raise NoValidCheckpoint(f"{store.uri}/{entry.key}: named by the manifest but missing") from None
     except OSError as error:

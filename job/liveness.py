@@ -1,0 +1,50 @@
+"""What a child process owes its parent: to die with it, and to show that it is alive.
+
+The supervisor names a file in JOB_HEARTBEAT. A thread touches it until the stage beats for itself:
+a stopped process is seen by either, a hang of the main thread only where the stage beats.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PERIOD_S = 1.0
+_by_itself = threading.Event()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def start_beating() -> None:
+    """Beat from a thread until the stage calls `beat` itself."""
+
+    def work() -> None:
+        _touch()
+        while not _by_itself.wait(_PERIOD_S):
+            _touch()
+
+    threading.Thread(target=work, name="heartbeat", daemon=True).start()
+
+
+def beat() -> None:
+    """Show that the caller goes on; from the first call on nobody else does it for this process."""
+    _by_itself.set()
+    _touch()
+
+
+def _touch() -> None:
+    file = os.environ.get("JOB_HEARTBEAT")
+    if file:
+        with suppress(OSError):  # a full disk is found by those who must write
+            Path(file).touch()

@@ -1,0 +1,151 @@
+"""One attempt's hold on a run: lease, fence, ledger, and the writes that only an owner may make.
+
+Lives in the supervisor's process on node 0, from after the sources are fetched until the result is
+written. The order of calls stands in `commit.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from job.errors import Fenced, JobError
+from job.failpoints import failpoint
+from job.recipe import hash_json
+from job.store.commit import NOTHING, fence, read_pointer, write_pointer
+from job.store.lease import Lease, acquire_lease
+from job.store.ledger import Ledger
+from job.store.objects import PreconditionFailed, Store
+from job.store.probe import probe_conditional_writes
+from job.store.records import Record, dump, has_seal, new_nonce, parse_leniently, seal, swap
+from job.store.restore import Restored, list_manifests, restore_newest
+from job.store.runs import RunStore
+
+log = logging.getLogger("job.store")
+
+
+class Attempt:
+    """See the module. `epoch` is higher than that of every attempt before."""
+
+    def __init__(self, store: RunStore, ttl_s: float, check: Callable[[], None]) -> None:
+        """Probe, acquire the lease, fence (calls 1–3); `check` is called while waiting and may raise."""
+        probe_conditional_writes(store.objects)
+        self.store = store
+        self._lease: Lease = acquire_lease(store.objects, ttl_s, check)
+        self._ledger: Ledger | None = None
+        try:
+            self._pointer, self._etag = fence(store.objects, self._lease.epoch, self._lease.nonce)
+        except BaseException:
+            self._lease.release()
+            raise
+
+    @property
+    def epoch(self) -> int:
+        """The number of this attempt."""
+        return self._lease.epoch
+
+    @property
+    def nonce(self) -> str:
+        """What marks this attempt's writes."""
+        return self._lease.nonce
+
+    @property
+    def since(self) -> int:
+        """The epoch with which the training of this run began; checkpoints of older epochs were given up."""
+        return int(self._pointer.get("since") or 0)
+
+    def check(self) -> None:
+        """Raise Fenced (76) when the lease was lost; asks nothing of the store."""
+        self._lease.check()
+
+    def verify(self) -> None:
+        """Re-read owner.json; raise Fenced (76) when another attempt owns this run."""
+        self._lease.verify()
+
+    def start_over(self, stages: list[str]) -> None:
+        """Forget what was committed: the pointer first, which is the commit, then records and manifests."""
+        pointer = NOTHING | {"since": self.epoch, "epoch": self.epoch, "attempt": self.nonce, "nonce": new_nonce()}
+        try:
+            self._etag = write_pointer(self.store.objects, pointer, self._etag)
+        except PreconditionFailed:
+            raise Fenced(f"{self.store.uri}: another attempt owns this run now; this one stops") from None
+        self._pointer = pointer
+        objects = self.store.objects
+        objects.delete([f"stages/{name}.json" for name in reversed(stages)])
+        objects.delete(list_manifests(objects))
+
+    def begin(self, work: str, stages: list[str]) -> None:
+        """Enter the ledger and sweep (calls 5–6); raise NoProgress (18). `work` is a hash of what is tried."""
+        committed = {name: (read_stage(self.store.objects, name) or {}).get("outputs") for name in stages}
+        progress = hash_json([self._pointer["manifest"], committed])
+        ledger = Ledger(self.store, self.epoch, work, progress)
+        self._ledger = ledger
+        ledger.begin()
+        self.verify()
+        try:
+            swept = self.store.objects.sweep()
+        except JobError as error:
+            log.warning("uploads that were never finished could not be looked for: %s", error)
+        else:
+            if swept:
+                self.note("swept", uploads=swept)
+
+    def restore(self, folder: Path, max_bytes: int) -> Restored | None:
+        """Fetch the newest whole checkpoint into `folder` (call 7); None only where nothing was ever committed."""
+        failpoint("resume-fetch")
+        restored = restore_newest(self.store.objects, self._pointer, folder, max_bytes)
+        failpoint("resume-fetched")
+        for key in restored.damaged if restored else []:
+            self.note("damaged checkpoint passed over", manifest=key)
+        if restored:
+            self.note("resumed", manifest=restored.key, step=restored.manifest.about["step"])
+        return restored
+
+    def current_checkpoint(self) -> Record | None:
+        """Return what current.json names now."""
+        return read_pointer(self.store.objects)
+
+    def commit_record(self, name: str, record: Record) -> None:
+        """Commit a stage's record (call 14); raise Fenced (76) when another attempt owns this run."""
+        objects, key = self.store.objects, f"stages/{name}.json"
+        sealed = seal(record | {"epoch": self.epoch, "nonce": new_nonce()})
+        while True:
+            found = objects.read(key)
+            self.verify()
+            failpoint("stage-record")
+            # An older attempt that slept between its own `verify` and its write may be the one that was faster: who
+            # owns the run decides, not who wrote first.
+            with suppress(PreconditionFailed):
+                swap(objects, key, sealed, found.etag if found else None)
+                break
+        failpoint("stage-recorded")
+        self.note("stage committed", stage=name)
+
+    def note(self, event: str, **about: object) -> None:
+        """Leave an event for `job show --events`."""
+        if self._ledger:
+            self._ledger.note(event, **about)
+
+    def leave(self, result: Record) -> None:
+        """Write the result, end the ledger, release the lease (call 17); nothing of it raises."""
+        for write in (self._write_end, lambda _: self._lease.release()):
+            try:
+                write(result)
+            except Exception as error:  # what was done stays done: no trouble here may change the run's exit code
+                log.warning("the end of this attempt could not be written: %s", error)
+
+    def _write_end(self, result: Record) -> None:
+        self.verify()
+        self.store.objects.write("result.json", dump(result))
+        if self._ledger:
+            self._ledger.end(int(result["exit_code"]), str(result["reason"]))
+
+
+def read_stage(objects: Store, name: str) -> Record | None:
+    """Return a stage's record; None where there is none, or where it is not what was written."""
+    record = parse_leniently(objects.read(f"stages/{name}.json"))
+    if record and not has_seal(record):
+        log.warning("stages/%s.json is damaged: the stage is done again", name)
+    return record if has_seal(record) else None

@@ -1,0 +1,141 @@
+"""Writing a checkpoint: each rank's side of calls 8–13 of the commit protocol (`commit.py`).
+
+An unchanged file is not sent again: its entry names the object of the checkpoint before the last.
+Two neighbours never share an object, so no single damaged object costs both.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from job.errors import JobError, NoValidCheckpoint, PeerLost
+from job.failpoints import failpoint
+from job.store.commit import move_pointer
+from job.store.lease import verify_owner
+from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
+from job.store.objects import PreconditionFailed
+from job.store.records import Record, new_nonce
+from job.store.restore import name_manifest, read_manifest
+from job.store.retention import Retention
+from job.store.runs import RunStore
+from job.store.transfer import upload_files
+
+log = logging.getLogger("job.store")
+
+_POLL_S = 0.2
+_KEPT_EVENTS = 200
+
+
+class CheckpointWriter:
+    """One rank's side. `attempt` is what attempt.json says: epoch, nonce, keep, peer_timeout_s, and more."""
+
+    def __init__(self, store: RunStore, rank: int, world_size: int, attempt: Record) -> None:
+        self._store, self._rank, self._world_size, self._attempt = store, rank, world_size, attempt
+        self._epoch, self._nonce = int(attempt["epoch"]), str(attempt["nonce"])
+        self._etag: str | None = None
+        self._retention = Retention(store.objects, self._epoch, self._nonce)
+        self._committed: dict[str, Manifest] | None = None
+        self._events: list[Record] = []
+
+    def commit(self, folder: Path, step: int, about: Record) -> None:
+        """Upload this rank's files of `folder` (calls 8–9); on rank 0 also make them current (10–13)."""
+        began = time.monotonic()
+        name = f"checkpoints/e{self._epoch:04d}-s{step:08d}-{self._nonce[:8]}"
+        entries = describe_files(folder, list_files(folder), name)
+        known = self._find_unchanged(entries)
+        failpoint("files-upload")
+        upload_files(self._store.objects, folder, {path: e for path, e in entries.items() if path not in known})
+        failpoint("files-uploaded")
+        failpoint("rank-part")
+        listed = {path: asdict(entry) for path, entry in (entries | known).items()}
+        self._store.write_json(f"{name}/rank-{self._rank:05d}.json", listed)
+        failpoint("rank-part-written")
+        if self._rank == 0:
+            self._publish(name, step, about, began)
+
+    def _find_unchanged(self, entries: dict[str, ManifestEntry]) -> dict[str, ManifestEntry]:
+        """Return the entries whose content the checkpoint before the last holds, with the key that it has there."""
+        committed = list(self._load_committed().values()) if self._rank == 0 else []
+        before = committed[1].files if len(committed) > 1 else {}
+        return {
+            path: replace(entry, key=before[path].key)
+            for path, entry in entries.items()
+            if path in before and (before[path].sha256, before[path].size) == (entry.sha256, entry.size)
+        }
+
+    def _load_committed(self) -> dict[str, Manifest]:
+        """Return key → manifest of what is committed and kept, newest first; at first what an attempt before left."""
+        if self._committed is None:
+            found = {}
+            for entry in self._attempt.get("committed") or []:
+                key, sha256 = entry["manifest"], entry["manifest_sha256"]
+                with suppress(NoValidCheckpoint):  # damaged meanwhile: it does not count among the last K
+                    found[key] = read_manifest(self._store.objects, key, sha256)
+            self._committed = found  # only now: after an outage in between, all are read again
+        return self._committed
+
+    def _publish(self, name: str, step: int, about: Record, began: float) -> None:
+        files = self._gather(name)
+        if files is None:
+            log.info("checkpoint of step %d skipped: a rank that was behind went on to a newer one", step)
+            return
+        manifest = Manifest("checkpoint", files, {**about, "step": step, "epoch": self._epoch})
+        key = f"{name}/manifest.json"
+        failpoint("manifest")
+        with suppress(PreconditionFailed):  # one's own write whose answer was lost: the folder has this attempt's nonce
+            self._store.objects.write(key, manifest.to_bytes(), if_absent=True)
+        failpoint("manifest-written")
+        failpoint("pointer")
+        kept = dict(list(({key: manifest} | self._load_committed()).items())[: int(self._attempt["keep"])])
+        self._etag = move_pointer(self._store.objects, self._point_at(kept), self._etag)
+        failpoint("pointer-moved")
+        log.info("checkpoint of step %d committed (%d MiB)", step, manifest.total_bytes >> 20)
+        self._committed = kept
+        self._note({"event": "checkpoint committed", "step": step, "seconds": round(time.monotonic() - began, 2)})
+        self._retention.retire(kept)
+
+    def _point_at(self, kept: dict[str, Manifest]) -> Record:
+        """Return what current.json says after this commit (`since`: older epochs were given up)."""
+        newest, *older = [name_manifest(key, manifest.sha256) for key, manifest in kept.items()]
+        mine = {"epoch": self._epoch, "attempt": self._nonce, "nonce": new_nonce()}
+        step = next(iter(kept.values())).about["step"]
+        return {"since": int(self._attempt.get("since") or 0), "step": step, "older": older} | newest | mine
+
+    def _gather(self, name: str) -> dict[str, ManifestEntry] | None:
+        """Wait for every rank's list of files (call 10) and return their union; None where a rank skipped this step."""
+        files: dict[str, ManifestEntry] = {}
+        timeout_s = float(self._attempt["peer_timeout_s"])
+        deadline, pause_s = time.monotonic() + timeout_s, _POLL_S
+        for rank in range(self._world_size):
+            key = f"{name}/rank-{rank:05d}.json"
+            while (listed := self._store.read_json(key)) is None:
+                if self._has_newer(rank, name):
+                    return None
+                if time.monotonic() > deadline:
+                    verify_owner(self._store.objects, self._nonce)  # a new owner has cleared away what was there
+                    raise PeerLost(f"rank {rank} did not upload its part of {name} within {timeout_s:.0f} s")
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 5.0)
+            files |= {path: ManifestEntry(**entry) for path, entry in listed.items()}
+        return files
+
+    def _has_newer(self, rank: int, name: str) -> bool:
+        """Tell whether a rank has uploaded its part of a later step: newest wins in every rank's queue by itself."""
+        part = f"rank-{rank:05d}.json"
+        parts = (item.key.rpartition("/") for item in self._store.objects.list(f"checkpoints/e{self._epoch:04d}-s"))
+        return any(last == part and folder.endswith(self._nonce[:8]) and folder > name for folder, _, last in parts)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Tell `job show --events`; nothing depends on it."""
+        self._events = [*self._events, event | {"at": datetime.now(UTC).isoformat(timespec="milliseconds")}]
+        self._events = self._events[-_KEPT_EVENTS:]
+        try:
+            self._store.write_json(f"attempts/{self._epoch}-checkpoints.json", {"events": self._events})
+        except JobError as error:
+            log.warning("the event could not be noted: %s", error)

@@ -1,0 +1,198 @@
+"""The lease of a run, `owner.json`: one attempt at a time may decide what the run's prefix says.
+
+No wall clock decides anything: a lease is taken over when it was released, when its holder is
+provably gone (same boot and PID namespace, no such process; or an earlier start of the same SLURM
+job), or when its ETag has not changed for the TTL on the observer's monotonic clock. The order of
+calls stands in `commit.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from job.errors import Fenced, JobError
+from job.failpoints import failpoint
+from job.store.objects import PreconditionFailed, Store
+from job.store.records import Record, new_nonce, parse_leniently, swap
+
+log = logging.getLogger("job.store")
+
+OWNER = "owner.json"
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What identifies a process among all machines; `started` is in clock ticks since boot."""
+
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    started: str
+    slurm_job: str
+    slurm_restarts: int
+
+    @staticmethod
+    def me() -> Holder:
+        """Return this process."""
+        return Holder(
+            host=platform.node(),
+            boot_id=_read(Path("/proc/sys/kernel/random/boot_id")),
+            pid_namespace=_pid_namespace(),
+            pid=os.getpid(),
+            started=_start_ticks(os.getpid()),
+            slurm_job="@".join(filter(None, map(os.environ.get, ("SLURM_JOB_ID", "SLURM_CLUSTER_NAME")))),
+            slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        )
+
+    def outlives(self, other: Record) -> bool:
+        """Tell whether the holder that `other` describes is provably gone."""
+        with suppress(KeyError, TypeError, ValueError):
+            if (
+                self.slurm_job
+                and self.slurm_job == other["slurm_job"]
+                and self.slurm_restarts > other["slurm_restarts"]
+            ):
+                return True
+            here = (self.host, self.boot_id, self.pid_namespace)
+            if "" not in here and here == (other["host"], other["boot_id"], other["pid_namespace"]):
+                return _start_ticks(int(other["pid"])) != other["started"]
+        return False
+
+
+class Lease:
+    """A lease that was acquired; a thread renews it every TTL/4 until it is released or lost."""
+
+    def __init__(self, objects: Store, record: Record, etag: str, ttl_s: float) -> None:
+        self.epoch, self.nonce = int(record["epoch"]), str(record["nonce"])
+        self._objects, self._record, self._etag, self._ttl_s = objects, record, etag, ttl_s
+        self._lost = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._renew_forever, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise Fenced (76) when a renewal found another owner; asks nothing of the store."""
+        if self._lost:
+            raise Fenced(f"{self._objects.uri}: another attempt owns this run now; this one stops")
+
+    def verify(self) -> None:
+        """Re-read owner.json; raise Fenced (76) when it is not this attempt's any more."""
+        verify_owner(self._objects, self.nonce)
+
+    def release(self) -> None:
+        """Give the lease back, so that the next attempt need not wait; a failure costs it the TTL only."""
+        self._closed.set()
+        self._thread.join()
+        if self._lost:
+            return
+        failpoint("owner-release")
+        try:
+            self._swap(released=True)
+        except JobError as error:
+            log.warning("%s; the lease was not released and ends by itself within %.0f s", error, self._ttl_s)
+        failpoint("owner-released")
+
+    def _renew_forever(self) -> None:
+        while not self._closed.wait(self._ttl_s / 4):
+            try:
+                failpoint("owner-renew")
+                self._swap()
+            except PreconditionFailed:
+                self._lost = True
+                return
+            except Exception as error:  # an outage: nobody else can take the lease either
+                log.warning("the lease could not be renewed: %s", error)
+
+    def _swap(self, **changes: Any) -> None:
+        record = self._record | {"seq": self._record["seq"] + 1} | changes
+        self._etag = swap(self._objects, OWNER, record, self._etag)
+        self._record = record
+
+
+def acquire_lease(objects: Store, ttl_s: float, check: Callable[[], None]) -> Lease:
+    """Become the owner of a run: epoch = the highest that owner.json or current.json ever named, + 1.
+
+    `check` is called while waiting and may raise. Raises Fenced (76) when a living owner held the
+    lease for 2 × `ttl_s`.
+    """
+    me, watch = Holder.me(), _Watch(ttl_s)
+    while True:
+        found = objects.read(OWNER)
+        standing = parse_leniently(found)
+        if found is None or standing.get("released") is True or me.outlives(standing) or watch.is_stale(found.etag):
+            with suppress(PreconditionFailed):  # somebody was faster: look again
+                return _take(objects, me, standing, found.etag if found else None, ttl_s)
+        else:
+            watch.refuse_when_over(objects.uri, standing)
+            check()
+            time.sleep(min(_POLL_S, ttl_s / 10))
+
+
+def verify_owner(objects: Store, nonce: str) -> None:
+    """Raise Fenced (76) when owner.json is not that of the attempt `nonce`."""
+    standing = parse_leniently(objects.read(OWNER))
+    if standing.get("nonce") != nonce:
+        raise Fenced(f"{objects.uri}: attempt {standing.get('epoch')} owns this run now; this one stops")
+
+
+def _take(objects: Store, me: Holder, standing: Record, etag: str | None, ttl_s: float) -> Lease:
+    fenced = parse_leniently(objects.read("current.json")).get("epoch", 0)
+    epoch = max(standing.get("epoch", 0), fenced) + 1
+    record = {"epoch": epoch, "nonce": new_nonce(), "seq": 0, "released": False} | asdict(me)
+    failpoint("owner-acquire")
+    etag = swap(objects, OWNER, record, etag)
+    failpoint("owner-acquired")
+    if standing.get("released") is False:
+        log.warning("took the lease over from attempt %s (%s)", standing.get("epoch"), standing.get("host"))
+    return Lease(objects, record, etag, ttl_s)
+
+
+class _Watch:
+    """How long an ETag has not changed, and how long one has waited, on this process' monotonic clock."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._began = self._changed = time.monotonic()
+        self._etag: str | None = None
+
+    def is_stale(self, etag: str) -> bool:
+        now = time.monotonic()
+        if etag != self._etag:
+            self._etag, self._changed = etag, now
+        return now - self._changed >= self._ttl_s
+
+    def refuse_when_over(self, uri: str, standing: Record) -> None:
+        if time.monotonic() - self._began > 2 * self._ttl_s:
+            owner = f"attempt {standing.get('epoch')} on {standing.get('host')} (pid {standing.get('pid')})"
+            raise Fenced(f"{uri}: {owner} is alive and owns this run; stop it first, or use another --run-id")
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _start_ticks(pid: int) -> str:
+    """Return when the process began (proc(5), field 22), "" where there is none: a PID alone may be used again."""
+    after_name = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return after_name[19] if len(after_name) > 19 and after_name[0] not in "ZX" else ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

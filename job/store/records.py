@@ -1,0 +1,73 @@
+"""Small JSON objects: how they are written, sealed, read, and swapped.
+
+A record that decides something carries `nonce` (so that one's own write is known again when its
+answer was lost) or `seal` (so that a flipped bit is known as damage).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from typing import Any
+
+from job.errors import NoValidCheckpoint
+from job.store.objects import Blob, PreconditionFailed, Store
+
+Record = dict[str, Any]
+
+
+def new_nonce() -> str:
+    """Return 32 random hex digits."""
+    return uuid.uuid4().hex
+
+
+def dump(value: Record) -> bytes:
+    """Return the bytes that are stored: sorted, indented, one newline at the end."""
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def parse(blob: Blob, where: str) -> Record:
+    """Return the JSON object in `blob`; raise NoValidCheckpoint (17) naming `where` when it is damaged."""
+    try:
+        value = json.loads(blob.data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise NoValidCheckpoint(f"{where}: not a JSON object (damaged); restore it or start with --fresh")
+    return value
+
+
+def parse_leniently(blob: Blob | None) -> Record:
+    """Return the record; what is no record counts as none, and an epoch that is no number as 0."""
+    try:
+        record = parse(blob, "") if blob else {}
+    except NoValidCheckpoint:
+        record = {}
+    return record if type(record.get("epoch", 0)) is int else record | {"epoch": 0}
+
+
+def seal(value: Record) -> Record:
+    """Return `value` with `seal`: the sha256 (hex) over everything else in it."""
+    plain = {key: inner for key, inner in value.items() if key != "seal"}
+    return plain | {"seal": hashlib.sha256(dump(plain)).hexdigest()}
+
+
+def has_seal(value: Record) -> bool:
+    """Tell whether `value` is as it was when it was sealed."""
+    return "seal" in value and seal(value)["seal"] == value["seal"]
+
+
+def swap(objects: Store, key: str, value: Record, etag: str | None) -> str:
+    """Write `value` where the object still has `etag` (None: where there is none); return the new ETag.
+
+    Raises PreconditionFailed when somebody else's object is there. A 412 that answers one's own write
+    (the client repeated a request whose answer was lost) is recognised by `value["nonce"]`.
+    """
+    try:
+        return objects.write(key, dump(value), if_absent=etag is None, if_match=etag)
+    except PreconditionFailed:
+        found = objects.read(key)
+        if found and parse_leniently(found).get("nonce") == value["nonce"]:
+            return found.etag
+        raise

@@ -1,0 +1,89 @@
+"""Releases: publishing a bundle, moving a model's pointer, finding one again. Calls 15–16 of `commit.py`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from job.errors import CheckpointMismatch
+from job.failpoints import failpoint
+from job.recipe.schema import Store as Address
+from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
+from job.store.objects import PreconditionFailed, Store, check_key, open_store
+from job.store.records import new_nonce, parse, swap
+from job.store.restore import require_manifest
+from job.store.transfer import upload_files
+
+log = logging.getLogger("job.store")
+
+Verify = Callable[[], None]
+"""Raises Fenced (76) when the caller does not own its run any more."""
+
+
+def publish_release(address: Address, name: str, run_id: str, folder: Path, verify: Verify) -> str:
+    """Upload the bundle in `folder` as an immutable version of model `name`; return the version.
+
+    The manifest that is written last also stays in `folder`. A version that exists already with the
+    same manifest is left as it is.
+    """
+    paths = [path for path in list_files(folder) if path != "manifest.json"]
+    entries = {path: ManifestEntry(e.size, e.sha256, path) for path, e in describe_files(folder, paths, "").items()}
+    manifest = Manifest("release", entries, {"name": name, "run_id": run_id})
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    version = f"{run_id}-{manifest.sha256[:8]}"
+    objects = _open(address, f"models/{name}/{version}")
+    failpoint("release-files")
+    upload_files(objects, folder, entries)
+    verify()
+    failpoint("release-manifest")
+    try:
+        objects.write("manifest.json", manifest.to_bytes(), if_absent=True)
+    except PreconditionFailed:
+        log.info("release %s is already there", version)
+    failpoint("release-manifest-written")
+    return version
+
+
+def promote_release(address: Address, name: str, version: str, verify: Verify) -> None:
+    """Move models/<name>/current.json to `version`; another run's promotion in between is overwritten."""
+    objects = _open(address, f"models/{name}")
+    while True:
+        found = objects.read("current.json")
+        verify()
+        failpoint("release-pointer")
+        try:
+            swap(objects, "current.json", {"version": version, "nonce": new_nonce()}, found.etag if found else None)
+        except PreconditionFailed:
+            continue
+        failpoint("release-pointer-moved")
+        return
+
+
+def latest_release(uri: str, *, allow_http: bool = False) -> str:
+    """Return the URI of a release: `uri` itself when it holds a manifest, else what its current.json names."""
+    uri = uri.rstrip("/")
+    objects = open_store(uri, allow_http=allow_http)
+    blob = objects.read("current.json")
+    if blob is None:
+        return uri
+    pointer = parse(blob, f"{uri}/current.json")
+    if "version" not in pointer:
+        raise CheckpointMismatch(f"{uri}: is a run, not a model; name …/models/<name> or a folder")
+    return f"{uri}/{check_key(str(pointer['version']))}"
+
+
+def read_release_manifest(uri: str, *, allow_http: bool = False) -> tuple[Store, Manifest]:
+    """Return the store opened at a release or checkpoint folder's root, and its manifest.
+
+    The keys of a checkpoint's entries are relative to its run, two levels up; those of a release to itself.
+    """
+    objects = open_store(uri, allow_http=allow_http)
+    manifest = require_manifest(objects, "manifest.json")
+    if manifest.kind == "checkpoint":
+        return open_store(uri.rstrip("/").rsplit("/", 2)[0], allow_http=allow_http), manifest
+    return objects, manifest
+
+
+def _open(address: Address, prefix: str) -> Store:
+    return open_store(f"{address.uri}/{prefix}", allow_http=address.allow_http, single_writer=address.single_writer)

@@ -1,0 +1,71 @@
+"""Deleting checkpoints that nothing needs any more: call 13 of the commit protocol (`commit.py`).
+
+What the pointer names stays: the current checkpoint and the last ones that were committed before it.
+Only the owner of the run deletes; a manifest goes before the objects that it names, and an object
+only when no manifest that stays names it. Nothing outside `checkpoints/` is ever touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from job.errors import Fenced, JobError
+from job.failpoints import failpoint
+from job.store.lease import verify_owner
+from job.store.manifest import Manifest
+from job.store.objects import Store
+
+log = logging.getLogger("job.store")
+
+_FOLDER = re.compile(r"(checkpoints/e(\d{4,})-s(\d{8,})-[0-9a-f]{8})/.+")
+
+
+class Retention:
+    """Retires what this run wrote, for the attempt `epoch` whose lease has `nonce`."""
+
+    def __init__(self, objects: Store, epoch: int, nonce: str) -> None:
+        self._objects, self._epoch, self._nonce = objects, epoch, nonce
+        self._warned = False
+
+    def retire(self, kept: dict[str, Manifest]) -> None:
+        """Delete every checkpoint but `kept` (by manifest key, newest first), and what was begun before the newest.
+
+        What cannot be deleted costs space, not the run: it is told once. Raises Fenced (76) when another owns the run.
+        """
+        try:
+            self._delete(self._find_doomed(kept))
+        except Fenced:
+            raise
+        except JobError as error:
+            if not self._warned:
+                log.warning("%s; old checkpoints stay, which costs space but not the run", error)
+            self._warned = True
+
+    def _find_doomed(self, kept: dict[str, Manifest]) -> list[str]:
+        needed = {entry.key for manifest in kept.values() for entry in manifest.files.values()}
+        kept_folders = {key.rpartition("/")[0] for key in kept}
+        newest = int(next(iter(kept.values())).about["step"])
+        keys = [item.key for item in self._objects.list("checkpoints/")]
+        return [key for key in keys if key not in needed and self._is_over(key, newest, kept_folders)]
+
+    def _is_over(self, key: str, newest: int, kept_folders: set[str]) -> bool:
+        """Tell whether nobody needs or writes the folder of `key` any more.
+
+        Every rank uploads its steps in order, and all had uploaded the newest: what this attempt began before it was
+        retired, or skipped by some rank. Later steps are being written.
+        """
+        match = _FOLDER.fullmatch(key)
+        if match is None or match.group(1) in kept_folders:
+            return False
+        return (int(match.group(2)), int(match.group(3))) < (self._epoch, newest)
+
+    def _delete(self, doomed: list[str]) -> None:
+        if not doomed:
+            return
+        verify_owner(self._objects, self._nonce)
+        failpoint("retire-manifest")
+        self._objects.delete([key for key in doomed if key.endswith("/manifest.json")])
+        failpoint("retire-objects")
+        self._objects.delete([key for key in doomed if not key.endswith("/manifest.json")])
+        failpoint("retired")

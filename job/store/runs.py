@@ -1,0 +1,46 @@
+"""The part of a store that belongs to one run: `runs/<run-id>/…`, and where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from job.store.objects import PreconditionFailed, Store, open_store
+from job.store.records import Record, dump, parse
+
+
+class RunStore:
+    """One run's prefix; keys are relative to it."""
+
+    def __init__(self, uri: str, run_id: str, *, allow_http: bool = False, single_writer: bool = False) -> None:
+        self.run_id = run_id
+        self.objects: Store = open_store(f"{uri}/runs/{run_id}", allow_http=allow_http, single_writer=single_writer)
+
+    @property
+    def uri(self) -> str:
+        """URI of the run's prefix."""
+        return self.objects.uri
+
+    def prove_reachable(self) -> None:
+        """List the prefix once, so that a missing bucket or wrong key ends the run before it begins."""
+        next(iter(self.objects.list("run.json")), None)
+
+    def read_json(self, key: str) -> Record | None:
+        """Return a small JSON object, or None where it is absent; a damaged one is 17."""
+        blob = self.objects.read(key)
+        return None if blob is None else parse(blob, f"{self.uri}/{key}")
+
+    def write_json(self, key: str, value: Record) -> None:
+        """Write a small JSON object over whatever was there."""
+        self.objects.write(key, dump(value))
+
+    def write_once(self, key: str, value: Record) -> Record:
+        """Write unless something is there; return what lies there afterwards."""
+        try:
+            self.objects.write(key, dump(value), if_absent=True)
+            return value
+        except PreconditionFailed:
+            return self.read_json(key) or value
+
+    def upload_report(self, path: Path, key: str) -> None:
+        """Copy one file for people to look at; nothing depends on it."""
+        self.objects.upload(path, key)
