@@ -78,8 +78,20 @@ def share_batch(batch: np.ndarray, lengths: np.ndarray, shape: BatchShape, rank:
     return [mine[start : start + shape.micro_batch].tolist() for start in range(0, len(mine), shape.micro_batch)]
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass: `number` counts all ranks' micro-batches of the epoch, in order of the batches."""
+
+    epoch: int
+    number: int
+    positions: list[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
 class RankBatches:
-    """Batch sampler of one rank: yields micro-batches (lists of positions) of the epoch that was set."""
+    """Batch sampler of one rank: yields the micro-batches of the epoch that was set."""
 
     def __init__(self, lengths: np.ndarray, shape: BatchShape, rank: int, seed: int, by_length: bool) -> None:
         self._lengths, self._shape, self._rank = lengths, shape, rank
@@ -94,7 +106,10 @@ class RankBatches:
     def __len__(self) -> int:
         return math.ceil(len(self._lengths) / self._shape.global_batch) * self._shape.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
-        plan = plan_epoch(self._lengths, self._shape.global_batch, self._seed, self._epoch, self._by_length)
-        for batch in plan:
-            yield from share_batch(batch, self._lengths, self._shape, self._rank)
+    def __iter__(self) -> Iterator[MicroBatch]:
+        shape = self._shape
+        plan = plan_epoch(self._lengths, shape.global_batch, self._seed, self._epoch, self._by_length)
+        for index, batch in enumerate(plan):
+            for part, positions in enumerate(share_batch(batch, self._lengths, shape, self._rank)):
+                number = (index * shape.world_size + self._rank) * shape.accumulation + part
+                yield MicroBatch(self._epoch, number, positions)

@@ -1,9 +1,10 @@
 """Training: one rank's process, from tokenized splits to a committed final checkpoint.
 
 `rank.py` is what each rank runs · `engine.py` turns a recipe into TrainingArguments and a DeepSpeed
-config (the only user of deepspeed) · `trainer.py` is transformers.Trainer with our batches, loss
-and checkpoints · `checkpoint.py` writes and reads the training state
-without pickle · `preemption.py` lets all ranks stop at the same step.
+config · `trainer.py` is transformers.Trainer with our batches, loss and checkpoints · `stream.py`
+the rows as they come · `checkpoint.py` writes and reads the training state without pickle, of it
+`shards.py` the optimizer's, `fragments.py` where each engine keeps that · `preemption.py` lets all
+ranks stop at the same step · `progress.py` shows it · `failures.py` explains what torch raises.
 """
 
 from job.train.rank import run_rank

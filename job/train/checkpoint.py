@@ -1,11 +1,11 @@
-"""The training state on disk: safetensors and JSON, no pickle of our own.
+"""The training state on disk: safetensors and JSON, no pickle.
 
-model.safetensors, config.json, tokenizer files    weights in fp32, gathered from all ranks   rank 0
-trainer_state.json                                 step, epoch, log history                   rank 0
-optimizer.safetensors, scheduler.json              DDP: moments by parameter name             rank 0
-global_stepN/…                                     DeepSpeed: its own shards (pickles, read   every rank
-                                                   back only under a verified manifest)
-random-NNNNN.{safetensors,json}                    random number generators                   every rank
+model.safetensors, config.json, tokenizer files    weights in fp32, gathered from all ranks     rank 0
+trainer_state.json, steps.json                     step, epoch, log history; updates            rank 0
+engine.json                                        scheduler, loss scale, DeepSpeed's counters  rank 0
+shard-NNNNN.safetensors                            fragments of the optimizer's moments         every rank under
+                                                   (`shards.py`)                                ZeRO 1-3, else rank 0
+random-NNNNN.{safetensors,json}                    random number generators, digest of samples  every rank
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from job.errors import CheckpointMismatch, Diverged
+from job.errors import Diverged
+from job.train.fragments import WEIGHTS_FILE
+from job.train.stream import SampleDigest, seed_rank
 
-OPTIMIZER_FILE = "optimizer.safetensors"
-SCHEDULER_FILE = "scheduler.json"
+ENGINE_FILE = "engine.json"
 STATE_FILE = "trainer_state.json"
+
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""DeepSpeed's DynamicLossScaler, fp16/loss_scaler.py."""
 
 
 def gather_weights(model: Any, engine: Any | None) -> dict[str, torch.Tensor]:
@@ -53,6 +58,9 @@ def _gather_sharded(model: Any) -> dict[str, torch.Tensor]:
         if keep:
             weights[name] = _as_fp32(full).clone()
     if keep:
+        first = {parameter: name for name, parameter in model.named_parameters()}
+        tied = model.named_parameters(remove_duplicate=False)
+        weights |= {alias: weights[first[parameter]] for alias, parameter in tied}
         weights |= {name: buffer.detach().cpu() for name, buffer in model.state_dict().items() if name not in weights}
     return weights
 
@@ -70,56 +78,61 @@ def read_weights(model: Any, folder: Path) -> None:
     """Put saved weights back into a model that is not wrapped yet."""
     from safetensors.torch import load_model
 
-    load_model(model, folder / "model.safetensors", strict=False)
+    load_model(model, folder / WEIGHTS_FILE, strict=False)
 
 
-def write_optimizer(optimizer: torch.optim.Optimizer, scheduler: Any, names: dict[int, str], folder: Path) -> None:
-    """Write moments and step counts as `<parameter name>|<field>` tensors; `names` is id(parameter) → name."""
-    tensors = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for field, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{names[id(parameter)]}|{field}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, folder / OPTIMIZER_FILE)
+def write_engine(engine: Any | None, scheduler: Any, scaler: Any | None, folder: Path) -> None:
+    """Write what is neither weight nor moment; `scaler` is torch's GradScaler where fp16 runs without DeepSpeed."""
     plain = {key: value for key, value in scheduler.state_dict().items() if isinstance(value, (int, float, list))}
-    (folder / SCHEDULER_FILE).write_text(json.dumps(plain))
+    state: dict[str, Any] = {"scheduler": plain, "scaler": scaler.state_dict() if scaler else None}
+    if engine is not None:
+        state["counters"] = {name: getattr(engine, name) for name in _COUNTERS}
+        state["loss_scale"] = {name: getattr(owner, name) for owner, name in _find_loss_scale(engine)}
+    (folder / ENGINE_FILE).write_text(json.dumps(state))
 
 
-def read_optimizer(optimizer: torch.optim.Optimizer, scheduler: Any, names: dict[int, str], folder: Path) -> None:
-    """Put the saved moments back; raise CheckpointMismatch (16) when a parameter has none."""
-    tensors = load_file(folder / OPTIMIZER_FILE)
-    fields: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, field = key.rpartition("|")
-        fields.setdefault(name, {})[field] = tensor
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            if name not in fields:
-                raise CheckpointMismatch(f"{OPTIMIZER_FILE}: no state for {name}; the checkpoint is of another model")
-            optimizer.state[parameter] = {
-                field: tensor if field == "step" else tensor.to(parameter.device)
-                for field, tensor in fields[name].items()
-            }
-    plain = json.loads((folder / SCHEDULER_FILE).read_text())
-    scheduler.load_state_dict(plain)
-    for group, rate in zip(optimizer.param_groups, plain["_last_lr"], strict=True):
+def read_engine(engine: Any | None, optimizer: torch.optim.Optimizer, scheduler: Any, folder: Path) -> None:
+    """Set scheduler, learning rates and DeepSpeed's counters to what `write_engine` wrote."""
+    state = json.loads((folder / ENGINE_FILE).read_text())
+    scheduler.load_state_dict(state["scheduler"])
+    for group, rate in zip(optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True):
         group["lr"] = rate
+    if engine is not None:
+        for name, value in state.get("counters", {}).items():
+            setattr(engine, name, value)
+        for owner, name in _find_loss_scale(engine):
+            setattr(owner, name, state.get("loss_scale", {}).get(name, getattr(owner, name)))
 
 
-def write_random_state(rank: int, folder: Path) -> None:
-    """Write the generators of Python, numpy, torch and CUDA of this rank."""
+def read_scaler(scaler: Any | None, folder: Path) -> None:
+    """Set torch's GradScaler to the scale that was saved, where both attempts have one."""
+    saved = json.loads((folder / ENGINE_FILE).read_text())["scaler"]
+    if scaler and saved:
+        scaler.load_state_dict(saved)
+
+
+def _find_loss_scale(engine: Any) -> list[tuple[Any, str]]:
+    """Return (object, attribute) of DeepSpeed's dynamic loss scale; nothing outside fp16."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return [(scaler, name) for name in _LOSS_SCALE if hasattr(scaler, name)]
+
+
+def write_random_state(rank: int, samples: SampleDigest, folder: Path) -> None:
+    """Write the generators of Python, numpy, torch and CUDA of this rank, and the digest of its samples."""
     _, keys, position, has_gauss, cached = np.random.get_state()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
     save_file(tensors, folder / f"random-{rank:05d}.safetensors")
-    plain = {"python": random.getstate(), "numpy": [int(position), int(has_gauss), float(cached)]}
+    numpy = [int(position), int(has_gauss), float(cached)]
+    plain = {"python": random.getstate(), "numpy": numpy, "samples": samples.to_json()}
     (folder / f"random-{rank:05d}.json").write_text(json.dumps(plain))
 
 
-def read_random_state(rank: int, folder: Path) -> None:
-    """Set the generators to what `write_random_state` wrote."""
+def read_random_state(rank: int, fallback: tuple[int, ...], folder: Path) -> None:
+    """Set the generators to what this rank wrote; a rank that is new is seeded from `fallback`."""
+    if not (folder / f"random-{rank:05d}.json").exists():
+        return seed_rank(*fallback)
     tensors = load_file(folder / f"random-{rank:05d}.safetensors")
     plain = json.loads((folder / f"random-{rank:05d}.json").read_text())
     version, internal, gauss = plain["python"]
@@ -128,3 +141,11 @@ def read_random_state(rank: int, folder: Path) -> None:
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
+
+
+def read_samples(rank: int, folder: Path) -> SampleDigest:
+    """Return the digest to go on from: rank 0 has the sum of all that were saved, however many ranks they were."""
+    digest = SampleDigest()
+    for path in folder.glob("random-*.json") if rank == 0 else ():
+        digest.merge(json.loads(path.read_text())["samples"])
+    return digest

@@ -47,9 +47,12 @@ def build_arguments(
 ) -> TrainingArguments:
     """Return the TrainingArguments of one rank; Trainer neither saves, reports nor shuffles on its own."""
     training = recipe.training
-    deepspeed = build_deepspeed_config(recipe, shape, parameters) if recipe.distributed.engine == "deepspeed" else None
+    deepspeed = None
+    if recipe.distributed.engine == "deepspeed":
+        deepspeed = build_deepspeed_config(recipe, shape, parameters, precision)
     return TrainingArguments(
         output_dir=str(folder),
+        ddp_timeout=recipe.launch.hang_timeout_s,
         per_device_train_batch_size=shape.micro_batch,
         gradient_accumulation_steps=shape.accumulation,
         per_device_eval_batch_size=EVAL_BATCH_ROWS,
@@ -113,10 +116,14 @@ def _same_names(training: Training) -> dict[str, Any]:
     return {name: getattr(training, name) for name in names}
 
 
-def build_deepspeed_config(recipe: Recipe, shape: BatchShape, parameters: int) -> dict[str, Any]:
-    """Return DeepSpeed's config. The optimizer is torch's AdamW, so that no op is compiled at run time."""
+def build_deepspeed_config(recipe: Recipe, shape: BatchShape, parameters: int, precision: str) -> dict[str, Any]:
+    """Return DeepSpeed's config. The optimizer is torch's AdamW, so that no op is compiled at run time.
+
+    Stage 0 below fp32 becomes stage 1: DeepSpeed's stage 0 shows no one its fp32 master weights.
+    """
     asked = recipe.distributed.zero_stage
     stage = choose_zero_stage(parameters, shape.world_size, _device_memory_bytes()) if asked == "auto" else asked
+    stage = max(stage, 0 if precision == "fp32" else 1)
     log.info("DeepSpeed ZeRO stage %s on %d ranks", stage, shape.world_size)
     return {
         "train_micro_batch_size_per_gpu": "auto",

@@ -1,13 +1,15 @@
-"""Stopping together: a signal at any rank stops every rank at the same optimizer step.
+"""Stopping together: a signal at any rank stops every rank at the same step, also inside an evaluation.
 
-The handler only sets a flag. After each step the flags are reduced (max) on a CPU group without
-waiting; the answer of step t is read after step t+1, so no step is delayed by the vote.
+The handler only sets a flag. After each optimizer step and prediction step the flags are reduced
+(max) on a CPU group without waiting; the answer is read one step later, so no step is delayed by
+the vote. An evaluation that was cut short is made up for when training goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -18,21 +20,37 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 log = logging.getLogger("job.train")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SAME_REQUEST_S = 1.0
+"""A batch system signals every process, the supervisor and the loading processes pass it on: that is one request."""
+
+
+class ToldTwice(BaseException):
+    """A second stop signal: leave at once. No `except Exception` on the way may take it for an error of its own."""
+
+
+class EvaluationCut(Exception):
+    """All ranks leave the evaluation at this prediction step."""
 
 
 class StopVote(TrainerCallback):
-    """Ends training with a checkpoint once any rank was told to stop; `stopped` says so afterwards."""
+    """Ends training with a checkpoint once any rank was told to stop; `stopped` says so afterwards.
 
-    def __init__(self) -> None:
+    `group` is a CPU (gloo) group of all ranks, None for one rank.
+    """
+
+    def __init__(self, group: Any) -> None:
         self.stopped = False
-        self._told = False
-        self._group: Any = None
+        self._told_at: float | None = None
+        self._group = group
         self._pending: tuple[Any, torch.Tensor] | None = None
         for number in STOP_SIGNALS:
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
+        now = time.monotonic()
+        if self._told_at is not None and now - self._told_at > _SAME_REQUEST_S:
+            raise ToldTwice
+        self._told_at = self._told_at or now
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -44,16 +62,49 @@ class StopVote(TrainerCallback):
             control.should_evaluate = False
         return control
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Trainer calls this also when it stops; an evaluation then would use up the grace."""
+        control.should_evaluate = control.should_evaluate and not self.stopped
+        return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Vote as after a step; raise EvaluationCut at the same prediction step on every rank."""
+        if self._decide():
+            log.info("told to stop: leaving the evaluation of step %d, which is made up for later", state.global_step)
+            self.stopped = True
+            raise EvaluationCut
+
     def _decide(self) -> bool:
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return self._told
-        verdict = False
+        told = self._told_at is not None
+        if self._group is None:
+            return told
         if self._pending:
             work, votes = self._pending
             work.wait()
-            verdict = bool(votes.item())
-        if self._group is None:
-            self._group = dist.new_group(backend="gloo")
-        votes = torch.tensor([int(self._told)], dtype=torch.int32)
+            self._pending = None
+            if votes.item():
+                return True
+        votes = torch.tensor([int(told)], dtype=torch.int32)
         self._pending = (dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True), votes)
-        return verdict
+        return False
+
+
+class EvaluationDebt(TrainerCallback):
+    """Has Trainer evaluate before the first step when the checkpoint's step should have been evaluated and was not."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Compare the step with the log that came with the checkpoint; its intervals do not bind this attempt."""
+        state.compute_steps(args, state.max_steps)
+        done = any("eval_loss" in entry and entry.get("step") == state.global_step for entry in state.log_history)
+        args.eval_on_start = state.global_step > 0 and not done and _is_due(args, state)
+
+
+def _is_due(args: TrainingArguments, state: TrainerState) -> bool:
+    if args.eval_strategy == "steps":
+        return state.global_step % state.eval_steps == 0
+    ended = state.global_step >= state.max_steps
+    return args.eval_strategy == "epoch" and (ended or float(state.epoch or 0).is_integer())

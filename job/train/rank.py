@@ -6,7 +6,6 @@ folder says which attempt this is and where to resume. The process group is gone
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -14,21 +13,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import transformers
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from job.data.batching import derive_micro_batch
 from job.data.tokenize import TokenTable
-from job.errors import Diverged, Interrupted, ResourceExhausted
+from job.errors import Interrupted
+from job.liveness import beat
 from job.recipe import Run
 from job.store.background import BackgroundUploader
-from job.store.commit import CheckpointWriter, RunStore
+from job.store.checkpoints import CheckpointWriter
 from job.store.models import count_parameters
+from job.store.runs import RunStore
 from job.tasks import get_task, load_model
 from job.train.engine import build_arguments, decide_precision, init_sharded_weights, join_group
-from job.train.preemption import StopVote
+from job.train.failures import explain_failures
+from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTwice
+from job.train.progress import Heartbeat, Progress
+from job.train.stream import seed_rank
 from job.train.trainer import JobTrainer, TrainingData
 
 log = logging.getLogger("job.train")
@@ -36,35 +38,49 @@ log = logging.getLogger("job.train")
 
 def run_rank(run: Run) -> dict[str, Any]:
     """Train this rank's share; return the numbers of the training. Raises Interrupted (75), Diverged (14), …"""
+    try:
+        return _run_rank(run)
+    except ToldTwice:
+        raise Interrupted("told twice to stop; the last committed checkpoint stays, run again to go on") from None
+
+
+def _run_rank(run: Run) -> dict[str, Any]:
     attempt = run.read("attempt.json")
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     (run.folder / "train").mkdir(exist_ok=True)
-    trainer, vote = _build_trainer(run, world_size)
-    uploader = _start_uploader(run, attempt, rank, world_size)
-    trainer.on_checkpoint = lambda folder, step: uploader.submit(folder)
-    trainer.add_callback(Progress(uploader, trainer.args.process_index == 0))
-    started = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=attempt["resume"])
-        if not vote.stopped:
-            trainer._save_checkpoint(trainer.model, None)
-    except torch.OutOfMemoryError:
-        rows = trainer.args.per_device_train_batch_size
-        raise ResourceExhausted(
-            f"GPU memory is too small for {rows} rows at once; lower training.max_micro_batch_size "
-            "(the global batch stays)"
-        ) from None
-    seconds = time.monotonic() - started
-    uploader.close()
-    _leave_group()
+    trainer, group = _build_trainer(run, world_size)
+    vote = StopVote(group)
+    uploads = Uploads(run, attempt, rank, world_size)
+    _add_callbacks(trainer, vote, uploads.queue)
+    trainer.on_checkpoint = uploads.submit
+    seconds = _train(trainer, vote, attempt)
+    # before the last upload: a rank that has little to send would wait for the others without a sign of life
+    with explain_failures(0):
+        samples = trainer.samples.sum_over_ranks(group)
+        _leave_group()
+    uploads.queue.close(on_wait=beat)
+    step = trainer.state.global_step
     if vote.stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} with a committed checkpoint; run again to go on"
-        )
-    return _summarize(run, trainer, attempt, seconds)
+        raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on")
+    return _summarize(run, trainer, attempt, seconds) | {"samples_sha256": samples[0], "samples": samples[1]}
 
 
-def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, StopVote]:
+def _train(trainer: JobTrainer, vote: StopVote, attempt: dict[str, Any]) -> float:
+    """Train to the end or to where the vote stops it, with a checkpoint of that step; return the seconds."""
+    started = time.monotonic()
+    trainer.resumed_from = attempt["resumed_from"] if attempt["resume"] else -1
+    with explain_failures(trainer.args.per_device_train_batch_size):
+        try:
+            trainer.train(resume_from_checkpoint=attempt["resume"])
+        except EvaluationCut:
+            return time.monotonic() - started
+        if not vote.stopped:
+            trainer.save()
+    return time.monotonic() - started
+
+
+def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
+    """Return the trainer and a CPU group of all ranks (None for one)."""
     recipe, data = run.recipe, run.read("data.json")
     task, training = get_task(recipe.task), recipe.training
     shape = derive_micro_batch(training.global_batch_size, world_size, training.max_micro_batch_size)
@@ -77,32 +93,53 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, StopVote]:
     tables = TrainingData(
         TokenTable.open(run.tokens("train")), TokenTable.open(run.tokens("validation")), data["pad_id"], shape
     )
-    transformers.set_seed(training.seed + args.process_index)
     trainer = JobTrainer(model, args, run, tables, task)
-    trainer.remove_callback(transformers.PrinterCallback)
-    vote = StopVote()
-    trainer.add_callback(vote)
+    seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:
         log.info(
             "training on %d rank(s), %s, %s: %d rows, global batch %d = %d ranks × %d accumulation × %d rows",
             world_size, recipe.distributed.engine, precision, len(tables.train), shape.global_batch, world_size,
             shape.accumulation, shape.micro_batch,
         )  # fmt: skip
-    return trainer, vote
+    return trainer, dist.new_group(backend="gloo") if world_size > 1 else None
 
 
-def _start_uploader(run: Run, attempt: dict[str, Any], rank: int, world_size: int) -> BackgroundUploader:
-    store = run.recipe.store
-    writer = CheckpointWriter(RunStore(store.uri, run.run_id, allow_http=store.allow_http), rank, world_size, attempt)
-    about = {"run_id": run.run_id, "world_size": world_size, "engine": run.recipe.distributed.engine}
+def _add_callbacks(trainer: JobTrainer, vote: StopVote, queue: BackgroundUploader) -> None:
+    trainer.remove_callback(transformers.PrinterCallback)
+    for callback in (Heartbeat(), Progress(queue.check, trainer.args.process_index == 0), vote, EvaluationDebt()):
+        trainer.add_callback(callback)
 
-    def upload(folder: Path) -> None:
-        writer.commit(folder, int(folder.name.split("-")[1]), about)
-        if rank == 0:
-            _keep_weights(folder, run.final_model)
+
+class Uploads:
+    """This rank's queue of written checkpoints, each committed in the background."""
+
+    def __init__(self, run: Run, attempt: dict[str, Any], rank: int, world_size: int) -> None:
+        store = run.recipe.store
+        objects = RunStore(store.uri, run.run_id, allow_http=store.allow_http, single_writer=store.single_writer)
+        self._run, self._rank = run, rank
+        self._writer = CheckpointWriter(objects, rank, world_size, attempt)
+        self._about = attempt.get("about", {}) | {"run_id": run.run_id, "world_size": world_size}
+        self._written_s: dict[Path, float] = {}
+        self.queue = BackgroundUploader(self._upload, self._discard, store.max_unsynced_minutes * 60.0)
+
+    def submit(self, folder: Path, seconds: float) -> None:
+        """Queue a checkpoint that took `seconds` to write."""
+        self._written_s[folder] = seconds
+        self.queue.submit(folder)
+
+    def _upload(self, folder: Path) -> None:
+        began = time.monotonic()
+        self._writer.commit(folder, int(folder.name.split("-")[1]), self._about)
+        if self._rank == 0:
+            seconds = self._written_s[folder] + time.monotonic() - began
+            # the supervisor keeps so much time in reserve before its deadline
+            self._run.write("reserve.json", {"seconds": round(seconds, 3)})
+            _keep_weights(folder, self._run.final_model)
+        self._discard(folder)
+
+    def _discard(self, folder: Path) -> None:
+        self._written_s.pop(folder, None)
         shutil.rmtree(folder)
-
-    return BackgroundUploader(upload, shutil.rmtree, store.max_unsynced_minutes * 60.0)
 
 
 def _keep_weights(folder: Path, final: Path) -> None:
@@ -112,41 +149,6 @@ def _keep_weights(folder: Path, final: Path) -> None:
         os.replace(folder / name, final / name)
 
 
-class Progress(TrainerCallback):
-    """One line per logging step on rank 0; stops on a loss that is no number and on upload errors."""
-
-    def __init__(self, uploader: BackgroundUploader, speak: bool) -> None:
-        self._uploader, self._speak = uploader, speak
-        self._started, self._first_step = time.monotonic(), 0
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock at the step that training begins with."""
-        self._started, self._first_step = time.monotonic(), state.global_step
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        """Check the loss, then speak."""
-        self._uploader.check()
-        logs = logs or {}
-        loss = logs.get("loss", logs.get("train_loss", 0.0))
-        if loss != loss or abs(loss) == float("inf"):
-            raise Diverged(
-                f"training.learning_rate: the loss is {loss} at step {state.global_step}; lower the rate, warm up "
-                "longer, or use precision: fp32"
-            )
-        if self._speak and "loss" in logs:
-            log.info("%s  loss %.4f  lr %.2e", self._where(state), logs["loss"], logs["learning_rate"])
-        elif self._speak and "eval_accuracy" in logs:
-            log.info("%s  validation accuracy %.4f", self._where(state), logs["eval_accuracy"])
-
-    def _where(self, state: TrainerState) -> str:
-        done = max(state.global_step - self._first_step, 1)
-        left_s = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
-        share = state.global_step / max(state.max_steps, 1)
-        return f"step {state.global_step}/{state.max_steps} ({share:.0%}, {left_s // 60:.0f}:{left_s % 60:02.0f} left)"
-
-
 def _leave_group() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -154,36 +156,17 @@ def _leave_group() -> None:
 
 
 def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: float) -> dict[str, Any]:
-    table = TokenTable.open(run.tokens("train"))
-    done = (
-        max(trainer.state.global_step - attempt["resumed_from"], 1) if attempt["resume"] else trainer.state.global_step
-    )
-    share = done / max(trainer.state.global_step, 1)
-    epochs = float(trainer.state.epoch or 0)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    table, state = TokenTable.open(run.tokens("train")), trainer.state
+    done = max(state.global_step - attempt["resumed_from"], 1) if attempt["resume"] else state.global_step
+    epochs = float(state.epoch or 0) * done / max(state.global_step, 1)
+    history = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
-        "steps": trainer.state.global_step,
-        "samples_per_second": round(len(table) * epochs * share / seconds, 1),
-        "tokens_per_second": round(int(table.lengths.sum()) * epochs * share / seconds),
+        "steps": state.global_step,
+        "samples_per_second": round(len(table) * epochs / seconds, 1),
+        "tokens_per_second": round(int(table.lengths.sum()) * epochs / seconds),
         "seconds": round(seconds, 1),
         "resumed_from": attempt["resumed_from"],
         "world_size": trainer.args.world_size,
         "precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
-        # the log of a resumed attempt begins at its checkpoint, so it cannot vouch for the whole run
-        "samples_sha256": None if attempt["resume"] else hash_samples(run.folder / "train"),
         "history": history,
     }
-
-
-def hash_samples(folder: Path) -> str:
-    """Return the sha256 (hex) over the global batches that ranks noted in `folder`: rows per step, sorted.
-
-    The same recipe gives the same hash on any number of ranks.
-    """
-    steps: dict[int, list[int]] = {}
-    for path in sorted(folder.glob("samples-rank-*.txt")):
-        for line in path.read_text().splitlines():
-            step, *rows = map(int, line.split())
-            steps.setdefault(step, []).extend(rows)
-    lines = [f"{step}:{','.join(map(str, sorted(rows)))}" for step, rows in sorted(steps.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

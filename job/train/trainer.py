@@ -6,6 +6,7 @@ save; its loaders are replaced by ours, so that accelerate does not shard a seco
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +14,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+import transformers.trainer
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from job.data.batching import FILLER, BatchShape, RankBatches
+from job.data.batching import BatchShape, RankBatches
 from job.data.tokenize import TokenTable
+from job.failpoints import failpoint
+from job.liveness import beat
 from job.recipe import Run
 from job.tasks import TextClassification
 from job.tasks.text_classification import IGNORED_LABEL
 from job.train.checkpoint import (
     STATE_FILE,
     gather_weights,
-    read_optimizer,
+    read_engine,
     read_random_state,
+    read_samples,
+    read_scaler,
     read_weights,
-    write_optimizer,
+    write_engine,
     write_random_state,
     write_weights,
 )
+from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
+from job.train.preemption import EvaluationCut
+from job.train.shards import read_shards, write_shard, write_steps
+from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
+
+# Trainer calls this function for every resume under DeepSpeed and offers no other way to load; ours comes right after,
+# in `_load_optimizer_and_scheduler`
+transformers.trainer.deepspeed_load_checkpoint = lambda *_, **__: None
 
 
 @dataclass(frozen=True)
@@ -43,53 +57,17 @@ class TrainingData:
     shape: BatchShape
 
 
-class TableRows(Dataset[int]):
-    """Positions of a token table; the collator looks the rows up, so that a batch is padded in one go."""
-
-    def __init__(self, order: np.ndarray) -> None:
-        self._order = order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> int:
-        return FILLER if index == FILLER else int(self._order[index])
-
-
-class Collator:
-    """Positions → int64 tensors [rows, longest]; FILLER becomes a row that adds nothing to the loss."""
-
-    def __init__(self, table: TokenTable, pad_id: int, with_rows: bool) -> None:
-        self._table, self._pad_id, self._with_rows = table, pad_id, with_rows
-
-    def __call__(self, positions: list[int]) -> dict[str, torch.Tensor]:
-        chosen = np.asarray(positions, dtype=np.int64)
-        filler = chosen == FILLER
-        chosen = np.where(filler, int(np.argmin(self._table.lengths)) if filler.any() else 0, chosen)
-        batch = self._table.pad(chosen, self._pad_id)
-        batch["labels"] = np.where(filler, IGNORED_LABEL, self._table.labels[chosen])
-        if self._with_rows:
-            batch["row"] = np.where(filler, FILLER, self._table.rows[chosen])
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
-
-
-class EpochLoader(DataLoader[Any]):
-    """A DataLoader whose batch sampler is told the epoch, as Trainer's loop expects."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to the sampler."""
-        self.batch_sampler.set_epoch(epoch)
-
-
 class JobTrainer(Trainer):
-    """See the module. `save` receives (folder, step) of every checkpoint that was written."""
+    """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint."""
 
     def __init__(
         self, model: Any, args: TrainingArguments, run: Run, data: TrainingData, task: TextClassification
     ) -> None:
         self._run, self._data, self._task = run, data, task
-        self.on_checkpoint: Callable[[Path, int], None] = lambda folder, step: None
-        self.saved_step = -1
+        self.on_checkpoint: Callable[[Path, float], None] = lambda folder, seconds: None
+        self.resumed_from = -1
+        self.samples = SampleDigest()
+        self._saved_step = -1
         smoothing = run.recipe.training.label_smoothing_factor
 
         def mean_loss(
@@ -106,7 +84,6 @@ class JobTrainer(Trainer):
             compute_loss_func=mean_loss,
             compute_metrics=self._score,
         )
-        self._sample_log = (run.folder / "train" / f"samples-rank-{args.process_index:05d}.txt").open("w")
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's share of every global batch, already sharded."""
@@ -114,13 +91,9 @@ class JobTrainer(Trainer):
         sampler = RankBatches(
             table.lengths, self._data.shape, self.args.process_index, training.seed, training.group_by_length
         )
-        return EpochLoader(
-            TableRows(np.arange(len(table))),
-            batch_sampler=sampler,
-            collate_fn=Collator(table, self._data.pad_id, with_rows=True),
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        collate = Collator(table, self._data.pad_id, with_rows=True)
+        rows = SeededBatches(TableRows(np.arange(len(table))), collate, training.seed)
+        return load_batches(rows, sampler, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return validation rows, longest first, sharded by accelerate."""
@@ -128,58 +101,100 @@ class JobTrainer(Trainer):
             self.eval_dataset,
             batch_size=self.args.per_device_eval_batch_size,
             collate_fn=Collator(self._data.validation, self._data.pad_id, with_rows=False),
+            generator=torch.Generator(),
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As Trainer's, but a training that was finished before gets no epoch: Trainer would do one step more."""
+        epochs, *others, max_steps = super().set_initial_training_values(*args, **kwargs)
+        return (0 if self.resumed_from >= max_steps else epochs, *others, max_steps)
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Note which rows this rank computes, then compute them."""
-        rows = inputs.pop("row").tolist()
-        self._sample_log.write(f"{self.state.global_step} {' '.join(str(row) for row in rows if row != FILLER)}\n")
+        self.samples.add(self.state.global_step, inputs.pop("row").tolist())
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Save first where both are due: an evaluation that fails or is cut short then costs no training."""
+        if self.control.should_save:
+            self._save_checkpoint(self.model, trial)
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return metrics
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate without a trace in the random number generators; a stop signal ends it and the training."""
+        try:
+            with keep_generators():
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+                return metrics
+        except EvaluationCut:
+            if self.args.eval_on_start and self.state.global_step == max(self.resumed_from, 0):
+                raise  # nothing was trained since the checkpoint, which stays the newest
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
 
     def _score(self, prediction: EvalPrediction) -> dict[str, Any]:
         return self._task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
+    def save(self) -> None:
+        """Write a checkpoint of the current step, unless that was done."""
+        self._save_checkpoint(self.model, None)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write this rank's part of a checkpoint and hand the folder to `on_checkpoint`."""
         step, rank = self.state.global_step, self.args.process_index
-        if step == self.saved_step:
+        if step == self._saved_step:
             return
+        began = time.monotonic()
+        beat()
+        failpoint("checkpoint-write")
         folder = self._run.folder / "train" / f"checkpoint-{step:08d}-rank-{rank:05d}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._sample_log.flush()
-        engine = self.model_wrapped if self.is_deepspeed_enabled else None
+        self._write_state(folder, rank)
+        failpoint("checkpoint-written")
+        beat()
+        self._saved_step = step
+        self.on_checkpoint(folder, time.monotonic() - began)
+
+    def _write_state(self, folder: Path, rank: int) -> None:
+        engine, optimizer = self._engine, find_optimizer(self.optimizer)
         weights = gather_weights(self.model, engine)
         if rank == 0:
             write_weights(self.model, weights, self._run.tokenizer, folder)
-            self._write_state(folder)
-        if engine is not None:
-            engine.save_checkpoint(str(folder))
-        write_random_state(rank, folder)
-        self.saved_step = step
-        self.on_checkpoint(folder, step)
+            write_steps(optimizer, name_flats(self.model, engine), folder)
+            write_engine(engine, self.lr_scheduler, self.accelerator.scaler, folder)
+            self.state.save_to_json(str(folder / STATE_FILE))
+        if rank == 0 or is_sharded(engine):
+            write_shard(optimizer, list_fragments(self.model, engine), folder, rank)
+        write_random_state(rank, self.samples, folder)
 
-    def _write_state(self, folder: Path) -> None:
-        self.state.save_to_json(str(folder / STATE_FILE))
-        if not self.is_deepspeed_enabled:
-            write_optimizer(self.optimizer.optimizer, self.lr_scheduler, self._parameter_names(), folder)
+    @property
+    def _engine(self) -> Any | None:
+        return self.model_wrapped if self.is_deepspeed_enabled else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer calls this with our folder before it wraps the model."""
+        """Trainer calls this with our folder before it wraps the model, except under DeepSpeed."""
         read_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint and not self.is_deepspeed_enabled:
-            read_optimizer(self.optimizer.optimizer, self.lr_scheduler, self._parameter_names(), Path(checkpoint))
+        if not checkpoint:
+            return
+        folder, engine, optimizer = Path(checkpoint), self._engine, find_optimizer(self.optimizer)
+        fragments = list_fragments(self.model, engine)
+        if engine is not None:
+            read_engine_weights(self.model, engine, fragments, folder)
+        read_shards(optimizer, fragments, folder)
+        read_engine(engine, optimizer, self.lr_scheduler, folder)
+        self.samples = read_samples(self.args.process_index, folder)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """fp16's scale is found again within a few steps."""
+        if checkpoint:
+            read_scaler(self.accelerator.scaler, Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint:
-            read_random_state(self.args.process_index, Path(checkpoint))
-
-    def _parameter_names(self) -> dict[int, str]:
-        return {id(parameter): name for name, parameter in self.model.named_parameters()}
+            rank = self.args.process_index
+            read_random_state(rank, (self.args.seed, rank, self.state.global_step), Path(checkpoint))
