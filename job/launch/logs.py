@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import select
 import time
 from typing import TextIO
 
@@ -18,8 +20,20 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
+    """Writes a line where it can be written at once: neither a closed nor a stalled terminal stops a training."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or drop it when the reader of a pipe is more than a pipe's length behind."""
+        try:
+            if select.select([], [self.stream], [], 0)[1]:
+                super().emit(record)
+        except io.UnsupportedOperation:  # no file behind it, so nothing to wait for
+            super().emit(record)
+        except (OSError, ValueError):
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
-        """A closed terminal never stops a training."""
+        """Nobody is there to be told."""
 
 
 def set_up_logging(stream: TextIO) -> None:

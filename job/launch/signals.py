@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+_MIN_RESERVE_S = 5.0
 
 
 class StopRequest:
     """Counts stop signals from the moment it is made; must be made in the main thread.
 
-    `time_limit_min` counts as a stop signal when it is over (SIGALRM).
+    `time_limit_min` counts as a stop signal when it is over (SIGALRM), or `apply_deadline` finds that
+    what is left of it is needed for saving.
     """
 
-    def __init__(self, time_limit_min: int | None = None) -> None:
+    def __init__(self, time_limit_min: float | None = None) -> None:
         self.count = 0
         self.name = ""
+        self._limit_s = 60.0 * time_limit_min if time_limit_min else None
+        self._began = time.monotonic()
         for number in (*STOP_SIGNALS, signal.SIGALRM):
             signal.signal(number, self._hear)
-        if time_limit_min:
-            signal.setitimer(signal.ITIMER_REAL, 60.0 * time_limit_min)
+        if self._limit_s:
+            signal.setitimer(signal.ITIMER_REAL, self._limit_s)
+
+    def apply_deadline(self, saving_s: float) -> None:
+        """Count the time limit as a stop signal, early enough to save: 2 × `saving_s`, at most half of the limit."""
+        if self._limit_s is None or self.count:
+            return
+        reserve_s = min(max(2 * saving_s, _MIN_RESERVE_S), self._limit_s / 2)
+        if time.monotonic() - self._began > self._limit_s - reserve_s:
+            self.count, self.name = 1, "launch.time_limit_min"
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        self.name = signal.Signals(number).name
+        self.name = "launch.time_limit_min" if number == signal.SIGALRM else signal.Signals(number).name

@@ -1,7 +1,8 @@
 """Starting a group of processes, watching it, and deciding its exit code.
 
 torchrun, `accelerate launch` and the deepspeed launcher turn every exit code into 1; here each
-process leaves an outcome file, and the first that failed decides. No process outlives its group.
+process leaves an outcome file, and the first that failed decides. No process outlives its group, a
+stopped or hanging one ends it (`pulse.py`), and so does the memory of the node (`memory.py`).
 """
 
 from __future__ import annotations
@@ -13,20 +14,40 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.errors import PERMANENT, Interrupted, PeerLost
+from job.errors import PERMANENT, Fenced, Interrupted, PeerLost
+from job.launch.memory import MemoryWatch
+from job.launch.pulse import Pulse
 from job.launch.signals import StopRequest
+from job.recipe.schema import Launch
 
 log = logging.getLogger("job.launch")
 
 _POLL_S = 0.05
 _PEERS_FOLLOW_S = 5.0
 """How long the others may take to report after one process failed, before they are killed."""
+_SHORTENED_S = 5.0
+"""What is left of the grace after a second stop signal."""
+_ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds: from a stop signal to being killed, without a sign of life, until the first sign of life."""
+
+    grace_s: float
+    hang_timeout_s: float
+    start_timeout_s: float
+
+    @staticmethod
+    def of(launch: Launch) -> Limits:
+        """Return the limits that a recipe sets."""
+        return Limits(launch.grace_s, launch.hang_timeout_s, 60.0 * launch.join_timeout_min)
 
 
 @dataclass(frozen=True)
@@ -39,10 +60,14 @@ class Verdict:
 
 
 class Supervisor:
-    """Runs stages in processes of their own and passes stop signals on to them."""
+    """Runs stages in processes of their own and passes stop signals on to them.
 
-    def __init__(self, stop: StopRequest, grace_s: float) -> None:
-        self._stop, self._grace_s = stop, grace_s
+    `check` is called all the while; what it raises ends the group and reaches the caller.
+    """
+
+    def __init__(self, stop: StopRequest, limits: Limits, check: Callable[[], None] = lambda: None) -> None:
+        self._stop, self._limits, self._check = stop, limits, check
+        self._memory = MemoryWatch()
 
     def run(self, target: str, folder: Path, environments: Iterable[Mapping[str, str]] = ({},)) -> Verdict:
         """Run `target` ("module:function") once per environment; return when all have left.
@@ -51,51 +76,127 @@ class Supervisor:
         """
         if self._stop.count:
             return Verdict(Interrupted.exit_code, f"{self._stop.name} before {target} began", {})
-        outcomes = []
-        group: list[subprocess.Popen[bytes]] = []
-        for index, environment in enumerate(environments):
-            outcome = folder / "outcomes" / f"{target.rpartition(':')[2]}-{index}.json"
-            outcome.unlink(missing_ok=True)
-            outcomes.append(outcome)
-            command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
-            group.append(subprocess.Popen(command, env=os.environ | environment, start_new_session=True))
+        group = [self._start(target, folder, index, variables) for index, variables in enumerate(environments)]
+        watch = _Watch(group, self._limits, self._stop)
         try:
-            self._watch(group)
+            while watch.goes_on():
+                self._check()
+                self._stop.apply_deadline(_read_saving_s(folder))
+                time.sleep(_POLL_S)
         finally:
-            _kill(group)
-        return _decide(group, [_read_outcome(path) for path in outcomes])
+            for member in group:
+                member.kill()
+        return watch.ended_by or self._decide(group, watch)
 
-    def _watch(self, group: list[subprocess.Popen[bytes]]) -> None:
-        """Return when every process has left, or must be killed because a peer failed or grace is over."""
-        passed_on, deadline = 0, float("inf")
-        while any(process.poll() is None for process in group):
-            if self._stop.count > passed_on:
-                if not passed_on:
-                    log.info(
-                        "%s: asking %d process(es) to stop within %.0f s", self._stop.name, len(group), self._grace_s
-                    )
-                    deadline = min(deadline, time.monotonic() + self._grace_s)
-                passed_on = self._stop.count
-                _signal(group, signal.SIGTERM)
-            if any(process.poll() for process in group):
-                deadline = min(deadline, time.monotonic() + (self._grace_s if passed_on else _PEERS_FOLLOW_S))
-            if time.monotonic() > deadline:
-                return
-            time.sleep(_POLL_S)
+    def _start(self, target: str, folder: Path, index: int, environment: Mapping[str, str]) -> _Member:
+        name = f"{target.rpartition(':')[2]}-{index}"
+        outcome, heartbeat = folder / "outcomes" / f"{name}.json", folder / "heartbeats" / name
+        outcome.unlink(missing_ok=True)
+        heartbeat.unlink(missing_ok=True)
+        heartbeat.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
+        variables = os.environ | environment | {"JOB_HEARTBEAT": str(heartbeat)}
+        process = subprocess.Popen(command, env=variables, start_new_session=True)
+        pulse = Pulse(process.pid, heartbeat, self._limits.hang_timeout_s, self._limits.start_timeout_s)
+        return _Member(index, process, outcome, pulse)
+
+    def _decide(self, group: list[_Member], watch: _Watch) -> Verdict:
+        """The first permanent failure decides, then a stop that was asked for, then any other, a lost peer last."""
+        verdicts = [self._judge(member, len(group), watch) for member in group]
+        failed = [verdict for verdict in verdicts if verdict.code]
+        return min(failed, key=_rank) if failed else verdicts[0]
+
+    def _judge(self, member: _Member, size: int, watch: _Watch) -> Verdict:
+        if outcome := _read_json(member.outcome):
+            return Verdict(outcome["code"], outcome["reason"], outcome.get("record") or {})
+        code = member.process.returncode
+        if -code in _ASKED or (code == -signal.SIGKILL and watch.was_told):
+            return Verdict(Interrupted.exit_code, f"{watch.why_told}; the last committed checkpoint stays", {})
+        if code == -signal.SIGKILL and (shortage := self._memory.explain_kill()):
+            return Verdict(shortage.exit_code, str(shortage), {})
+        return _explain_silence(code, member.index, size)
 
 
-def _decide(group: list[subprocess.Popen[bytes]], outcomes: list[dict[str, Any]]) -> Verdict:
-    """The first permanent failure decides, then any other failure, a lost peer last."""
-    verdicts = [
-        Verdict(outcome["code"], outcome["reason"], outcome.get("record") or {})
-        if outcome
-        else _explain_silence(process.returncode, index, len(group))
-        for index, (process, outcome) in enumerate(zip(group, outcomes, strict=True))
-    ]
-    failed = [verdict for verdict in verdicts if verdict.code]
-    if not failed:
-        return verdicts[0]
-    return min(failed, key=lambda verdict: (verdict.code not in PERMANENT, verdict.code == PeerLost.exit_code))
+@dataclass
+class _Member:
+    """One process of a group, where it leaves its outcome, and its sign of life."""
+
+    index: int
+    process: subprocess.Popen[bytes]
+    outcome: Path
+    pulse: Pulse
+
+    def kill(self) -> None:
+        """Kill the process if it is left, and whatever it started: it leads a session of its own."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class _Watch:
+    """When a group must be told to stop, or may be waited for no longer."""
+
+    def __init__(self, group: list[_Member], limits: Limits, stop: StopRequest) -> None:
+        self._group, self._limits, self._stop = group, limits, stop
+        self._heard, self._deadline = 0, float("inf")
+        self.was_told, self.why_told = False, "a process was told to stop"
+        self.ended_by: Verdict | None = None
+
+    def goes_on(self) -> bool:
+        """Pass signals on; tell whether there is anything left to wait for."""
+        running = [member for member in self._group if member.process.poll() is None]
+        if not running:
+            return False
+        if self._stop.count > self._heard:
+            self._pass_on(running)
+        self._follow(running)
+        if time.monotonic() > self._deadline:
+            return False
+        return not self._is_hanging(running)
+
+    def _pass_on(self, running: list[_Member]) -> None:
+        first, self._heard = not self._heard, self._stop.count
+        left_s = self._limits.grace_s if first and self._heard == 1 else _SHORTENED_S
+        log.info("%s: asking %d process(es) to stop within %.0f s", self._stop.name, len(running), left_s)
+        self._tell(running, f"{self._stop.name}, not finished within {left_s:.0f} s", left_s)
+
+    def _follow(self, running: list[_Member]) -> None:
+        """When one has left otherwise than well, the others follow: asked to stop if it was, else killed soon."""
+        codes = [member.process.returncode for member in self._group if member.process.returncode]
+        if not codes:
+            return
+        if all(code == Interrupted.exit_code or -code in _ASKED for code in codes):
+            if not self.was_told:
+                self._tell(running, "a peer was told to stop", self._limits.grace_s)
+        elif not self.was_told:
+            self._deadline = min(self._deadline, time.monotonic() + _PEERS_FOLLOW_S)
+
+    def _tell(self, running: list[_Member], why: str, left_s: float) -> None:
+        self.was_told, self.why_told = True, why
+        self._deadline = min(self._deadline, time.monotonic() + left_s)
+        for member in running:
+            member.process.send_signal(signal.SIGTERM)
+
+    def _is_hanging(self, running: list[_Member]) -> bool:
+        """Tell whether a process shows no sign of life; the one that is stopped or fell silent first is named."""
+        silent = [member for member in running if member.pulse.is_over()]
+        if not silent:
+            return False
+        culprit = max(running, key=lambda member: (member.pulse.is_stopped(), member.pulse.silence_s()))
+        self.ended_by = Verdict(
+            PeerLost.exit_code,
+            f"process {culprit.index} of {len(self._group)} has shown no sign of life for "
+            f"{culprit.pulse.silence_s():.0f} s ({culprit.pulse.describe_state()}); launch.hang_timeout_s is "
+            f"{self._limits.hang_timeout_s:.0f}; see its log in the run's logs folder",
+            {},
+        )
+        return True
+
+
+def _rank(verdict: Verdict) -> int:
+    if verdict.code in PERMANENT:
+        return 0
+    return {Fenced.exit_code: 1, Interrupted.exit_code: 3, PeerLost.exit_code: 4}.get(verdict.code, 2)
 
 
 def _explain_silence(code: int, index: int, size: int) -> Verdict:
@@ -107,22 +208,14 @@ def _explain_silence(code: int, index: int, size: int) -> Verdict:
     return Verdict(1, f"process {index} of {size} crashed with {name}; see the logs folder of the run", {})
 
 
-def _read_outcome(path: Path) -> dict[str, Any]:
+def _read_saving_s(folder: Path) -> float:
+    """Return how long the last checkpoint took from snapshot to commit, 0 before the first."""
+    seconds = _read_json(folder / "reserve.json").get("seconds", 0.0)
+    return float(seconds) if isinstance(seconds, (int, float)) else 0.0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
-
-
-def _signal(group: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
-    for process in group:
-        if process.poll() is None:
-            process.send_signal(number)
-
-
-def _kill(group: list[subprocess.Popen[bytes]]) -> None:
-    """Kill each process that is left, and whatever any of them started: each leads a session of its own."""
-    for process in group:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

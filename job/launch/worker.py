@@ -6,7 +6,6 @@ with code, reason and the function's record, written atomically before it exits.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 from job.errors import Interrupted
 from job.launch.logs import set_up_logging
 from job.launch.verdict import judge_error
+from job.liveness import die_with_parent, start_beating
 from job.recipe import Run, write_json
 
 _QUIET = {
@@ -29,15 +29,11 @@ _QUIET = {
 
 def main(target: str, folder: Path, outcome: Path) -> int:
     """Run the function, write the outcome, return the exit code."""
-    _die_with_parent()
-    os.environ.update(_QUIET)
-    name = outcome.stem
-    log_file = folder / "logs" / f"{name}.log"
-    _redirect_output(log_file, name)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        record = _resolve(target)(Run.load(folder))
+        try:
+            record = _work(target, folder, outcome.stem)
+        finally:
+            _handle_stops(signal.SIG_IGN)  # from here on nothing may come between the work and its outcome
         code, reason = 0, ""
     except BaseException as error:
         if isinstance(error, _Stopped):
@@ -46,6 +42,21 @@ def main(target: str, folder: Path, outcome: Path) -> int:
         code, reason = verdict["exit_code"], verdict["reason"]
     write_json(outcome, {"code": code, "reason": reason, "record": record or {}})
     return int(code)
+
+
+def _work(target: str, folder: Path, name: str) -> Any:
+    _handle_stops(_interrupt)
+    die_with_parent()
+    start_beating()
+    os.environ.update(_QUIET)
+    _redirect_output(folder / "logs" / f"{name}.log", name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
+    return _resolve(target)(Run.load(folder))
+
+
+def _handle_stops(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, handler)
 
 
 class _Stopped(BaseException):
@@ -69,14 +80,6 @@ def _redirect_output(log_file: Path, name: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     set_up_logging(terminal)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when the supervisor dies (PR_SET_PDEATHSIG)."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":
