@@ -5,10 +5,23 @@ Only typer is imported before a verb is known, so that help and mistakes are ans
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
+
+if "run" in sys.argv[1:2]:  # a stop signal while the rest is imported: nothing was begun, so it is 75 and not 143
+
+    def _leave(number: int, frame: object) -> None:
+        reason = f"{signal.Signals(number).name} before anything was begun"
+        print(f'{{"run_id": null, "status": "interrupted", "exit_code": 75, "reason": "{reason}"}}', flush=True)
+        os._exit(75)
+
+    for _number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(_number, _leave)
+
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,6 +37,8 @@ app = typer.Typer(
     help="Fine-tune a Hugging Face model, export it to ONNX int8, prove it, release it into S3.",
     epilog="Start here:  job s3 -- job run quickstart    Every verb: job VERB --help",
 )
+
+_TERMINATION_BYTES = 4096
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -65,7 +80,8 @@ def run(
         from job.recipe import load_recipe
 
         loaded = load_recipe(recipe, set_ or [])
-        from job.pipeline import default_run_id, run_pipeline
+        from job.identity import default_run_id
+        from job.pipeline import run_pipeline
         from job.report import print_result
 
         result = run_pipeline(loaded, _check_run_id(run_id or default_run_id(loaded, os.environ)), work, fresh)
@@ -134,20 +150,23 @@ def predict(
 @app.command(
     epilog=_examples(
         "job show s3://bucket/prefix                  # runs and releases",
-        "job show s3://bucket/prefix/runs/RUN-ID      # one run: phase, stages, checkpoints",
+        "job show s3://bucket/prefix/runs/RUN-ID      # one run: phase, lease, attempts, stages, checkpoints",
+        "job show s3://bucket/prefix/runs/RUN-ID --events   # what happened when, over all attempts",
     )
 )
 def show(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A store, or one run in it.")],
+    events: Annotated[bool, typer.Option("--events", help="What every attempt of this run noted, in order.")] = False,
     allow_http: HttpOption = False,
 ) -> None:
-    """List runs, checkpoints and releases under a store; reads only the store."""
+    """List runs, attempts, checkpoints and releases under a store; reads only the store."""
 
     def action() -> int:
         from job.report.console import print_listing
-        from job.store.inventory import list_inventory
+        from job.store.inventory import list_events, list_inventory
 
-        for title, headings, rows in list_inventory(uri, allow_http=allow_http):
+        listing = list_events if events else list_inventory
+        for title, headings, rows in listing(uri, allow_http=allow_http):
             print_listing(title, headings, rows)
         return 0
 
@@ -271,11 +290,19 @@ def _leave_termination_message(result: dict[str, Any]) -> None:
     """Kubernetes shows this file as the container's last word; elsewhere it does not exist."""
     message = Path(os.environ.get("JOB_TERMINATION_LOG", "/dev/termination-log"))
     if message.exists():
-        about = {key: str(result.get(key))[:1000] for key in ("run_id", "status", "exit_code", "reason", "release")}
-        try:
-            message.write_text(json.dumps(about))
-        except OSError:
-            pass
+        with suppress(OSError):
+            message.write_bytes(fit_termination_message(result))
+
+
+def fit_termination_message(result: dict[str, Any]) -> bytes:
+    """Return JSON of at most 4,096 bytes (more than that Kubernetes cuts off): texts are shortened until it fits."""
+    for length in (3000, 1000, 300, 100):
+        about = {key: result.get(key) for key in ("run_id", "status", "exit_code", "reason", "release")}
+        about = {key: value[:length] if isinstance(value, str) else value for key, value in about.items()}
+        data = json.dumps(about).encode()
+        if len(data) <= _TERMINATION_BYTES:
+            break
+    return data
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ boto3, ONNX Runtime, DeepSpeed and the like are turned into one of these where t
 
 from __future__ import annotations
 
+import os
 import re
 
 
@@ -131,29 +132,44 @@ PERMANENT = frozenset(range(10, 20)) | {2}
 
 _SECRETS = re.compile(
     r"""(?P<aws>(?-i:(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])))
-      | (?P<hub>(?-i:(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}))
+      | (?P<hub>(?-i:(?<![A-Za-z0-9])hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16,}))
+      | (?P<query>[?&](?:[a-z0-9_-]{0,40}[_-])?(?:token|sig|signature|credential|secret|password|key)=)[^\s&"',}]{6,}
       | (?P<lead>(?<![A-Za-z0-9])(?:(?:X-Amz-)?(?:Signature|Security-Token|Credential)= | bearer\s+
           | (?:[A-Za-z0-9_-]{0,40}[_-])?  # AWS_SECRET_ACCESS_KEY, hf_token, but neither tokenizer nor pad_token
             (?:secret | password | passwd | (?:secret|access|api)[_-]?(?:access[_-]?)?key
               | (?<!pad_)(?<!eos_)(?<!bos_)(?<!sep_)(?<!cls_)(?<!unk_)(?<!mask_)token)
             ["']?\s*[=:]\s*["']?))
         (?P<value>[^\s&"',}]{6,})
-      | (?P<scheme>://)(?P<user>[^/@\s:]+:[^/@\s]+)@""",
+      | (?P<scheme>://)(?P<user>[^/@\s:]+:[^/@\s]+|[^/@\s:]{16,})@""",
     re.VERBOSE | re.IGNORECASE,
 )
+_SECRET_VARIABLE = re.compile(
+    r"(?:secret|password|passwd|token|credentials?|(?:api|access|account|storage|private)_?key)(?:_id)?$", re.IGNORECASE
+)
+_MIN_SECRET_LENGTH = 8
 
 
 def contains_secret(text: str) -> bool:
-    """Tell whether `text` holds something shaped like a credential (AWS key id, Hub token, userinfo in a URL)."""
-    return any(match.group("aws") or match.group("hub") or match.group("user") for match in _SECRETS.finditer(text))
+    """Tell whether `text` holds something shaped like a credential (AWS key id, Hub token, one in a URL)."""
+    kinds = ("aws", "hub", "query", "user")
+    return any(match.group(kind) for match in _SECRETS.finditer(text) for kind in kinds)
 
 
 def redact(text: str) -> str:
-    """Return `text` with everything that is shaped like a credential replaced by `***`."""
+    """Return `text` with `***` for everything shaped like a credential or held as one by this process' environment."""
 
     def mask(match: re.Match[str]) -> str:
         if match.group("user"):
             return "://***@"
-        return (match.group("lead") or "") + "***"
+        return (match.group("query") or match.group("lead") or "") + "***"
 
+    for value in _list_own_secrets():
+        text = text.replace(value, "***")
     return _SECRETS.sub(mask, text)
+
+
+def _list_own_secrets() -> list[str]:
+    """Return the values of variables such as HF_TOKEN, and the user and password of addresses, longest first."""
+    named = [value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)]
+    named += [value.partition("://")[2].rpartition("@")[0] for value in os.environ.values()]  # HTTPS_PROXY and others
+    return sorted((value for value in named if len(value) >= _MIN_SECRET_LENGTH), key=len, reverse=True)

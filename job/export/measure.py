@@ -17,6 +17,7 @@ import numpy as np
 
 from job.data.tokenize import TokenTable
 from job.errors import GateFailed
+from job.liveness import die_with_parent
 from job.recipe import Run
 
 MICRO_BATCH_ROWS = 16
@@ -80,6 +81,7 @@ def _race(sessions: list[Any], table: TokenTable, pad_id: int) -> list[float]:
 
 def main(folder: str, pad_id: str, mode: str, output: str, *models: str) -> None:
     """Measure once in this process; the arguments are those of the command line."""
+    die_with_parent()
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)

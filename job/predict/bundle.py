@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from job.errors import NotFound, NoValidCheckpoint, SecurityRefused
-from job.store.commit import latest_release, read_release_manifest
 from job.store.manifest import Manifest, hash_file
+from job.store.release import latest_release, read_release_manifest
 from job.store.transfer import download_files
 
 FP32_MODEL = "onnx/model.onnx"

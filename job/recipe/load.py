@@ -23,7 +23,7 @@ from job.recipe.schema import Recipe
 KeyPath = tuple[str | int, ...]
 
 _ENV_PREFIX = "JOB__"
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 17  # PyYAML reads 100 KiB a second
 _MAX_PROBLEMS = 50
 _MAX_SHOWN = 80  # characters of a value or key in a message
 
@@ -35,6 +35,9 @@ _SECRET_KEY = re.compile(
     r"|(?:^|hf_|hub_|auth_|access_|session_|security_|api_)token$",
     re.IGNORECASE,
 )
+_OPAQUE = re.compile(r"(?<![\w/+=.-])(?=\w*[a-z])(?=\w*[A-Z])(?=\w*[0-9])[A-Za-z0-9][A-Za-z0-9/+=_]{31,}")
+"""A word that can be a key by itself: long, and with lower case, upper case and digits mixed."""
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _FREE_KEYS = {("data", "labels")}  # here keys are values of the user's data
 
 _HINTS = {
@@ -104,7 +107,11 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), environment: Mapp
     path = find_recipe(reference)
     tree, places = _read_yaml(path)
     problems = _overlay(tree, places, overrides, os.environ if environment is None else environment)
-    _refuse_secrets(tree)
+    _refuse_secrets(tree, places)
+    problems += [
+        f"{_find_place(keys, places) or path}: {_name(keys)}: holds half a character (a lone surrogate); write it anew"
+        for keys in _find_surrogates(tree)
+    ]
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -143,7 +150,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return the tree of values, and for each key path where it stands."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise RecipeError(f"{path}: larger than 1 MiB; a recipe is a short YAML file")
+            raise RecipeError(f"{path}: larger than 128 KiB; a recipe is a short YAML file")
         loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         tree = loader.construct_document(node) if node else {}
@@ -223,37 +230,55 @@ def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> str | None
     return None
 
 
-def _refuse_secrets(tree: Any, path: KeyPath = ()) -> None:
+def _walk(tree: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield (key path, value) of every key and list item, a section before what is in it."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        inner = (*path, key if isinstance(tree, list) else str(key))
+        yield inner, value
+        yield from _walk(value, inner)
+
+
+def _texts(path: KeyPath, value: Any) -> list[str]:
+    """Return what was written at a place: the key, and the value where it is text."""
+    return [text for text in (path[-1], value) if isinstance(text, str)]
+
+
+def _refuse_secrets(tree: Any, places: Mapping[KeyPath, str]) -> None:
     """Refuse a value or key that is shaped like a credential, and a value under a key that names one."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            inner = (*path, str(key))
-            named = bool(_SECRET_KEY.search(str(key))) and path not in _FREE_KEYS and value is not None
-            if named or contains_secret(str(key)):
-                raise _credential(inner)
-            _refuse_secrets(value, inner)
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            _refuse_secrets(value, (*path, index))
-    elif isinstance(tree, str) and contains_secret(tree):
-        raise _credential(path)
+    for path, value in _walk(tree):
+        named = bool(_SECRET_KEY.search(str(path[-1]))) and path[:-1] not in _FREE_KEYS and value is not None
+        if named or any(map(contains_secret, _texts(path, value))):
+            raise _credential(path, places)
 
 
-def _credential(path: KeyPath) -> SecurityRefused:
-    where = redact(_shorten(".".join(map(str, path))))
+def _find_surrogates(tree: Any) -> Iterator[KeyPath]:
+    """Yield the place of every text that cannot be written as UTF-8: it could be trained with, but not recorded."""
+    return (path for path, value in _walk(tree) if any(map(_SURROGATE.search, _texts(path, value))))
+
+
+def _credential(path: KeyPath, places: Mapping[KeyPath, str]) -> SecurityRefused:
     return SecurityRefused(
-        f"recipe key {where} holds a credential; remove it (and revoke it if it was shared), "
-        "and give credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN"
+        f"{_find_place(path, places) or 'recipe'}: {_name(path)}: holds a credential; remove it (and revoke it if it "
+        "was shared), and give credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN"
     )
+
+
+def _find_place(path: KeyPath, places: Mapping[KeyPath, str]) -> str | None:
+    """Return where a key, or else the nearest section around it, was written."""
+    starts = (path[:end] for end in range(len(path), 0, -1))
+    return next((places[start] for start in starts if start in places), None)
+
+
+def _name(path: KeyPath) -> str:
+    return _shorten(".".join(_mask(str(part)) for part in path))
 
 
 def _describe(item: dict[str, Any], path: Path, places: dict[KeyPath, str]) -> str:
     """Turn one pydantic error into one sentence: place, key, value, rule, next step."""
     last = len(item["loc"]) - 1 if item["type"] in ("extra_forbidden", "missing") else None
     location = tuple(part for at, part in enumerate(item["loc"]) if at == last or not _is_union_branch(part))
-    starts = (location[:end] for end in range(len(location), 0, -1))
-    where = next((places[start] for start in starts if start in places), str(path))
-    return f"{where}: {_shorten('.'.join(map(str, location)))}: {_rule(item, location)}"
+    return f"{_find_place(location, places) or path}: {_name(location)}: {_rule(item, location)}"
 
 
 def _is_union_branch(part: str | int) -> bool:
@@ -266,7 +291,7 @@ def _rule(item: dict[str, Any], location: KeyPath) -> str:
         return _unknown_key(str(location[-1]), location[:-1], value)
     if item["type"] == "missing":
         return "is missing; add it (`job schema` lists every key)"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _mask(item["msg"].removeprefix("Value error, "))
     shown = "" if isinstance(value, (dict, list, BaseModel)) else f" (found {_shorten(repr(value))})"
     if item["type"] == "literal_error" and location == ("task",):
         return f"{message}{shown}; this version trains no other task"
@@ -285,7 +310,13 @@ def _unknown_key(key: str, parent: KeyPath, value: Any) -> str:
 
 
 def _shorten(text: str) -> str:
+    """Return what of a value or key may be shown: masked first, because half a secret has no shape any more."""
+    text = _SURROGATE.sub("�", _mask(text))
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
+
+
+def _mask(text: str) -> str:
+    return _OPAQUE.sub("***", redact(text))
 
 
 def _section_at(path: KeyPath) -> type[BaseModel]:

@@ -164,9 +164,11 @@ class Launch(Section):
     """Deadlines of the supervisor."""
 
     grace_s: Positive = Field(300, description="seconds from a stop signal to being killed")
-    hang_timeout_s: Positive = Field(600, description="seconds to wait for another rank's part of a checkpoint")
-    join_timeout_min: Positive = Field(30, description="minutes to wait for other nodes; this version runs on one")
-    time_limit_min: Positive | None = Field(None, description="stop with a checkpoint after so many minutes")
+    hang_timeout_s: Positive = Field(600, description="seconds without a sign of life from a rank, or for its part")
+    join_timeout_min: Positive = Field(30, description="minutes until every process has shown its first sign of life")
+    time_limit_min: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="stop with a checkpoint early enough to be gone after so many minutes"
+    )
 
 
 class Int8(Section):
@@ -215,10 +217,13 @@ class Store(Section):
     """Where checkpoints and releases live."""
 
     uri: str = Field(min_length=1, description="s3://bucket/prefix, or a local folder")
-    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints that an attempt keeps")
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints that a run keeps")
     keep_releases: Positive = Field(10, description="releases are never deleted by this version")
-    lease_ttl_s: Positive = Field(30, description="seconds; runs are not leased by this version")
+    lease_ttl_s: Positive = Field(30, description="seconds after which a silent owner of the run is replaced")
     max_unsynced_minutes: Positive = Field(30, description="minutes without a successful upload before stopping")
+    single_writer: bool = Field(
+        False, description="accept a store without conditional writes; nothing else may ever write this run"
+    )
     allow_http: bool = Field(False, description="permit plain http to an endpoint that is not loopback")
 
     @field_validator("uri")

@@ -19,7 +19,7 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
     if exported := records.get("export"):
         result["onnx"] = {key: exported[key] for key in ("max_abs_logit_diff", "agreement", "n")}
     if quantized := records.get("quantize"):
-        result["onnx"] |= {"fp32": quantized["fp32"]}
+        result["onnx"] = result.get("onnx", {}) | {"fp32": quantized["fp32"]}
         result["int8"] = {target: _pick(numbers) for target, numbers in quantized["targets"].items()}
     if trained := records.get("train"):
         keys = (
