@@ -1,16 +1,33 @@
-"""Fixtures that more than one room's tests need: a real S3 server, and the quickstart's model and texts."""
+"""Fixtures that more than one room's tests need: stores of every kind, and the quickstart's model and texts."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from job.store import open_store
 from job.store.server import DEFAULT_BUCKET, serve
+
+# how long an example takes depends on who else uses the machine, and is no fact about this code
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+OWN_STORE = os.environ.get("S3_CONFORMANCE_URI")
+"""Set by `make s3-conformance`: the suite of every store then runs against this one alone."""
+STORES = ["own"] if OWN_STORE else ["folder", "seaweedfs", "moto"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a user's own store only the suite is asked."""
+    if OWN_STORE:
+        items[:] = [item for item in items if "store_uri" in getattr(item, "fixturenames", ())]
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +39,43 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for name, value in variables.items():
             patch.setenv(name, value)
         yield f"s3://{DEFAULT_BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[dict[str, str]]:
+    """A moto server, which simulates AWS in memory, with a bucket; yields the AWS_* that lead to it."""
+    from moto.server import ThreadedMotoServer
+
+    from job.store.s3 import create_bucket
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "simulated", "AWS_SECRET_ACCESS_KEY": "simulated", "AWS_REGION": "us-east-1"}
+    variables = keys | {"AWS_ENDPOINT_URL_S3": f"http://{host}:{port}"}
+    create_bucket(DEFAULT_BUCKET, variables)
+    yield variables
+    server.stop()
+
+
+@pytest.fixture(params=STORES)
+def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An unused place in a store of each kind; what a test asks of it, every store must keep."""
+    place = uuid.uuid4().hex
+    if request.param == "folder":
+        yield str(tmp_path / "store")
+    elif request.param == "seaweedfs":
+        yield f"{request.getfixturevalue('s3')}/{place}"
+    elif request.param == "moto":
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in request.getfixturevalue("moto").items():
+                patch.setenv(name, value)
+            yield f"s3://{DEFAULT_BUCKET}/{place}"
+    else:
+        uri = f"{OWN_STORE}/{place}"
+        yield uri
+        store = open_store(uri)
+        store.delete([item.key for item in store.list("")])
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_a_recipe_error_carries_every_problem() -> None:
 AWS_ID = st.builds(
     str.__add__, st.sampled_from(["AKIA", "ASIA"]), st.text("ABCDEFGHIJ234567", min_size=16, max_size=16)
 )
-HUB_TOKEN = st.text("abcdefXYZ0123456789", min_size=16, max_size=40).map("hf_{}".format)
+HUB_TOKEN = st.text("abcdefXYZ0123456789", min_size=15, max_size=40).map("hf_{}7".format)
 OPAQUE = st.text("abcdefXYZ0123456789+/-._~", min_size=12, max_size=60).filter(
     lambda text: text.strip("+/-._~") == text
 )
@@ -89,7 +89,7 @@ LEADS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     secret=AWS_ID | HUB_TOKEN,
     before=st.sampled_from(["", " ", "\n", "'", '"', "=", "/", "key_", ", ", "(", "ключ "]),
@@ -105,7 +105,7 @@ def test_an_identifier_that_is_secret_by_its_shape_never_shows(
     assert "***" in redact(text)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(secret=OPAQUE, lead=st.sampled_from(LEADS), before=st.sampled_from(["", "error: ", "\n\t", "{'a': 1} "]))
 def test_what_follows_a_word_for_secret_never_shows(secret: str, lead: str, before: str) -> None:
     if "@" in lead:
@@ -115,7 +115,7 @@ def test_what_follows_a_word_for_secret_never_shows(secret: str, lead: str, befo
     assert masked.startswith(before)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=200))
 def test_redacting_twice_changes_nothing_more(text: str) -> None:
     assert redact(redact(text)) == redact(text)
@@ -130,6 +130,7 @@ ORDINARY = [
     "model.id: 'org/hf_distilbert' is neither a local path nor on the Hub",
     "http://127.0.0.1:9000/bucket/a:b@c: cannot read; check the credentials and their permissions on the prefix",
     "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 differs from the manifest",
+    "org/hf_customersupporttickets and hf_distilbertbasefinetuned in data/hf_sentimentanalysis/train.csv",
     "git@github.com:org/repo.git and ssh://git@github.com/org/repo",
     "the secret of good labels is patience: read the password-reset rows first",
     "АКІА is Cyrillic, asiatic and akiabcdefghijklmnopq are words",

@@ -13,7 +13,7 @@ import pytest
 import job
 
 PACKAGE = Path(job.__file__).parent
-EVERYWHERE = {"__version__", "errors", "recipe", "store"}
+EVERYWHERE = {"__version__", "errors", "failpoints", "liveness", "recipe", "store"}
 MAY_IMPORT = {
     "recipe": EVERYWHERE,
     "launch": EVERYWHERE,
@@ -38,7 +38,9 @@ WITHOUT_TORCH_AT_IMPORT = (
     "__init__.py",
     "__main__.py",
     "errors.py",
+    "failpoints.py",
     "launch/",
+    "liveness.py",
     "recipe/",
     "store/",
     "tasks/",

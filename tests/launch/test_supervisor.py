@@ -7,21 +7,25 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from job.launch import StopRequest, Supervisor, find_topology
+from job.errors import Fenced
+from job.launch import Limits, StopRequest, Supervisor, find_topology
+from job.launch.memory import MemoryWatch
 from job.launch.supervisor import Verdict
 from job.recipe import Run
 from job.recipe.schema import Distributed, Recipe
 
 PROGRAM = textwrap.dedent(
     """
-    import os, signal, sys, time
+    import os, signal, sys, threading, time
     from job.errors import GateFailed, Interrupted, Unreachable
     def rank(): return int(os.environ.get("RANK", 0))
     def fine(run): return {"rank": rank()}
@@ -35,6 +39,44 @@ PROGRAM = textwrap.dedent(
     def one_refuses(run):
         if rank() == 1: raise GateFailed("rank 1 said no")
         time.sleep(600)
+    def storm():
+        def send():
+            for _ in range(2000): os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=send, daemon=True).start()
+    def end_in_a_storm(run):
+        storm()
+        return {}
+    def fail_in_a_storm(run):
+        storm()
+        raise Interrupted("told to stop")
+    def note(run, name, text=""):
+        (run.folder / f"{name}-{rank()}.txt").write_text(text or str(os.getpid()))
+    def wait(run):
+        note(run, "ready")
+        time.sleep(600)
+    def wait_politely(run):
+        told = []
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, lambda *_: told.append(1))
+        note(run, "ready")
+        while not told: time.sleep(0.02)
+        note(run, "saved")
+        raise Interrupted("stopped with a checkpoint")
+    def ignore_everything(run):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2): signal.signal(number, signal.SIG_IGN)
+        note(run, "ready")
+        time.sleep(600)
+    def hang(run):
+        from job.liveness import beat
+        beat()
+        time.sleep(600)
+    def work_long(run):
+        time.sleep(6)
+        return {}
+    def speak(run):
+        import logging
+        for number in range(20_000): logging.getLogger("job.test").info("line %d of a log that nobody reads", number)
+        return {"spoken": number}
     def with_child(run):
         import subprocess
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -72,9 +114,12 @@ def stop() -> Iterator[StopRequest]:
         signal.signal(number, handler)
 
 
-def supervise(function: str, folder: Path, stop: StopRequest, ranks: int = 1, grace_s: float = 5) -> Verdict:
+LIMITS = Limits(grace_s=10, hang_timeout_s=60, start_timeout_s=60)
+
+
+def supervise(function: str, folder: Path, stop: StopRequest, ranks: int = 1, limits: Limits = LIMITS) -> Verdict:
     environments = [{"RANK": str(rank)} for rank in range(ranks)]
-    return Supervisor(stop, grace_s).run(f"stage_for_tests:{function}", folder, environments)
+    return Supervisor(stop, limits).run(f"stage_for_tests:{function}", folder, environments)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +159,8 @@ def wait_until_gone(pid: int) -> None:
 
 def test_a_killed_supervisor_takes_its_processes_with_it(folder: Path, tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from job.launch import StopRequest, Supervisor\n"
-        f"Supervisor(StopRequest(), 5).run('stage_for_tests:one_refuses', Path({str(folder)!r}), [{{}}])"
+        "from pathlib import Path; from job.launch import Limits, StopRequest, Supervisor\n"
+        f"Supervisor(StopRequest(), Limits(5, 60, 60)).run('stage_for_tests:one_refuses', Path({str(folder)!r}))"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"RANK": "0"})
     log = folder / "logs" / "one_refuses-0.log"
@@ -131,8 +176,6 @@ def test_a_killed_supervisor_takes_its_processes_with_it(folder: Path, tmp_path:
 
 
 def test_what_a_worker_started_is_gone_as_well(folder: Path, stop: StopRequest) -> None:
-    import threading
-
     def ask_to_stop() -> None:
         deadline = time.monotonic() + 30
         while not (folder / "child.pid").exists() and time.monotonic() < deadline:
@@ -141,7 +184,7 @@ def test_what_a_worker_started_is_gone_as_well(folder: Path, stop: StopRequest) 
 
     thread = threading.Thread(target=ask_to_stop)
     thread.start()
-    verdict = supervise("with_child", folder, stop, grace_s=10)
+    verdict = supervise("with_child", folder, stop)
     thread.join()
     assert verdict.code == 75
     wait_until_gone(int((folder / "child.pid").read_text()))
@@ -155,3 +198,141 @@ def test_without_a_gpu_auto_is_one_rank_and_ranks_share_the_processors(monkeypat
     environments: list[dict[str, Any]] = list(find_topology(Distributed(processes_per_node=2)).rank_environments())
     assert [variables["RANK"] for variables in environments] == ["0", "1"]
     assert len({variables["MASTER_PORT"] for variables in environments}) == 1
+
+
+@contextmanager
+def once(file: Path, act: Callable[[int], None]) -> Iterator[None]:
+    """Act on the process that writes its id into `file`, as soon as it does."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if file.exists() and file.read_text():
+                return act(int(file.read_text()))
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield
+    thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+@pytest.mark.parametrize("function", ["wait", "wait_politely"])
+def test_a_signal_to_one_process_stops_all_of_them_with_75(
+    folder: Path, stop: StopRequest, number: signal.Signals, function: str
+) -> None:
+    def send_when_the_peer_is_ready(pid: int) -> None:
+        with once(folder / "ready-0.txt", lambda _: os.kill(pid, number)):
+            pass
+
+    with once(folder / "ready-1.txt", send_when_the_peer_is_ready):
+        verdict = supervise(function, folder, stop, ranks=2)
+    assert verdict.code == 75, verdict
+    if function == "wait_politely":
+        assert (folder / "saved-0.txt").exists(), "the peer was asked to stop, not killed"
+
+
+@pytest.mark.parametrize("function", ["end_in_a_storm", "fail_in_a_storm"])
+def test_signals_that_come_while_a_process_ends_leave_its_outcome_or_75(
+    folder: Path, stop: StopRequest, function: str
+) -> None:
+    for _ in range(5):
+        verdict = supervise(function, folder, stop)
+        assert verdict.code in ((0, 75) if function == "end_in_a_storm" else (75,)), verdict
+
+
+def test_who_does_not_stop_within_the_grace_is_killed_and_what_was_committed_counts(
+    folder: Path, stop: StopRequest
+) -> None:
+    with once(folder / "ready-0.txt", lambda pid: os.kill(os.getpid(), signal.SIGTERM)):
+        verdict = supervise("ignore_everything", folder, stop, limits=Limits(1, 60, 60))
+    assert verdict.code == 75
+    assert "SIGTERM, not finished within 1 s; the last committed checkpoint stays" in verdict.reason
+    wait_until_gone(int((folder / "ready-0.txt").read_text()))
+
+
+def test_a_second_signal_shortens_the_grace(folder: Path, stop: StopRequest) -> None:
+    def ask_twice(pid: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    began = time.monotonic()
+    with once(folder / "ready-0.txt", ask_twice):
+        verdict = supervise("ignore_everything", folder, stop, limits=Limits(600, 900, 900))
+    assert verdict.code == 75
+    assert time.monotonic() - began < 120, "far below the grace of 600 s"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stopped_process_is_79_and_named(folder: Path, stop: StopRequest, ranks: int) -> None:
+    last = ranks - 1
+    with once(folder / f"ready-{last}.txt", lambda pid: os.kill(pid, signal.SIGSTOP)):
+        verdict = supervise("wait", folder, stop, ranks, Limits(5, 3, 60))
+    assert verdict.code == 79
+    assert verdict.reason.startswith(f"process {last} of {ranks} has shown no sign of life for")
+    assert "is stopped" in verdict.reason
+    for rank in range(ranks):
+        wait_until_gone(int((folder / f"ready-{rank}.txt").read_text()))
+
+
+def test_a_process_whose_main_thread_hangs_is_79_once_it_beats_for_itself(folder: Path, stop: StopRequest) -> None:
+    verdict = supervise("hang", folder, stop, limits=Limits(5, 2, 60))
+    assert verdict.code == 79
+    assert "no sign of life" in verdict.reason
+
+
+def test_a_long_stage_that_is_alive_is_left_alone(folder: Path, stop: StopRequest) -> None:
+    assert supervise("work_long", folder, stop, limits=Limits(5, 4, 60)).code == 0
+
+
+def test_what_the_check_raises_ends_the_group_and_reaches_the_caller(folder: Path, stop: StopRequest) -> None:
+    def check() -> None:
+        if (folder / "ready-0.txt").exists():
+            raise Fenced("a newer attempt owns this run")
+
+    with pytest.raises(Fenced):
+        Supervisor(stop, LIMITS, check).run("stage_for_tests:wait", folder)
+    wait_until_gone(int((folder / "ready-0.txt").read_text()))
+
+
+def test_the_time_limit_stops_early_enough_to_save(folder: Path) -> None:
+    """A limit of 12 s with a checkpoint that takes 3 s leaves 6 s for saving."""
+    (folder / "reserve.json").write_text('{"seconds": 3}')
+    stop, began = StopRequest(time_limit_min=0.2), time.monotonic()
+    try:
+        verdict = supervise("wait_politely", folder, stop)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert verdict.code == 75
+    assert stop.name == "launch.time_limit_min"
+    assert time.monotonic() - began > 5
+
+
+@pytest.mark.parametrize("version", ["v2", "v2 in a container", "v1"])
+def test_an_oom_kill_is_read_from_the_cgroup(tmp_path: Path, version: str) -> None:
+    own, cgroups = tmp_path / "cgroup", tmp_path / "fs"
+    path = {"v2": cgroups / "jobs/one", "v2 in a container": cgroups, "v1": cgroups / "memory/jobs/one"}[version]
+    path.mkdir(parents=True)
+    own.write_text("4:memory:/jobs/one\n0::/\n" if version == "v1" else "0::/jobs/one\n")
+    counter = path / ("memory.oom_control" if version == "v1" else "memory.events")
+    (path / ("memory.limit_in_bytes" if version == "v1" else "memory.max")).write_text(f"{512 << 20}\n")
+    counter.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    watch = MemoryWatch(cgroups, own)
+    assert watch.explain_kill() is None, "kills from before do not count"
+    counter.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+    shortage = watch.explain_kill()
+    assert shortage is not None
+    assert shortage.exit_code == 78
+    assert "512 MiB" in str(shortage)
+
+
+def test_a_log_that_nobody_reads_does_not_stop_the_work(folder: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from job.launch import Limits, StopRequest, Supervisor\n"
+        f"v = Supervisor(StopRequest(), Limits(5, 20, 60)).run('stage_for_tests:speak', Path({str(folder)!r}))\n"
+        "sys.exit(v.code)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    assert process.wait(timeout=120) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,7 @@ import numpy as np
 import pytest
 from conftest import MakeModel, assert_refused, call_job, write_recipe
 from safetensors.numpy import load_file
-
-from job.data import fetch_sources
-from job.launch import StopRequest, Supervisor, find_topology
-from job.recipe import Recipe, Run, load_recipe
+from trainings import Trial
 
 ENGINES = {
     "ddp on one rank": ["distributed.processes_per_node=1"],
@@ -54,20 +50,16 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_mode
         export={"int8": {"targets": ["portable"], "gate": "report_only"}},
         store={"uri": str(folder / "store")},
     )
-    return {name: _train(load_recipe(str(path), options), name, folder / "work") for name, options in ENGINES.items()}
+    return {
+        name: _train(Trial(path, folder / str(index), *options))
+        for index, (name, options) in enumerate(ENGINES.items())
+    }
 
 
-def _train(recipe: Recipe, name: str, work: Path) -> dict[str, Any]:
+def _train(trial: Trial) -> dict[str, Any]:
     """Run fetch and train, without the stages after them; return the training's record and weights."""
-    run = Run(re.sub(r"[^a-z0-9]+", "-", name.lower()), recipe, work)
-    run.save()
-    fetch_sources(run)
-    attempt = {"epoch": 1, "nonce": "0" * 32, "keep": 2, "peer_timeout_s": 60, "resume": None, "resumed_from": None}
-    run.write("attempt.json", attempt)
-    environments = list(find_topology(recipe.distributed).rank_environments())
-    verdict = Supervisor(StopRequest(), 10).run("job.train:run_rank", run.folder, environments)
-    assert verdict.code == 0, f"{name}: {verdict.reason}"
-    return {"record": verdict.record, "weights": load_file(run.final_model / "model.safetensors")}
+    assert trial.attempt() == 0, trial.reason
+    return {"record": trial.record, "weights": load_file(trial.weights)}
 
 
 @pytest.mark.parametrize("engine", list(ENGINES)[1:])

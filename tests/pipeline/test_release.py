@@ -13,7 +13,7 @@ import pytest
 from conftest import Released, assert_refused, call_job, quickstart_options
 
 from job.store import open_store
-from job.store.commit import read_release_manifest
+from job.store.release import read_release_manifest
 from job.store.transfer import download_files
 
 SENTENCE = "I am absolutely amazed with this new and revolutionary AI device"

@@ -16,6 +16,7 @@ from job.errors import DataError, NotFound, NoValidCheckpoint, SecurityRefused
 from job.predict import open_predictor
 from job.predict.bundle import fetch_bundle
 from job.predict.session import _group_by_length
+from job.recipe.schema import Store as Address
 from job.store import open_store, promote_release, publish_release
 
 WORDS = ["good", "bad", "film", "plot", "actor", "never", "always", "the", "a", "of", "not", "very", "dull", "bright"]
@@ -93,6 +94,14 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> str:
     return str(tmp_path / "store")
+
+
+def publish(base: str, folder: Path, run_id: str = "run-1") -> str:
+    return publish_release(Address(uri=base), "tiny", run_id, folder, lambda: None)
+
+
+def promote(base: str, version: str) -> None:
+    promote_release(Address(uri=base), "tiny", version, lambda: None)
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -182,13 +191,13 @@ def test_auto_takes_int8_where_the_bundle_has_it_and_fp32_elsewhere(copy: Path, 
 
 
 def test_the_current_release_is_followed_and_a_pinned_one_stays(copy: Path, store: str, tmp_path: Path) -> None:
-    first = publish_release(store, "tiny", "run-1", copy)
-    promote_release(store, "tiny", first)
+    first = publish(store, copy)
+    promote(store, first)
     edit_json(copy / "config.json", id2label={str(index): label.upper() for index, label in enumerate(LABELS)})
-    second = publish_release(store, "tiny", "run-2", copy)
+    second = publish(store, copy, "run-2")
     model, cache = f"{store}/models/tiny", tmp_path / "cache"
     before = open_predictor(model, cache).predict(["good"])[0]
-    promote_release(store, "tiny", second)
+    promote(store, second)
     after = open_predictor(model, cache).predict(["good"])[0]
     pinned = open_predictor(f"{model}/{first}", cache).predict(["good"])[0]
     assert after["label"] == before["label"].upper() != before["label"]
@@ -198,8 +207,8 @@ def test_the_current_release_is_followed_and_a_pinned_one_stays(copy: Path, stor
 
 def test_a_release_in_s3_is_downloaded_once_and_only_what_prediction_needs(copy: Path, s3: str, tmp_path: Path) -> None:
     base, cache = f"{s3}/predict", tmp_path / "cache"
-    version = publish_release(base, "tiny", "run-1", copy)
-    promote_release(base, "tiny", version)
+    version = publish(base, copy)
+    promote(base, version)
     model = f"{base}/models/tiny"
     here = open_predictor(str(copy), tmp_path).predict(mixed_texts())
     assert open_predictor(model, cache).predict(mixed_texts()) == here
@@ -214,7 +223,7 @@ def test_a_release_in_s3_is_downloaded_once_and_only_what_prediction_needs(copy:
 
 def test_a_damaged_cache_is_fetched_again(copy: Path, s3: str, tmp_path: Path) -> None:
     base = f"{s3}/predict-damaged"
-    uri = f"{base}/models/tiny/{publish_release(base, 'tiny', 'run-1', copy)}"
+    uri = f"{base}/models/tiny/{publish(base, copy)}"
     folder = fetch_bundle(uri, tmp_path / "cache")
     flip_byte(folder / "onnx/model_quantized.onnx")
     fetch_bundle(uri, tmp_path / "cache")
@@ -223,7 +232,7 @@ def test_a_damaged_cache_is_fetched_again(copy: Path, s3: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "onnx/model_quantized.onnx"])
 def test_a_flipped_byte_is_refused_naming_the_file(copy: Path, store: str, name: str, tmp_path: Path) -> None:
-    version = publish_release(store, "tiny", "run-1", copy)
+    version = publish(store, copy)
     released = Path(store, "models/tiny", version)
     for folder in (copy, released):
         flip_byte(folder / name)
@@ -234,7 +243,7 @@ def test_a_flipped_byte_is_refused_naming_the_file(copy: Path, store: str, name:
 
 def test_a_flipped_byte_in_s3_is_refused_naming_the_object(copy: Path, s3: str, tmp_path: Path) -> None:
     base = f"{s3}/predict-flipped"
-    uri = f"{base}/models/tiny/{publish_release(base, 'tiny', 'run-1', copy)}"
+    uri = f"{base}/models/tiny/{publish(base, copy)}"
     flip_byte(copy / "onnx/model_quantized.onnx")
     open_store(uri).upload(copy / "onnx/model_quantized.onnx", "onnx/model_quantized.onnx")
     with pytest.raises(NoValidCheckpoint, match=r"onnx/model_quantized\.onnx: does not match"):
@@ -242,7 +251,7 @@ def test_a_flipped_byte_in_s3_is_refused_naming_the_object(copy: Path, s3: str, 
 
 
 def test_a_file_that_the_manifest_names_but_the_folder_lacks_is_named(copy: Path, store: str, tmp_path: Path) -> None:
-    publish_release(store, "tiny", "run-1", copy)
+    publish(store, copy)
     (copy / "tokenizer.json").unlink()
     with pytest.raises(NoValidCheckpoint, match=r"tokenizer\.json: named by manifest\.json but missing"):
         open_predictor(str(copy), tmp_path)
@@ -303,7 +312,7 @@ def test_external_data_that_is_hard_linked_is_refused(copy: Path, tmp_path: Path
 
 
 def test_a_snapshot_made_of_symlinks_opens(copy: Path, store: str, tmp_path: Path) -> None:
-    publish_release(store, "tiny", "run-1", copy)
+    publish(store, copy)
     snapshot = tmp_path / "snapshot"
     for path in copy.rglob("*"):
         if path.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,22 @@ from job.errors import (
     AccessDenied,
     CheckpointMismatch,
     Fenced,
-    JobError,
     NotFound,
     NoValidCheckpoint,
     PeerLost,
     SecurityRefused,
     Unreachable,
 )
+from job.recipe.schema import Store as Address
 from job.store import RunStore, Store, latest_release, open_store, promote_release, publish_release
-from job.store.background import BackgroundUploader
-from job.store.commit import CheckpointWriter, move_pointer, read_release_manifest
+from job.store.checkpoints import CheckpointWriter
+from job.store.commit import fence, move_pointer, read_pointer
 from job.store.folder import FolderStore
 from job.store.manifest import list_files
 from job.store.objects import Blob, ObjectInfo, PreconditionFailed
+from job.store.records import seal
+from job.store.release import read_release_manifest
+from job.store.restore import fetch_checkpoint, list_older, name_manifest
 
 Hook = Callable[[str, str], None]
 
@@ -47,8 +51,11 @@ class WatchedStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self._inside.list(prefix)
 
-    def download(self, key: str, path: Path) -> None:
-        self._inside.download(key, path)
+    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
+        self._inside.download(key, path, size=size)
+
+    def sweep(self) -> int:
+        return self._inside.sweep()
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         with self._lock:
@@ -71,12 +78,6 @@ class WatchedStore:
                 self._after("delete", key)
 
 
-@pytest.fixture(params=["folder", "s3"])
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store of each kind, without anything in it."""
-    return str(tmp_path / "store") if request.param == "folder" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunStore:
     return RunStore(str(tmp_path / "store"), "run-1")
@@ -95,8 +96,17 @@ def commit(writer: CheckpointWriter, place: Path, rank: int, step: int) -> None:
     writer.commit(make_checkpoint(place / f"rank{rank}-step{step}", rank, step), step, {"world_size": 2})
 
 
+def own(store: RunStore, attempt: dict[str, Any] = ATTEMPT) -> None:
+    """Let owner.json say that this attempt owns the run."""
+    store.write_json("owner.json", {"epoch": attempt["epoch"], "nonce": attempt["nonce"]})
+
+
 def commit_alone(store: RunStore, place: Path, *steps: int, **attempt: Any) -> CheckpointWriter:
-    writer = CheckpointWriter(store, 0, 1, ATTEMPT | attempt)
+    """Commit checkpoints as the owner of the run."""
+    own(store, ATTEMPT | attempt)
+    pointer = read_pointer(store.objects)
+    standing = [pointer, *list_older(pointer)] if pointer else []
+    writer = CheckpointWriter(store, 0, 1, ATTEMPT | {"committed": standing} | attempt)
     for step in steps:
         commit(writer, place, 0, step)
     return writer
@@ -104,11 +114,17 @@ def commit_alone(store: RunStore, place: Path, *steps: int, **attempt: Any) -> C
 
 def verify_current(store: RunStore, scratch: Path) -> int | None:
     """Fetch and verify everything that current.json names; return its step, None before the first commit."""
-    pointer = store.current_checkpoint()
+    pointer = read_pointer(store.objects)
     if pointer is None:
         return None
-    store.fetch_checkpoint(pointer, scratch / pointer["nonce"], lambda path: True)
+    fetch_current(store, scratch / pointer["nonce"])
     return int(pointer["step"])
+
+
+def fetch_current(store: RunStore, folder: Path, **options: Any) -> Any:
+    pointer = read_pointer(store.objects)
+    assert pointer is not None
+    return fetch_checkpoint(store.objects, pointer["manifest"], pointer["manifest_sha256"], folder, **options)
 
 
 def committed_steps(store: RunStore) -> list[int]:
@@ -119,11 +135,12 @@ def committed_steps(store: RunStore) -> list[int]:
 # --- checkpoints
 
 
-def test_two_ranks_commit_checkpoints_that_hold_the_files_of_both(base: str, tmp_path: Path) -> None:
-    store = RunStore(base, "run-1")
+def test_two_ranks_commit_checkpoints_that_hold_the_files_of_both(store_uri: str, tmp_path: Path) -> None:
+    store = RunStore(store_uri, "run-1")
+    own(store)
 
     def train(rank: int) -> None:
-        writer = CheckpointWriter(RunStore(base, "run-1"), rank, 2, ATTEMPT)
+        writer = CheckpointWriter(RunStore(store_uri, "run-1"), rank, 2, ATTEMPT)
         for step in (10, 20, 30):
             commit(writer, tmp_path, rank, step)
 
@@ -132,9 +149,7 @@ def test_two_ranks_commit_checkpoints_that_hold_the_files_of_both(base: str, tmp
         rank.start()
     for rank in ranks:
         rank.join()
-    pointer = store.current_checkpoint()
-    assert pointer is not None
-    manifest = store.fetch_checkpoint(pointer, tmp_path / "fetched", lambda path: True)
+    manifest = fetch_current(store, tmp_path / "fetched")
     assert set(manifest.files) == {"model.safetensors", "optimizer-0.safetensors", "optimizer-1.safetensors"}
     assert list_files(tmp_path / "fetched") == sorted(manifest.files)
     assert manifest.about == {"world_size": 2, "step": 30, "epoch": 1}
@@ -143,9 +158,7 @@ def test_two_ranks_commit_checkpoints_that_hold_the_files_of_both(base: str, tmp
 
 def test_a_rank_fetches_only_its_own_files(run: RunStore, tmp_path: Path) -> None:
     commit_alone(run, tmp_path, 10)
-    pointer = run.current_checkpoint()
-    assert pointer is not None
-    run.fetch_checkpoint(pointer, tmp_path / "fetched", lambda path: path.startswith("model"))
+    fetch_current(run, tmp_path / "fetched", only=lambda path: path.startswith("model"))
     assert list_files(tmp_path / "fetched") == ["model.safetensors"]
 
 
@@ -184,7 +197,7 @@ def test_a_kill_at_any_change_loses_no_committed_checkpoint(tmp_path: Path, when
         with pytest.raises(Killed):
             commit_alone(store, place, 10, 20, 30, 40)
         found = verify_current(plain, place / "scratch") or 0
-        commit_alone(plain, place, found + 10, epoch=plain.next_epoch(), nonce="f" * 16)
+        commit_alone(plain, place, found + 10, epoch=2, nonce="f" * 16)
         assert verify_current(plain, place / "scratch") == found + 10
 
 
@@ -195,10 +208,85 @@ def test_the_last_k_checkpoints_stay_and_nothing_of_the_others(run: RunStore, tm
     assert len(folders) == 3
 
 
-def test_retention_leaves_what_another_attempt_wrote(run: RunStore, tmp_path: Path) -> None:
+def test_the_last_k_stay_whichever_attempt_wrote_them(run: RunStore, tmp_path: Path) -> None:
     commit_alone(run, tmp_path, 10, 20)
-    commit_alone(run, tmp_path, 30, 40, 50, epoch=2, nonce="f" * 16)
-    assert committed_steps(run) == [10, 20, 40, 50]
+    commit_alone(run, tmp_path, 30, epoch=2, nonce="f" * 16)
+    assert committed_steps(run) == [20, 30]
+    commit_alone(run, tmp_path, 40, epoch=3, nonce="e" * 16)
+    assert committed_steps(run) == [30, 40]
+
+
+def test_retention_touches_nothing_outside_the_checkpoints(run: RunStore, tmp_path: Path) -> None:
+    others = {"checkpoints/notes.txt", "checkpoints/by-hand/manifest.json", "run.json", "stages/train.json"}
+    for key in others:
+        run.objects.write(key, b"somebody else's")
+    commit_alone(run, tmp_path, 10, 20, 30, 40)
+    assert {item.key for item in run.objects.list("")} >= others
+
+
+def test_what_a_dead_attempt_left_half_uploaded_is_removed(run: RunStore, tmp_path: Path) -> None:
+    run.objects.write("checkpoints/e0001-s00000010-0123abcd/model.safetensors", b"half")
+    commit_alone(run, tmp_path, 20, epoch=2, nonce="f" * 16)
+    assert {item.key.split("/")[1] for item in run.objects.list("checkpoints/")} == {"e0002-s00000020-ffffffff"}
+
+
+def test_who_does_not_own_the_run_deletes_nothing(run: RunStore, tmp_path: Path) -> None:
+    writer = commit_alone(run, tmp_path, 10, 20)
+    own(run, {"epoch": 2, "nonce": "of a newer attempt"})
+    with pytest.raises(Fenced):
+        commit(writer, tmp_path, 0, 30)
+    assert committed_steps(run) == [10, 20, 30]
+
+
+def test_what_was_not_committed_does_not_count_among_the_last_k(run: RunStore, tmp_path: Path) -> None:
+    commit_alone(run, tmp_path, 10, 20)
+    older = (read_pointer(run.objects) or {})["older"]
+    commit_alone(run, tmp_path, 15, epoch=2, nonce="f" * 16, committed=older)
+    assert committed_steps(run) == [10, 15], "20 was damaged, and the attempt went back to 10"
+    zombie = CheckpointWriter(run, 0, 1, ATTEMPT | {"keep": 9})
+    with pytest.raises(Fenced):
+        commit(zombie, tmp_path, 0, 99)
+    commit_alone(run, tmp_path, 25, epoch=3, nonce="e" * 16)
+    assert committed_steps(run) == [15, 25]
+
+
+def commit_with_tokenizer(writer: CheckpointWriter, place: Path, step: int) -> None:
+    folder = make_checkpoint(place / f"step{step}", 0, step)
+    (folder / "tokenizer.json").write_text("never changes")
+    writer.commit(folder, step, {"world_size": 1})
+
+
+def test_an_unchanged_file_is_not_sent_again_and_neighbours_share_no_object(run: RunStore, tmp_path: Path) -> None:
+    uploads: list[str] = []
+    run.objects = WatchedStore(run.objects, before=lambda *change: uploads.append(" ".join(change)))
+    own(run)
+    writer, named = CheckpointWriter(run, 0, 1, ATTEMPT), []
+    for step in range(10, 80, 10):
+        commit_with_tokenizer(writer, tmp_path, step)
+        named.append({entry.key for entry in fetch_current(run, tmp_path / f"fetched-{step}").files.values()})
+    assert len([change for change in uploads if change.startswith("upload") and "tokenizer" in change]) == 2
+    assert len([change for change in uploads if change.startswith("upload") and "model" in change]) == 7
+    assert all(not first & second for first, second in pairwise(named))
+
+
+def test_an_unchanged_file_is_referenced_across_attempts(run: RunStore, tmp_path: Path) -> None:
+    own(run)
+    writer = CheckpointWriter(run, 0, 1, ATTEMPT)
+    for step in (10, 20):
+        commit_with_tokenizer(writer, tmp_path, step)
+    pointer = read_pointer(run.objects)
+    assert pointer is not None
+    committed = [name_manifest(pointer["manifest"], pointer["manifest_sha256"]), *list_older(pointer)]
+    attempt = ATTEMPT | {"epoch": 2, "nonce": "f" * 16, "committed": committed}
+    own(run, attempt)
+    writer = CheckpointWriter(run, 0, 1, attempt)
+    for step in (30, 40, 50, 60):
+        commit_with_tokenizer(writer, tmp_path, step)
+        fetch_current(run, tmp_path / f"fetched-{step}")
+    keys = {entry.key for entry in fetch_current(run, tmp_path / "fetched").files.values()}
+    assert any(key.endswith("-01234567/tokenizer.json") for key in keys), (
+        "sent by the first attempt, named by the second"
+    )
 
 
 def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_run(
@@ -238,19 +326,20 @@ def test_an_attempt_that_was_overtaken_is_fenced_and_changes_nothing(
 ) -> None:
     zombie = commit_alone(run, tmp_path, *([10] if committed_before else []))
     commit_alone(run, tmp_path, 20, epoch=2, nonce="f" * 16)
-    standing = run.current_checkpoint()
+    standing = read_pointer(run.objects)
     for step in (30, 40):
         with pytest.raises(Fenced) as caught:
             commit(zombie, tmp_path, 0, step)
         assert caught.value.exit_code == 76
-    assert run.current_checkpoint() == standing
+    assert read_pointer(run.objects) == standing
 
 
 @pytest.mark.parametrize("committed_before", [True, False])
 def test_an_attempt_that_is_overtaken_in_the_very_swap_is_fenced(
     run: RunStore, tmp_path: Path, committed_before: bool
 ) -> None:
-    plain, newer = RunStore(str(tmp_path / "store"), "run-1"), {"epoch": 9, "nonce": "of the newer attempt"}
+    plain = RunStore(str(tmp_path / "store"), "run-1")
+    newer = seal({"epoch": 9, "attempt": "newer", "step": 7, "manifest": "x", "manifest_sha256": "0"})
     if committed_before:
         commit_alone(plain, tmp_path, 10)
 
@@ -261,26 +350,48 @@ def test_an_attempt_that_is_overtaken_in_the_very_swap_is_fenced(
     run.objects = WatchedStore(run.objects, before=overtake)
     with pytest.raises(Fenced):
         commit_alone(run, tmp_path, 20)
-    assert plain.current_checkpoint() == newer
+    assert read_pointer(plain.objects) == newer
 
 
-def test_a_newer_attempt_takes_over_from_an_older_one(run: RunStore, tmp_path: Path) -> None:
-    assert run.next_epoch() == 1
+def test_two_attempts_with_the_same_epoch_fence_each_other(run: RunStore, tmp_path: Path) -> None:
     commit_alone(run, tmp_path, 10)
-    assert run.next_epoch() == 2
-    commit_alone(run, tmp_path, 20, epoch=2, nonce="f" * 16)
-    assert verify_current(run, tmp_path / "scratch") == 20
-    assert run.next_epoch() == 3
+    with pytest.raises(Fenced):
+        commit_alone(run, tmp_path, 20, nonce="f" * 16)
+
+
+def test_a_fence_keeps_what_was_committed_and_stops_the_older_attempt(run: RunStore, tmp_path: Path) -> None:
+    zombie = commit_alone(run, tmp_path, 10)
+    before = read_pointer(run.objects)
+    pointer, _ = fence(run.objects, 2, "newer")
+    assert before is not None
+    assert [pointer[key] for key in ("manifest", "manifest_sha256", "step")] == [
+        before[key] for key in ("manifest", "manifest_sha256", "step")
+    ]
+    with pytest.raises(Fenced):
+        commit(zombie, tmp_path, 0, 20)
+    assert verify_current(run, tmp_path / "scratch") == 10
+
+
+def test_a_fence_before_the_first_commit_names_nothing(run: RunStore) -> None:
+    pointer, _ = fence(run.objects, 1, "first")
+    assert pointer["manifest"] is None
+    assert not pointer.get("lost")
+    assert read_pointer(run.objects) is None
+    with pytest.raises(Fenced):
+        fence(run.objects, 1, "another with the same epoch")
 
 
 def test_of_many_attempts_at_once_the_highest_epoch_stands(run: RunStore, tmp_path: Path) -> None:
     ready, fenced = threading.Barrier(6), []
+    own(run, {"epoch": 6, "nonce": f"{6:016d}"})
 
     def attempt(epoch: int) -> None:
-        own = RunStore(str(tmp_path / "store"), "run-1")
+        mine = RunStore(str(tmp_path / "store"), "run-1")
+        writer = CheckpointWriter(mine, 0, 1, ATTEMPT | {"epoch": epoch, "nonce": f"{epoch:016d}", "keep": 99})
         ready.wait()
         try:
-            commit_alone(own, tmp_path / str(epoch), 10, 20, epoch=epoch, nonce=f"{epoch:016d}")
+            for step in (10, 20):
+                commit(writer, tmp_path / str(epoch), 0, step)
         except Fenced:
             fenced.append(epoch)
 
@@ -289,74 +400,130 @@ def test_of_many_attempts_at_once_the_highest_epoch_stands(run: RunStore, tmp_pa
         thread.start()
     for thread in attempts:
         thread.join()
-    pointer = run.current_checkpoint()
+    pointer = read_pointer(run.objects)
     assert pointer is not None
     assert (pointer["epoch"], pointer["step"]) == (6, 20)
     assert 6 not in fenced
 
 
 def test_a_rank_that_never_uploads_is_named_after_the_deadline(run: RunStore, tmp_path: Path) -> None:
+    own(run)
     writer = CheckpointWriter(run, 0, 2, ATTEMPT | {"peer_timeout_s": 0.1})
     with pytest.raises(PeerLost, match=r"rank 1 did not upload its part of checkpoints/e0001-s00000010") as caught:
         commit(writer, tmp_path, 0, 10)
     assert caught.value.exit_code == 79
-    assert run.current_checkpoint() is None
+    assert read_pointer(run.objects) is None
+    own(run, ATTEMPT | {"nonce": "f" * 16})
+    with pytest.raises(Fenced):  # the parts are gone because a newer attempt has cleared them away
+        commit(writer, tmp_path, 0, 20)
 
 
 def test_a_step_that_a_slow_rank_skipped_is_skipped_by_all(run: RunStore, tmp_path: Path) -> None:
+    own(run)
     first, second = (CheckpointWriter(run, rank, 2, ATTEMPT) for rank in (0, 1))
     commit(second, tmp_path, 1, 20)
     commit(first, tmp_path, 0, 10)
-    assert run.current_checkpoint() is None
+    assert read_pointer(run.objects) is None
     commit(first, tmp_path, 0, 20)
     assert verify_current(run, tmp_path / "scratch") == 20
     assert {item.key.split("/")[1][:15] for item in run.objects.list("checkpoints/")} == {"e0001-s00000020"}
 
 
-DAMAGED_POINTERS = [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000]
-INCOMPLETE_POINTERS = [
-    {}, {"manifest": None}, {"manifest": 7, "manifest_sha256": []}, {"manifest": "checkpoints/gone/manifest.json"},
-    {"manifest": "stages/train.json", "manifest_sha256": "0" * 64},
-]  # fmt: skip
+def test_a_part_that_arrives_between_two_looks_is_no_newer_step(
+    run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own(run)
+    first, second = (CheckpointWriter(run, rank, 2, ATTEMPT) for rank in (0, 1))
+    read, arrived = run.objects.read, []
 
+    def read_then_arrive(key: str) -> Blob | None:
+        found = read(key)
+        if key.endswith("rank-00001.json") and not arrived:
+            arrived.append(key)
+            commit(second, tmp_path, 1, 10)
+        return found
 
-@pytest.mark.parametrize("data", DAMAGED_POINTERS, ids=lambda data: ascii(data[:10]))
-def test_a_damaged_pointer_is_17_and_the_next_commit_replaces_it(run: RunStore, tmp_path: Path, data: bytes) -> None:
-    run.objects.write("current.json", data)
-    with pytest.raises(NoValidCheckpoint, match=r"current\.json: not a JSON object"):
-        run.current_checkpoint()
-    commit_alone(run, tmp_path, 10, epoch=run.next_epoch())
+    monkeypatch.setattr(run.objects, "read", read_then_arrive)
+    commit(first, tmp_path, 0, 10)
     assert verify_current(run, tmp_path / "scratch") == 10
 
 
-@pytest.mark.parametrize("pointer", INCOMPLETE_POINTERS, ids=str)
-def test_a_pointer_to_nothing_is_17(run: RunStore, tmp_path: Path, pointer: dict[str, Any]) -> None:
+def test_an_outage_at_the_first_commit_of_an_attempt_forgets_no_older_checkpoint(
+    run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_alone(run, tmp_path, 10)
+    pointer = read_pointer(run.objects)
+    assert pointer is not None
+    own(run)
+    writer = CheckpointWriter(run, 0, 1, ATTEMPT | {"committed": [pointer]})
+    read, failed = run.objects.read, []
+
+    def fail_once(key: str) -> Blob | None:
+        if key.endswith("manifest.json") and not failed:
+            failed.append(key)
+            raise Unreachable("an outage")
+        return read(key)
+
+    monkeypatch.setattr(run.objects, "read", fail_once)
+    with pytest.raises(Unreachable):
+        commit(writer, tmp_path, 0, 20)
+    commit(writer, tmp_path, 0, 20)
+    newest = read_pointer(run.objects)
+    assert newest is not None
+    assert [entry["manifest"] for entry in list_older(newest)] == [pointer["manifest"]]
+
+
+DAMAGED_POINTERS = [
+    b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b"{}", b'{"manifest": 7, "manifest_sha256": []}',
+    b'{"manifest": null, "manifest_sha256": "0"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", DAMAGED_POINTERS, ids=lambda data: ascii(data[:20]))
+def test_a_damaged_pointer_is_17_and_no_proof_of_absence(run: RunStore, tmp_path: Path, data: bytes) -> None:
+    run.objects.write("current.json", data)
+    with pytest.raises(NoValidCheckpoint, match=r"current\.json: damaged"):
+        read_pointer(run.objects)
+    pointer, _ = fence(run.objects, 1, "first")
+    assert pointer["manifest"] is None
+    assert pointer["lost"] is True
+    again, _ = fence(run.objects, 2, "f" * 16)
+    assert again["lost"] is True, "not forgotten by an attempt that died right after its fence"
+    commit_alone(run, tmp_path, 10, epoch=2, nonce="f" * 16)
+    assert verify_current(run, tmp_path / "scratch") == 10
+
+
+@pytest.mark.parametrize("key", ["checkpoints/gone/manifest.json", "stages/train.json"])
+def test_a_manifest_that_is_gone_or_none_is_17(run: RunStore, tmp_path: Path, key: str) -> None:
     run.write_json("stages/train.json", {"kind": "no manifest"})
-    with pytest.raises(NoValidCheckpoint):
-        run.fetch_checkpoint(pointer, tmp_path / "fetched", lambda path: True)
+    for sha256 in (None, "0" * 64):
+        with pytest.raises(NoValidCheckpoint):
+            fetch_checkpoint(run.objects, key, sha256, tmp_path / "fetched")
 
 
 def test_a_pointer_that_leads_out_of_the_run_is_refused(run: RunStore, tmp_path: Path) -> None:
     with pytest.raises(SecurityRefused):
-        run.fetch_checkpoint({"manifest": "../../other/manifest.json"}, tmp_path / "fetched", lambda path: True)
+        fetch_checkpoint(run.objects, "../../other/manifest.json", None, tmp_path / "fetched")
 
 
 def test_another_manifest_under_the_same_key_is_17(run: RunStore, tmp_path: Path) -> None:
     commit_alone(run, tmp_path, 10)
-    pointer = run.current_checkpoint()
+    pointer = read_pointer(run.objects)
     assert pointer is not None
     manifest = run.read_json(pointer["manifest"])
     assert manifest is not None
     run.write_json(pointer["manifest"], manifest | {"about": {"step": 11}})
-    with pytest.raises(NoValidCheckpoint, match=r"is not what current\.json names"):
-        run.fetch_checkpoint(pointer, tmp_path / "fetched", lambda path: True)
+    with pytest.raises(NoValidCheckpoint, match=r"is not what the pointer names"):
+        fetch_current(run, tmp_path / "fetched")
+    with pytest.raises(NoValidCheckpoint, match=r"not a manifest \(damaged"):
+        fetch_checkpoint(run.objects, pointer["manifest"], None, tmp_path / "fetched")
 
 
 # --- records
 
 
-def test_the_first_record_written_once_stays(base: str) -> None:
-    store = RunStore(base, "run-1")
+def test_the_first_record_written_once_stays(store_uri: str) -> None:
+    store = RunStore(store_uri, "run-1")
     assert store.write_once("run.json", {"recipe": 1}) == {"recipe": 1}
     assert store.write_once("run.json", {"recipe": 2}) == {"recipe": 1}
     store.write_json("status.json", {"phase": "train"})
@@ -383,18 +550,18 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_release_is_found_by_its_model_once_it_is_promoted(base: str, bundle: Path) -> None:
-    model = f"{base}/models/tiny"
-    first = publish_release(base, "tiny", "run-1", bundle)
+def test_a_release_is_found_by_its_model_once_it_is_promoted(store_uri: str, bundle: Path) -> None:
+    model = f"{store_uri}/models/tiny"
+    first = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
     assert latest_release(model) == model, "nothing is promoted yet"
-    promote_release(base, "tiny", first)
+    promote_release(Address(uri=store_uri), "tiny", first, lambda: None)
     assert latest_release(model) == latest_release(f"{model}/") == f"{model}/{first}"
     (bundle / "config.json").write_text('{"changed": true}')
-    second = publish_release(base, "tiny", "run-2", bundle)
+    second = publish_release(Address(uri=store_uri), "tiny", "run-2", bundle, lambda: None)
     assert latest_release(model) == f"{model}/{first}"
-    promote_release(base, "tiny", second)
+    promote_release(Address(uri=store_uri), "tiny", second, lambda: None)
     assert latest_release(model) == f"{model}/{second}"
-    promote_release(base, "tiny", first)
+    promote_release(Address(uri=store_uri), "tiny", first, lambda: None)
     assert latest_release(model) == f"{model}/{first}", "a rollback is a promotion"
     for version in (first, second):
         assert latest_release(f"{model}/{version}") == f"{model}/{version}"
@@ -404,18 +571,18 @@ def test_a_release_is_found_by_its_model_once_it_is_promoted(base: str, bundle: 
         assert all(store.read(entry.key) for entry in manifest.files.values())
 
 
-def test_the_same_bundle_published_again_is_the_same_release(base: str, bundle: Path) -> None:
-    version = publish_release(base, "tiny", "run-1", bundle)
-    stored = open_store(f"{base}/models/tiny/{version}").read("manifest.json")
-    assert publish_release(base, "tiny", "run-1", bundle) == version
-    assert open_store(f"{base}/models/tiny/{version}").read("manifest.json") == stored
+def test_the_same_bundle_published_again_is_the_same_release(store_uri: str, bundle: Path) -> None:
+    version = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
+    stored = open_store(f"{store_uri}/models/tiny/{version}").read("manifest.json")
+    assert publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None) == version
+    assert open_store(f"{store_uri}/models/tiny/{version}").read("manifest.json") == stored
     assert stored is not None
     assert stored.data == (bundle / "manifest.json").read_bytes()
 
 
-def test_a_release_without_its_manifest_does_not_exist(base: str, bundle: Path) -> None:
-    version = publish_release(base, "tiny", "run-1", bundle)
-    uri = f"{base}/models/tiny/{version}"
+def test_a_release_without_its_manifest_does_not_exist(store_uri: str, bundle: Path) -> None:
+    version = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
+    uri = f"{store_uri}/models/tiny/{version}"
     open_store(uri).delete(["manifest.json"])
     with pytest.raises(NotFound, match=r"manifest\.json: no such object"):
         read_release_manifest(uri)
@@ -423,7 +590,7 @@ def test_a_release_without_its_manifest_does_not_exist(base: str, bundle: Path) 
 
 def test_a_checkpoint_is_verified_like_a_release(run: RunStore, tmp_path: Path) -> None:
     commit_alone(run, tmp_path, 10)
-    pointer = run.current_checkpoint()
+    pointer = read_pointer(run.objects)
     assert pointer is not None
     store, manifest = read_release_manifest(f"{run.uri}/{pointer['manifest'].removesuffix('/manifest.json')}")
     assert all(store.read(entry.key) for entry in manifest.files.values())
@@ -444,83 +611,32 @@ def test_a_pointer_to_a_hostile_version_is_refused(tmp_path: Path, version: str)
 
 
 def test_a_damaged_model_pointer_is_17_and_a_promotion_mends_it(tmp_path: Path, bundle: Path) -> None:
-    base = str(tmp_path / "store")
-    version = publish_release(base, "tiny", "run-1", bundle)
+    store_uri = str(tmp_path / "store")
+    version = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
     FolderStore(tmp_path / "store/models/tiny").write("current.json", b"{")
     with pytest.raises(NoValidCheckpoint):
-        latest_release(f"{base}/models/tiny")
-    promote_release(base, "tiny", version)
-    assert latest_release(f"{base}/models/tiny").endswith(version)
+        latest_release(f"{store_uri}/models/tiny")
+    promote_release(Address(uri=store_uri), "tiny", version, lambda: None)
+    assert latest_release(f"{store_uri}/models/tiny").endswith(version)
 
 
 @pytest.mark.parametrize("epoch", [None, "7", 1.5, [], {}])
 def test_a_pointer_whose_epoch_is_no_number_fences_nobody(run: RunStore, epoch: object) -> None:
     run.write_json("current.json", {"epoch": epoch, "nonce": "x"})
-    move_pointer(run.objects, {"epoch": 1, "nonce": "y"}, None)
-    assert run.read_json("current.json") == {"epoch": 1, "nonce": "y"}
+    pointer = {"epoch": 1, "nonce": "y", "attempt": "z"}
+    move_pointer(run.objects, pointer, None)
+    assert run.read_json("current.json") == seal(pointer)
 
 
-# --- upload beside the training
+def test_who_lost_the_run_neither_publishes_nor_promotes(tmp_path: Path, bundle: Path) -> None:
+    def refuse() -> None:
+        raise Fenced("a newer attempt owns this run")
 
-
-def test_while_one_upload_runs_the_newest_waits_and_the_others_are_dropped(tmp_path: Path) -> None:
-    started, go_on, uploaded, dropped = threading.Event(), threading.Event(), [], []
-
-    def upload(folder: Path) -> None:
-        started.set()
-        go_on.wait()
-        uploaded.append(folder.name)
-
-    uploader = BackgroundUploader(upload, lambda folder: dropped.append(folder.name), 60)
-    uploader.submit(tmp_path / "1")
-    started.wait()
-    for name in ("2", "3", "4"):
-        uploader.submit(tmp_path / name)
-    go_on.set()
-    uploader.close()
-    assert (uploaded, dropped) == (["1", "4"], ["2", "3"])
-
-
-def test_closing_waits_for_what_was_submitted(tmp_path: Path) -> None:
-    done = []
-    for number in range(20):
-        uploader = BackgroundUploader(lambda folder: done.append(folder.name), lambda folder: None, 60)
-        uploader.submit(tmp_path / str(number))
-        uploader.close()
-    assert done == [str(number) for number in range(20)]
-
-
-def test_a_permanent_error_reaches_the_training(tmp_path: Path) -> None:
-    def upload(folder: Path) -> None:
-        raise AccessDenied("the key was withdrawn")
-
-    uploader = BackgroundUploader(upload, lambda folder: None, 60)
-    uploader.submit(tmp_path / "1")
-    for call in (uploader.close, uploader.check, lambda: uploader.submit(tmp_path / "2")):
-        with pytest.raises(AccessDenied, match="withdrawn"):
-            call()
-
-
-def test_an_unreachable_store_is_tried_again_until_the_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("job.store.background._RETRY_S", 0.01)
-    answers: list[JobError | None] = [Unreachable("503"), Unreachable("503"), None]
-
-    def upload(folder: Path) -> None:
-        if answer := answers.pop(0):
-            raise answer
-
-    uploader = BackgroundUploader(upload, lambda folder: None, 60)
-    uploader.submit(tmp_path / "1")
-    uploader.close()
-    assert answers == []
-
-    def upload_never(folder: Path) -> None:
-        raise Unreachable("503")
-
-    uploader = BackgroundUploader(upload_never, lambda folder: None, 0.05)
-    uploader.submit(tmp_path / "1")
-    with pytest.raises(Unreachable) as caught:
-        uploader.close()
-    assert caught.value.exit_code == 77
+    address = Address(uri=str(tmp_path / "store"))
+    with pytest.raises(Fenced):
+        publish_release(address, "tiny", "run-1", bundle, refuse)
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+    version = publish_release(address, "tiny", "run-1", bundle, lambda: None)
+    with pytest.raises(Fenced):
+        promote_release(address, "tiny", version, refuse)
+    assert not list((tmp_path / "store").rglob("current.json"))

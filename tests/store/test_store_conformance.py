@@ -1,13 +1,12 @@
-"""Every store keeps the same promises: one suite, run against a local folder and a real S3 server."""
+"""Every store keeps the same promises: one suite for each of them, and by `make s3-conformance` for yours."""
 
 from __future__ import annotations
 
 import threading
-import uuid
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.errors import AccessDenied, JobError, NotFound, SecurityRefused, Unreachable
@@ -17,12 +16,9 @@ from job.store.objects import MAX_KEY_DEPTH, MAX_KEY_LENGTH, PreconditionFailed,
 LARGE_BYTES = (16 << 20) + 12_345  # more than one part of a multipart upload
 
 
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store of each kind."""
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    return open_store(f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}")
+@pytest.fixture
+def store(store_uri: str) -> Store:
+    return open_store(store_uri)
 
 
 def test_what_was_written_is_read_back(store: Store) -> None:
@@ -180,7 +176,7 @@ def test_a_hostile_prefix_lists_nothing_outside(store: Store, prefix: str) -> No
         list(store.list(prefix))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(["a", "..", ".", "", "b c", "é", "\\", "\x00", "\ud800", "~", "x" * 70]), max_size=10))
 def test_no_key_that_passes_leads_out_of_a_folder(parts: list[str]) -> None:
     key, root = "/".join(parts), Path("/some/store")
@@ -193,7 +189,7 @@ def test_no_key_that_passes_leads_out_of_a_folder(parts: list[str]) -> None:
     assert (root / key).resolve() != root
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=40))
 def test_any_text_is_a_plain_key_or_refused(key: str) -> None:
     try:

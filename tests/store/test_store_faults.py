@@ -2,113 +2,44 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import random
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from fault_proxy import Fault, FaultProxy, bad_network, first, serve_faults
 
-from job.errors import Unreachable
+from job.errors import AccessDenied, JobError, RecipeError, Unreachable
 from job.store import RunStore, open_store
-from job.store.commit import CheckpointWriter, move_pointer
+from job.store.checkpoints import CheckpointWriter
+from job.store.commit import move_pointer, read_pointer
+from job.store.objects import PreconditionFailed
+from job.store.probe import probe_conditional_writes
+from job.store.restore import fetch_checkpoint
 
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"
-Fault = Callable[[str, str], str | None]
-
-
-class Proxy(ThreadingHTTPServer):
-    """Forwards to `upstream`, unless `fault(method, path)` says "503", "reset", "lost" or "cut" (in half)."""
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str, fault: Fault) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.upstream, self.fault, self.lock = upstream, fault, threading.Lock()
-        self.count: dict[str, int] = {}
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Broken connections are the purpose here."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One connection of the proxy."""
-
-    protocol_version = "HTTP/1.1"
-    server: Proxy
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads it."""
-
-    def forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        with self.server.lock:
-            fault = self.server.fault(self.command, self.path) or "none"
-            self.server.count[fault] = self.server.count.get(fault, 0) + 1
-        if fault == "503":
-            self.reply(503, [("Content-Type", "application/xml")], SLOW_DOWN, len(SLOW_DOWN))
-        if fault in ("none", "lost", "cut"):
-            upstream = http.client.HTTPConnection(self.server.upstream)
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-            upstream.request(self.command, self.path, body, headers)  # Host stays as it was signed
-            answer = upstream.getresponse()
-            data = answer.read()
-            length = int(answer.getheader("Content-Length", len(data)))
-            if fault != "lost":
-                self.reply(
-                    answer.status, answer.getheaders(), data[: len(data) // 2] if fault == "cut" else data, length
-                )
-            upstream.close()
-        if fault in ("reset", "lost", "cut"):
-            self.close_connection = True
-
-    def reply(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
-        self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
+Through = Callable[[Fault], tuple[str, FaultProxy]]
 
 
 @pytest.fixture
-def through_proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Fault], tuple[str, Proxy]]]:
+def through_proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
     """Put a proxy with the given faults before the server; returns an unused URI and the proxy."""
-    proxies: list[Proxy] = []
     monkeypatch.setattr(time, "sleep", lambda _: None)  # back-off is botocore's affair; here it only costs time
+    with serve_faults(urlsplit(os.environ["AWS_ENDPOINT_URL_S3"]).netloc) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
 
-    def start(fault: Fault) -> tuple[str, Proxy]:
-        proxy = Proxy(urlsplit(os.environ["AWS_ENDPOINT_URL_S3"]).netloc, fault)
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{proxy.server_port}")
-        proxies.append(proxy)
-        return f"{s3}/{uuid.uuid4().hex}", proxy
+        def start(fault: Fault) -> tuple[str, FaultProxy]:
+            proxy.fault = fault
+            return f"{s3}/{uuid.uuid4().hex}", proxy
 
-    yield start
-    for proxy in proxies:
-        proxy.shutdown()
-        proxy.server_close()
-
-
-def first(number: int, kind: str, *methods: str) -> Fault:
-    """The first `number` requests of these methods end in `kind`."""
-    left = iter(range(number))
-    return lambda method, path: kind if method in methods and next(left, None) is not None else None
+        yield start
 
 
 @pytest.mark.parametrize("kind", ["503", "reset"])
-def test_more_refusals_than_botocore_bears_are_waited_out(
-    through_proxy: Callable[[Fault], tuple[str, Proxy]], tmp_path: Path, kind: str
-) -> None:
+def test_more_refusals_than_botocore_bears_are_waited_out(through_proxy: Through, tmp_path: Path, kind: str) -> None:
     (tmp_path / "source").write_bytes(b"file")
     uri, proxy = through_proxy(first(12, kind, "PUT"))
     store = open_store(uri)
@@ -121,11 +52,11 @@ def test_more_refusals_than_botocore_bears_are_waited_out(
 
 
 def test_refusals_without_end_are_77_naming_the_answer(
-    through_proxy: Callable[[Fault], tuple[str, Proxy]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    through_proxy: Through, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
     (tmp_path / "source").write_bytes(b"file")
-    store = open_store(through_proxy(lambda *_: "503")[0])
+    store = open_store(through_proxy(lambda request: "503")[0])
     for call in (lambda: store.upload(tmp_path / "source", "a"), lambda: store.read("a"), lambda: list(store.list(""))):
         with pytest.raises(Unreachable, match=r"503|SlowDown") as caught:
             call()
@@ -133,9 +64,7 @@ def test_refusals_without_end_are_77_naming_the_answer(
 
 
 @pytest.mark.parametrize("size", [1000, 20 << 20], ids=["small", "parts"])
-def test_a_cut_answer_is_asked_for_again(
-    through_proxy: Callable[[Fault], tuple[str, Proxy]], tmp_path: Path, size: int
-) -> None:
+def test_a_cut_answer_is_asked_for_again(through_proxy: Through, tmp_path: Path, size: int) -> None:
     uri, proxy = through_proxy(first(3, "cut", "GET"))
     store, data = open_store(uri), random.Random(size).randbytes(size)
     (tmp_path / "source").write_bytes(data)
@@ -150,27 +79,23 @@ def test_a_cut_answer_is_asked_for_again(
 
 
 @pytest.mark.parametrize("standing", [True, False])
-def test_a_pointer_whose_answer_was_lost_is_ones_own(
-    through_proxy: Callable[[Fault], tuple[str, Proxy]], standing: bool
-) -> None:
-    uri, proxy = through_proxy(lambda *_: None)
+def test_a_pointer_whose_answer_was_lost_is_ones_own(through_proxy: Through, standing: bool) -> None:
+    uri, proxy = through_proxy(lambda request: "")
     store = open_store(uri)
-    etag = move_pointer(store, {"epoch": 1, "nonce": "before"}, None) if standing else None
+    etag = move_pointer(store, {"epoch": 1, "nonce": "before", "attempt": "a"}, None) if standing else None
     proxy.fault = first(1, "lost", "PUT")
-    etag = move_pointer(store, {"epoch": 1, "nonce": "mine"}, etag)
+    etag = move_pointer(store, {"epoch": 1, "nonce": "mine", "attempt": "a"}, etag)
     assert proxy.count["lost"] == 1
-    assert move_pointer(store, {"epoch": 1, "nonce": "next"}, etag)
+    assert move_pointer(store, {"epoch": 1, "nonce": "next", "attempt": "a"}, etag)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_checkpoints_through_a_bad_network_are_whole(
-    through_proxy: Callable[[Fault], tuple[str, Proxy]], tmp_path: Path, seed: int
-) -> None:
+def test_checkpoints_through_a_bad_network_are_whole(through_proxy: Through, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    kinds, weights = [None, "503", "reset", "lost", "cut"], [65, 20, 5, 5, 5]
-    uri, proxy = through_proxy(lambda method, path: chance.choices(kinds, weights)[0])
+    uri, proxy = through_proxy(bad_network(seed))
     store = RunStore(uri, "run-1")
-    attempt = {"epoch": store.next_epoch(), "nonce": "0123456789abcdef", "keep": 2, "peer_timeout_s": 60}
+    attempt = {"epoch": 1, "nonce": "0123456789abcdef", "keep": 2, "peer_timeout_s": 60}
+    store.write_json("owner.json", {"nonce": attempt["nonce"]})
     writer = CheckpointWriter(store, 0, 1, attempt)
     for step in range(1, 6):
         folder = tmp_path / f"step{step}"
@@ -178,10 +103,85 @@ def test_checkpoints_through_a_bad_network_are_whole(
         (folder / "model.safetensors").write_bytes(chance.randbytes(50_000))
         (folder / "state.json").write_text(str(step))
         writer.commit(folder, step, {})
-        pointer = store.current_checkpoint()
+        pointer = read_pointer(store.objects)
         assert pointer is not None
         assert pointer["step"] == step
-        store.fetch_checkpoint(pointer, tmp_path / f"fetched{step}", lambda path: True)
+        fetch_checkpoint(store.objects, pointer["manifest"], pointer["manifest_sha256"], tmp_path / f"fetched{step}")
         for path in folder.iterdir():
             assert (tmp_path / f"fetched{step}" / path.name).read_bytes() == path.read_bytes()
-    assert sum(number for kind, number in proxy.count.items() if kind != "none") > 5
+    assert sum(number for kind, number in proxy.count.items() if kind) > 5
+
+
+def test_a_conflict_is_tried_again_until_it_is_over(through_proxy: Through) -> None:
+    uri, proxy = through_proxy(first(9, "409", "PUT"))
+    store = open_store(uri)
+    store.write("pointer", b"1", if_absent=True)
+    with pytest.raises(PreconditionFailed):
+        store.write("pointer", b"2", if_absent=True)
+    assert proxy.count["409"] == 9
+
+
+REFUSALS = [
+    ("403", AccessDenied, r"AccessDenied|403; check the credentials"),
+    ("expired", AccessDenied, r"ExpiredToken|403; check the credentials"),
+    ("skew", AccessDenied, r"clock is -(3599|3600) s off; set it \(chrony, NTP\)"),
+    ("301", RecipeError, "check AWS_REGION and AWS_ENDPOINT_URL_S3"),
+    ("500", Unreachable, "InternalError|500"),
+    ("501", Unreachable, "NotImplemented|501"),
+]
+
+
+@pytest.mark.parametrize(("kind", "error", "words"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_what_a_server_refuses_has_its_own_code_and_next_step(
+    through_proxy: Through, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[JobError], words: str
+) -> None:
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    store = open_store(through_proxy(lambda request: kind)[0])
+    for call in (lambda: store.read("a"), lambda: store.write("a", b""), lambda: list(store.list(""))):
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_credentials_that_expire_after_they_worked_are_waited_for_then_77(
+    through_proxy: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, proxy = through_proxy(lambda request: "")
+    store = open_store(uri)
+    store.write("a", b"1")
+    proxy.fault = first(3, "expired")
+    assert store.read("a") is not None, "new credentials came"
+    assert proxy.count["expired"] == 3
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    proxy.fault = lambda request: "expired"
+    with pytest.raises(Unreachable, match="the credentials expired and no new ones came"):
+        store.read("a")
+
+
+def test_a_server_that_never_answers_is_given_up_after_the_deadline(
+    through_proxy: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("READ_TIMEOUT_S", "DEADLINE_S"):
+        monkeypatch.setattr(f"job.store.s3.{name}", 0.3)
+    store = open_store(through_proxy(lambda request: "hole")[0])
+    with pytest.raises(Unreachable, match="Read timeout"):
+        store.read("a")
+
+
+def test_a_server_that_drops_the_conditions_is_refused_by_the_probe(through_proxy: Through) -> None:
+    uri, _ = through_proxy(lambda request: "strip")
+    with pytest.raises(RecipeError, match=r"ignores If-None-Match.*store\.single_writer: true"):
+        probe_conditional_writes(open_store(uri))
+    assert list(open_store(uri).list("")) == []
+
+
+def test_no_request_to_a_server_of_ones_own_has_a_checksum_trailer(through_proxy: Through, tmp_path: Path) -> None:
+    """Such servers answer 501 to them (or store them as data); our own sha256 stands in the manifest."""
+    (tmp_path / "source").write_bytes(b"x" * (17 << 20))
+    uri, proxy = through_proxy(lambda request: "")
+    store = open_store(uri)
+    store.write("a", b"1", if_absent=True)
+    store.upload(tmp_path / "source", "b")
+    assert len(proxy.seen) >= 5
+    assert not {
+        name for request in proxy.seen for name in request.headers if "trailer" in name or "x-amz-checksum" in name
+    }

@@ -1,0 +1,273 @@
+"""A run without a model: the real pipeline, supervisor, worker processes and commit protocol, with stages that
+compute a hash chain instead of weights. A start costs two seconds instead of half a minute.
+
+    python tests/chaos/light.py STORE RUN_ID WORK [--steps 12] [--save-steps 2] [--ranks 1] [--ttl 2]
+
+The result is the last line on stdout, the exit code that of `job run`. `final_state` says what the chain must end with.
+Variables scale what takes minutes in earnest: LIGHT_STEP_S, LIGHT_PAYLOAD_MIB (of a checkpoint), LIGHT_PART_MIB (of an
+upload), LIGHT_DEADLINE_S (of one call to the store), LIGHT_MAX_UNSYNCED_S; JOB_FAILPOINT_RANK spares all ranks but one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from job.errors import Interrupted
+from job.failpoints import failpoint
+from job.launch import set_up_logging
+from job.liveness import beat
+from job.recipe import Recipe, Run
+from job.store import RunStore, background
+from job.store.background import BackgroundUploader
+from job.store.checkpoints import CheckpointWriter
+
+STEP_S = float(os.environ.get("LIGHT_STEP_S", "0.02"))
+MAX_UNSYNCED_S = float(os.environ.get("LIGHT_MAX_UNSYNCED_S", "60"))
+PAYLOAD_MIB = int(os.environ.get("LIGHT_PAYLOAD_MIB", "0"))
+SAME_REQUEST_S = 1.0
+"""As in the real rank: a batch system signals every process, and the supervisor passes it on; that is one request."""
+
+
+def final_state(steps: int, rank: int = 0) -> str:
+    """Return the state (hex) that `steps` uninterrupted steps lead to."""
+    state = f"rank {rank}"
+    for step in range(steps):
+        state = advance(state, step)
+    return state
+
+
+def advance(state: str, step: int) -> str:
+    return hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+
+
+def scale_down() -> None:
+    """Shorten the store's deadlines as the variables ask."""
+    if deadline := os.environ.get("LIGHT_DEADLINE_S"):
+        from job.store import s3
+
+        s3.DEADLINE_S, s3.READ_TIMEOUT_S, background._RETRY_S = float(deadline), float(deadline), 0.5
+    if part := os.environ.get("LIGHT_PART_MIB"):
+        from job.store import s3
+
+        s3.PART_SIZE_MIB = int(part)
+
+
+def fetch(run: Run) -> dict[str, Any]:
+    """Stand for fetch_sources: a base model of 1600 parameters, and nothing to tokenize."""
+    base = run.cache / "base"
+    if not base.exists():
+        staging = run.cache / f"base-{os.getpid()}"
+        staging.mkdir(parents=True)
+        write_weights(staging / "model.safetensors", bytes(1600))
+        (staging / "config.json").write_text("{}")
+        try:
+            staging.rename(base)
+        except OSError:
+            shutil.rmtree(staging)
+    run.write("sources.json", {"model": {"path": str(base)}})
+    run.write("data.json", {"rows": {"test": 1000}})
+    part = {"commit": None}
+    return {"model": part, "data": part, "tokenizer_sha256": "0"}
+
+
+class Told:
+    """Counts requests to stop; the second one, later than `SAME_REQUEST_S`, leaves at once."""
+
+    def __init__(self) -> None:
+        self.count, self._first = 0, 0.0
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.count or now - self._first > SAME_REQUEST_S:
+            self.count += 1
+        self._first = self._first or now
+
+    def keep_waiting(self) -> None:
+        """Show life while the last upload runs."""
+        beat()
+        if self.count > 1:
+            raise Interrupted("told twice to stop; the last committed checkpoint stays, run again to go on")
+
+
+class Vote:
+    """All ranks learn after each step whether any of them was told to stop: one byte a step in a file a rank."""
+
+    def __init__(self, run: Run, rank: int, ranks: int) -> None:
+        folder = run.folder / "train" / "votes"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = [folder / f"rank-{number:05d}" for number in range(ranks)]
+        self._own, self._step = self._files[rank], 0
+
+    def decide(self, told: bool) -> bool:
+        """Cast this rank's vote, wait for everybody's; tell whether all stop here."""
+        with self._own.open("ab") as file:
+            file.write(b"1" if told else b"0")
+        self._step += 1
+        votes = [self._read(file) for file in self._files]
+        return b"1" in votes
+
+    def _read(self, file: Path) -> bytes:
+        while True:
+            votes = file.read_bytes() if file.exists() else b""
+            if len(votes) >= self._step:
+                return votes[self._step - 1 : self._step]
+            time.sleep(0.002)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """One rank: advance the chain, save every `save_steps`, upload beside it, stop with a checkpoint when told to."""
+    scale_down()
+    attempt, recipe = run.read("attempt.json"), run.recipe
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if os.environ.get("JOB_FAILPOINT_RANK", str(rank)) != str(rank):
+        del os.environ["JOB_FAILPOINT"]
+    told, vote = Told(), Vote(run, rank, ranks)
+    state, first = resume(attempt, rank)
+    uploader = start_uploader(run, attempt, (rank, ranks))
+    stopped, steps, every = False, recipe.training.max_steps or 0, recipe.training.save_steps or 1
+    step = first
+    while step < steps and not stopped:
+        beat()
+        time.sleep(STEP_S)
+        uploader.check()
+        state, step = advance(state, step), step + 1
+        stopped = vote.decide(told.count > 0) and step < steps
+        if step % every == 0 or step == steps or stopped:
+            uploader.submit(write_checkpoint(run, rank, step, state))
+    if first == steps:
+        uploader.submit(write_checkpoint(run, rank, steps, state))
+    uploader.close(told.keep_waiting)
+    if stopped:
+        raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on")
+    return {"steps": steps, "resumed_from": attempt["resumed_from"], "state": state} | dict.fromkeys(
+        ("samples_per_second", "tokens_per_second", "world_size", "precision", "seconds")
+    )
+
+
+def resume(attempt: dict[str, Any], rank: int) -> tuple[str, int]:
+    """Return this rank's state and step at the beginning."""
+    if not attempt["resume"]:
+        return f"rank {rank}", 0
+    saved = json.loads((Path(attempt["resume"]) / f"state-{rank:05d}.json").read_text())
+    return saved["state"], saved["step"]
+
+
+def start_uploader(run: Run, attempt: dict[str, Any], place: tuple[int, int]) -> BackgroundUploader:
+    """Return the queue whose checkpoints are committed in the background; `place` is (rank, ranks)."""
+    rank, ranks = place
+    writer = CheckpointWriter(RunStore(run.recipe.store.uri, run.run_id), rank, ranks, attempt)
+    about = attempt["about"] | {"world_size": ranks}
+
+    def upload(folder: Path) -> None:
+        writer.commit(folder, int(folder.name.split("-")[1]), about)
+        if rank == 0:
+            run.final_model.mkdir(exist_ok=True)
+            for name in ("config.json", "model.safetensors"):
+                os.replace(folder / name, run.final_model / name)
+        shutil.rmtree(folder)
+
+    return BackgroundUploader(upload, shutil.rmtree, MAX_UNSYNCED_S)
+
+
+def write_checkpoint(run: Run, rank: int, step: int, state: str) -> Path:
+    failpoint("checkpoint-write")
+    folder = run.folder / "train" / f"checkpoint-{step:08d}-rank-{rank:05d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"state-{rank:05d}.json").write_text(json.dumps({"state": state, "step": step}))
+    if rank == 0:
+        write_weights(folder / "model.safetensors", bytes.fromhex(state) * 50)
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer.json").write_text("never changes")
+    if PAYLOAD_MIB:
+        (folder / f"payload-{rank:05d}.bin").write_bytes(bytes.fromhex(state) * (PAYLOAD_MIB << 15))
+    failpoint("checkpoint-written")
+    return folder
+
+
+def write_weights(path: Path, data: bytes) -> None:
+    """Write a safetensors file with one tensor of bytes (numpy would double the time that a start takes)."""
+    about = {"weight": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}
+    header = json.dumps(about).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def bundle(run: Run) -> dict[str, Any]:
+    """Stand for all stages after training: a bundle that holds the trained state."""
+    run.bundle.mkdir(exist_ok=True)
+    state = (run.final_model / "model.safetensors").read_bytes()[-32:].hex()
+    for name, text in (("config.json", "{}"), ("state.txt", state), ("report.html", "<p>report</p>")):
+        (run.bundle / name).write_text(text)
+    if PAYLOAD_MIB:
+        (run.bundle / "payload.bin").write_bytes(bytes.fromhex(state) * (PAYLOAD_MIB << 15))
+    return {}
+
+
+def quantize(run: Run) -> dict[str, Any]:
+    """No target, no file."""
+    return {"targets": {}, "fp32": {}}
+
+
+def run_light(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the pipeline with these stages; return its result."""
+    from job import pipeline  # the stages' own processes need not load it
+
+    scale_down()
+    pipeline.FETCH = "light:fetch"
+    pipeline.STAGES = (
+        pipeline.Stage(
+            "train", "light:train", pipeline.STAGES[0].reads, ("final/config.json", "final/model.safetensors")
+        ),
+        pipeline.Stage("quantize", "light:quantize", ("export",), ()),
+        pipeline.Stage("rehearse", "light:bundle", (), ("bundle/state.txt", "bundle/report.html")),
+    )
+    recipe = Recipe.model_validate(
+        {
+            "name": "light",
+            "task": "text-classification",
+            "model": {"id": "base"},
+            "data": {"source": "none"},
+            "training": {
+                "max_steps": options.steps,
+                "save_steps": options.save_steps,
+                "global_batch_size": 2,
+            },
+            "distributed": {"processes_per_node": options.ranks},
+            "launch": {"grace_s": options.grace, "hang_timeout_s": options.hang_timeout},
+            "store": {"uri": options.store, "lease_ttl_s": options.ttl},
+        }
+    )
+    return pipeline.run_pipeline(recipe, options.run_id, Path(options.work), options.fresh)
+
+
+def parse_options(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for name in ("store", "run_id", "work"):
+        parser.add_argument(name)
+    for name, default in (("steps", 12), ("save-steps", 2), ("ranks", 1), ("ttl", 2), ("hang-timeout", 20)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--grace", type=int, default=20)
+    parser.add_argument("--fresh", action="store_true")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    )
+    set_up_logging(sys.stderr)
+    outcome = run_light(parse_options(sys.argv[1:]))
+    print(json.dumps(outcome), flush=True)
+    sys.exit(int(outcome["exit_code"]))

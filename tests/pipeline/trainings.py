@@ -1,0 +1,193 @@
+"""Trainings of real rank processes without the stages around them: begun, killed, and resumed from their store.
+
+`Trial.attempt` does what the pipeline does between two attempts: read current.json, fetch the checkpoint's
+files, write attempt.json, start the ranks. What the ranks run is `run_trial_rank`: the house's own, with noise
+in its data, and with an accident at a chosen step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.data import fetch_sources
+from job.launch import Limits, StopRequest, Supervisor, find_topology
+from job.recipe import Run, load_recipe
+from job.store import RunStore
+from job.store.manifest import Manifest
+from job.store.transfer import download_files
+
+HERE = Path(__file__).parent
+
+
+def run_trial_rank(run: Run) -> dict[str, Any]:
+    """Train as the house does; TRIAL_NOISE and TRIAL_ACCIDENT in the environment say what is different."""
+    from job.train import run_rank
+
+    if os.environ.get("TRIAL_NOISE"):
+        _add_noise()
+    if accident := os.environ.get("TRIAL_ACCIDENT"):
+        _arrange(accident, run)
+    return run_rank(run)
+
+
+def _add_noise() -> None:
+    """Let the data set and the collator draw from Python's, numpy's and torch's generators."""
+    import torch
+
+    from job.train import stream, trainer
+
+    class NoisyRows(stream.TableRows):
+        def __getitem__(self, index: int) -> int:
+            random.random()
+            return super().__getitem__(index)
+
+    class NoisyCollator(stream.Collator):
+        def __call__(self, positions: list[int]) -> dict[str, torch.Tensor]:
+            batch = super().__call__(positions)
+            ids = batch["input_ids"]
+            masked = (torch.rand(ids.shape) < 0.1) | torch.from_numpy(np.random.random(ids.shape) < 0.1)
+            batch["input_ids"] = torch.where(masked, random.randrange(1000, 2000), ids)
+            return batch
+
+    trainer.TableRows, trainer.Collator = NoisyRows, NoisyCollator  # type: ignore[misc]
+
+
+def _arrange(accident: str, run: Run) -> None:
+    """`PLACE:WHAT:STEP`: in training_step or prediction_step, at that global step, once the last save is committed."""
+    from job.train.trainer import JobTrainer
+
+    place, what, step = accident.split(":")
+    inner = getattr(JobTrainer, place)
+    happened = []
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == int(step) and not happened:
+            happened.append(step)
+            _await_commit(run, int(step))
+            ACCIDENTS[what]()
+        return inner(self, *args, **kwargs)
+
+    setattr(JobTrainer, place, wrapped)
+
+
+def _await_commit(run: Run, step: int) -> None:
+    every = run.recipe.training.save_steps or 1
+    pointer = Path(run.recipe.store.uri) / "runs" / run.run_id / "current.json"
+    deadline = time.monotonic() + 20
+    while step >= every and time.monotonic() < deadline:
+        if pointer.exists() and json.loads(pointer.read_text())["step"] >= step // every * every:
+            return
+        time.sleep(0.05)
+
+
+def _signal_self(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def _signal_loader() -> None:
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGUSR1)
+    time.sleep(0.5)
+
+
+def _kill_loader() -> None:
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+
+def _signal_twice() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _raise() -> None:
+    raise ValueError("an accident that no code expects")
+
+
+ACCIDENTS = {
+    "raise": _raise,
+    "kill": _signal_self(signal.SIGKILL),
+    "term": _signal_self(signal.SIGTERM),
+    "usr1": _signal_self(signal.SIGUSR1),
+    "usr2": _signal_self(signal.SIGUSR2),
+    "twice": _signal_twice,
+    "loader-usr1": _signal_loader,
+    "loader-kill": _kill_loader,
+}
+
+
+class Trial:
+    """One run of one recipe in a folder of its own; its attempts follow each other."""
+
+    def __init__(self, recipe: Path, folder: Path, *options: str, noise: bool = False) -> None:
+        self._recipe, self._folder, self._options, self._noise = recipe, folder, options, noise
+        self._epoch = 0
+        self.record: dict[str, Any] = {}
+        self.reason = ""
+
+    def run(self, *options: str) -> Run:
+        """Return the run with these options; what it reads is fetched once."""
+        store = f"store.uri={self._folder / 'store'}"
+        run = Run("trial", load_recipe(str(self._recipe), [store, *self._options, *options]), self._folder / "work")
+        run.save()
+        if not (run.folder / "data.json").exists():
+            fetch_sources(run)
+        return run
+
+    def attempt(self, *options: str, accident: str = "", rank: int = 0, failpoint: str = "") -> int:
+        """Start the ranks from the newest checkpoint; return the code. The accident happens in one rank."""
+        run = self.run(*options)
+        self._epoch += 1
+        shutil.rmtree(run.folder / "train", ignore_errors=True)
+        order = {"epoch": self._epoch, "nonce": f"{self._epoch:032x}", "keep": 2, "peer_timeout_s": 60}
+        RunStore(run.recipe.store.uri, run.run_id).write_json("owner.json", order)  # committing asks who owns the run
+        run.write("attempt.json", order | self._fetch(run) | {"about": {"engine": run.recipe.distributed.engine}})
+        common = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE), "TRIAL_NOISE": "1" if self._noise else ""}
+        environments = [common | dict(each) for each in find_topology(run.recipe.distributed).rank_environments()]
+        environments[rank] |= {"TRIAL_ACCIDENT": accident, "JOB_FAILPOINT": failpoint}
+        supervisor = Supervisor(StopRequest(), Limits.of(run.recipe.launch))
+        verdict = supervisor.run("trainings:run_trial_rank", run.folder, environments)
+        self.record, self.reason = verdict.record, verdict.reason
+        return verdict.code
+
+    def _fetch(self, run: Run) -> dict[str, Any]:
+        if not self.pointer:
+            return {"resume": None, "resumed_from": None}
+        objects, folder = RunStore(run.recipe.store.uri, run.run_id).objects, run.folder / "train" / "resume"
+        blob = objects.read(self.pointer["manifest"])
+        assert blob is not None
+        manifest = Manifest.parse(blob.data, self.pointer["manifest"], self.pointer["manifest_sha256"])
+        download_files(objects, manifest, folder)
+        assert manifest.about["engine"] == run.recipe.distributed.engine
+        return {"resume": str(folder), "resumed_from": manifest.about["step"]}
+
+    @property
+    def pointer(self) -> dict[str, Any]:
+        """What current.json says; empty before the first commit."""
+        path = self._folder / "store" / "runs" / "trial" / "current.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def weights(self) -> Path:
+        """The newest weights that an attempt committed."""
+        return self._folder / "work" / "runs" / "trial" / "final" / "model.safetensors"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the newest weights."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+
+    def read_log(self, rank: int = 0) -> str:
+        """What rank printed in the last attempt beside the house's own lines."""
+        return (self._folder / "work" / "runs" / "trial" / "logs" / f"run_trial_rank-{rank}.log").read_text()

@@ -1,0 +1,144 @@
+"""An attempt: what it owns it may write, what it tried is remembered, and three fruitless ones are enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from job.errors import Fenced, NoProgress
+from job.store import Attempt, RunStore
+from job.store.attempt import read_stage
+from job.store.lease import Lease
+from job.store.records import Record
+
+STAGES = ["train", "release"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunStore:
+    return RunStore(str(tmp_path / "store"), "run-1")
+
+
+def attempt_once(run: RunStore, code: int | None, work: str = "w", stage: Record | None = None) -> int:
+    """Begin an attempt, commit `stage` if any, and end with `code`; None is a death without a word."""
+    attempt = Attempt(run, 1, lambda: None)
+    try:
+        attempt.begin(work, STAGES)
+        if stage:
+            attempt.commit_record("train", stage)
+    except NoProgress as error:
+        attempt.leave({"exit_code": error.exit_code, "reason": str(error)})
+        return error.exit_code
+    if code is None:
+        die(attempt)
+    else:
+        attempt.leave({"exit_code": code, "reason": "for the test"})
+    return code or 0
+
+
+def die(attempt: Attempt) -> None:
+    """Stop without ending the ledger; the lease is given back, so that the test need not wait for the TTL."""
+    lease: Lease = attempt._lease
+    lease.release()
+
+
+@pytest.mark.parametrize("code", [1, 78, 79, 14, None], ids=str)
+def test_after_three_fruitless_attempts_the_fourth_refuses_and_the_next_start_has_three_more(
+    run: RunStore, code: int | None
+) -> None:
+    for _ in range(2):
+        for _ in range(3):
+            assert attempt_once(run, code) in (code, 0)
+        assert attempt_once(run, 0) == 18
+    record = run.read_json("attempts/4.json")
+    assert record is not None
+    assert record["exit_code"] == 18
+    assert "3 attempts in a row committed nothing new" in record["reason"]
+
+
+def test_a_death_without_a_word_is_named_in_the_refusal(run: RunStore) -> None:
+    for code in (None, 1, None):
+        attempt_once(run, code)
+    assert attempt_once(run, 1) == 18
+    record = run.read_json("attempts/4.json")
+    assert record is not None
+    assert "attempt 1: killed without a word (memory is the usual cause)" in record["reason"]
+    assert "attempt 2: 1, for the test" in record["reason"]
+
+
+@pytest.mark.parametrize("code", [75, 76, 77])
+def test_an_interrupted_fenced_or_cut_off_attempt_is_not_counted(run: RunStore, code: int) -> None:
+    for _ in range(8):
+        assert attempt_once(run, code) == code
+
+
+def test_interruptions_between_crashes_do_not_hide_that_nothing_goes_forward(run: RunStore) -> None:
+    for code in (1, 75, 1, 76, 77, 1):
+        assert attempt_once(run, code) == code
+    assert attempt_once(run, 1) == 18
+
+
+def test_a_new_record_or_another_recipe_starts_the_count_again(run: RunStore) -> None:
+    for number in range(6):
+        assert attempt_once(run, 1, stage={"key": "k", "outputs": str(number)}) == 1
+    for number in range(6):
+        assert attempt_once(run, 1, work=f"recipe {number // 2}") == 1
+
+
+def test_the_same_record_again_is_no_progress(run: RunStore) -> None:
+    attempt_once(run, 1, stage={"key": "k", "outputs": "o"})
+    for _ in range(3):
+        assert attempt_once(run, 1, stage={"key": "k", "outputs": "o"}) == 1
+    assert attempt_once(run, 1) == 18
+
+
+def test_a_damaged_ledger_does_not_stop_a_run(run: RunStore) -> None:
+    attempt_once(run, 1)
+    run.objects.write("attempts/1.json", b"{")
+    assert attempt_once(run, 0) == 0
+
+
+def test_who_lost_the_run_commits_no_record_and_leaves_no_result(run: RunStore) -> None:
+    first = Attempt(run, 60, lambda: None)
+    first.begin("w", STAGES)
+    owner = run.read_json("owner.json")
+    assert owner is not None
+    run.write_json("owner.json", owner | {"released": True})
+    second = Attempt(run, 60, lambda: None)
+    second.begin("w", STAGES)
+    second.commit_record("train", {"key": "k", "outputs": "second"})
+    with pytest.raises(Fenced):
+        first.commit_record("train", {"key": "k", "outputs": "first"})
+    first.leave({"exit_code": 76, "reason": "fenced"})
+    found = read_stage(run.objects, "train")
+    assert found is not None
+    assert found["outputs"] == "second"
+    assert run.objects.read("result.json") is None
+    second.verify()
+    second.leave({"exit_code": 0, "reason": ""})
+
+
+def test_a_record_with_a_flipped_bit_counts_as_none(run: RunStore) -> None:
+    attempt_once(run, 0, stage={"key": "k", "outputs": "o", "record": {"accuracy": 0.81}})
+    blob = run.objects.read("stages/train.json")
+    assert blob is not None
+    for at in range(len(blob.data)):
+        damaged = bytearray(blob.data)
+        damaged[at] ^= 4
+        run.objects.write("stages/train.json", bytes(damaged))
+        found = read_stage(run.objects, "train")
+        assert found is None or found["record"] == {"accuracy": 0.81}
+
+
+def test_fresh_forgets_records_and_manifests_and_says_so_in_the_pointer(run: RunStore) -> None:
+    attempt_once(run, 1, stage={"key": "k", "outputs": "o"})
+    run.objects.write("checkpoints/e0001-s00000010-01234567/manifest.json", b"{}")
+    attempt = Attempt(run, 1, lambda: None)
+    attempt.start_over(STAGES)
+    assert read_stage(run.objects, "train") is None
+    assert not list(run.objects.list("checkpoints/"))
+    pointer = run.read_json("current.json")
+    assert pointer is not None
+    assert (pointer["since"], pointer["manifest"]) == (attempt.epoch, None)
+    attempt.leave({"exit_code": 0, "reason": ""})

@@ -1,0 +1,122 @@
+"""What the commit protocol asks of a store beyond reading and writing: sizes, sweeping, conditions that are real."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from job.errors import RecipeError, Unreachable
+from job.store import open_store
+from job.store.folder import FolderStore
+from job.store.objects import Blob, PreconditionFailed, SizeDiffers
+from job.store.probe import probe_conditional_writes
+from job.store.s3 import S3Store
+
+
+def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    store.write("a/object", b"whole")
+    for name in ("dead", "living"):
+        (tmp_path / f"store/a/.partial-{name}").write_bytes(b"half")
+    with (tmp_path / "store/a/.partial-living").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert store.sweep() == 1
+    assert {path.name for path in (tmp_path / "store/a").iterdir()} == {"object", ".partial-living"}
+    assert store.sweep() == 1
+
+
+def test_an_upload_that_was_never_finished_is_swept(s3: str, tmp_path: Path) -> None:
+    store = S3Store(f"{s3}/{tmp_path.name}")
+    other = S3Store(f"{s3}/{tmp_path.name}-other")
+    for target in (store, other):
+        target._client.create_multipart_upload(Bucket=target.bucket, Key=target._full("big.safetensors"))
+    assert store.sweep() == 1
+    assert store.sweep() == 0
+    assert other.sweep() == 1, "another run's upload was left alone"
+
+
+def test_an_object_of_another_size_is_not_downloaded(store_uri: str, tmp_path: Path) -> None:
+    store = open_store(store_uri)
+    store.write("a", b"12345")
+    with pytest.raises(SizeDiffers, match="5 bytes instead of 4"):
+        store.download("a", tmp_path / "copy", size=4)
+    assert not (tmp_path / "copy").exists()
+    store.download("a", tmp_path / "copy", size=5)
+
+
+def test_the_probe_accepts_a_store_with_conditions_and_leaves_nothing(store_uri: str) -> None:
+    probe_conditional_writes(open_store(store_uri))
+    assert not list(open_store(store_uri).list(""))
+
+
+@pytest.mark.parametrize("ignored", ["if_absent", "if_match"])
+def test_the_probe_refuses_a_store_that_ignores_a_condition(
+    tmp_path: Path, ignored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path / "store")
+    write = store.write
+    ignore = {ignored: None}
+    monkeypatch.setattr(store, "write", lambda key, data, **conditions: write(key, data, **conditions | ignore))
+    with pytest.raises(RecipeError, match=r"store\.single_writer: true") as caught:
+        probe_conditional_writes(store)
+    assert caught.value.exit_code == 10
+
+
+@pytest.mark.parametrize("change", [lambda found: None, lambda found: Blob(found.data, f"W/{found.etag}")])
+def test_the_probe_refuses_a_store_whose_answers_to_reading_do_not_fit_its_conditions(
+    tmp_path: Path, change: Callable[[Blob], Blob | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path / "store")
+    read = store.read
+    monkeypatch.setattr(store, "read", lambda key: change(read(key)))
+    monkeypatch.setattr(store, "_check", lambda key, if_absent, if_match: check(store.root / key, if_absent, if_match))
+
+    def check(path: Path, if_absent: bool, if_match: str | None) -> None:
+        standing = read(path.name) if path.exists() else None
+        if (if_absent and standing) or (if_match and (not standing or standing.etag != if_match)):
+            raise PreconditionFailed("another object is there")
+
+    with pytest.raises(RecipeError, match=r"right after it was written|refused a write whose condition held"):
+        probe_conditional_writes(store)
+
+
+def test_with_a_single_writer_the_conditions_hold_without_the_servers_help(s3: str, tmp_path: Path) -> None:
+    store = open_store(f"{s3}/{tmp_path.name}", single_writer=True)
+    etag = store.write("a", b"1", if_absent=True)
+    with pytest.raises(PreconditionFailed):
+        store.write("a", b"2", if_absent=True)
+    store.write("a", b"3", if_match=etag)
+    with pytest.raises(PreconditionFailed):
+        store.write("a", b"4", if_match=etag)
+    probe_conditional_writes(store)
+
+
+def test_a_lock_that_a_stopped_process_holds_is_waited_for_then_77(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.store.folder._LOCK_WAIT_S", 0.2)
+    store = FolderStore(tmp_path / "store")
+    store.write("a", b"1")
+    handle = os.open(tmp_path / "store", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(Unreachable, match="probably stopped"):
+        store.write("a", b"2")
+    os.close(handle)
+    store.write("a", b"3")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOTSUP], ids=["ENOLCK", "ENOTSUP"])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, kind: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("job.store.folder.fcntl.flock", refuse)
+    with pytest.raises(RecipeError, match="file system without locks") as caught:
+        FolderStore(tmp_path / "store").write("a", b"1", if_absent=True)
+    assert caught.value.exit_code == 10
