@@ -17,10 +17,10 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint assets lock clean
+.PHONY: help run test test-all chaos s3-conformance lint assets lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 run: assets ## the quickstart: fine-tune, export, prove and release a small model on an embedded S3
 	@$(BIN)/job s3 -- $(BIN)/job run quickstart
@@ -30,6 +30,17 @@ test: assets ## the fast and telling tests
 
 test-all: assets ## every test, the slow ones as well
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+N    ?= 20
+SEED ?= 1
+
+chaos: assets ## kill real trainings N times (N=20 SEED=1), restart them, compare the weights at the end
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/chaos/driver.py $(ASSETS) --kills $(N) --seed $(SEED)
+
+s3-conformance: assets ## what the commit protocol needs of an S3 server, asked of yours: ENDPOINT=https://... BUCKET=...
+	@test -n "$(BUCKET)" || { echo "make s3-conformance ENDPOINT=https://host BUCKET=name  (keys in AWS_*; leaves nothing)"; exit 2; }
+	$(if $(ENDPOINT),export AWS_ENDPOINT_URL_S3="$(ENDPOINT)")
+	S3_CONFORMANCE_URI=s3://$(BUCKET)/conformance $(BIN)/pytest tests/store
 
 lint: $(STAMP) ## ruff, mypy, shellcheck, hadolint
 	@$(BIN)/ruff check .
