@@ -31,6 +31,8 @@ class JobError(Exception):
     """Base of every error that decides an exit code; raised itself only for the unexpected."""
 
     exit_code = 1
+    retry: dict[str, int] | None = None
+    """Where the same node should try again at once: the keys of `training` to change for it, {} for none."""
 
 
 class RecipeError(JobError):
@@ -116,9 +118,13 @@ class Unreachable(JobError):
 
 
 class ResourceExhausted(JobError):
-    """Disk, memory or hardware of this node gave out."""
+    """Disk, memory or hardware of this node gave out. `retry`: see JobError."""
 
     exit_code = 78
+
+    def __init__(self, message: str, retry: dict[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 class PeerLost(JobError):

@@ -15,7 +15,7 @@ import platform
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from job.errors import CheckpointMismatch, DataError, Interrupted, JobError, NoV
 from job.export import build_bundle, int8_file_name
 from job.failpoints import failpoint
 from job.identity import check_checkpoint, compare_runs, describe_checkpoint, describe_run, material_sections
-from job.launch import Limits, StopRequest, Supervisor, Topology, find_topology, judge_error
+from job.launch import Limits, StopRequest, Supervisor, Topology, Verdict, find_topology, judge_error
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.recipe.schema import DEFINES_TRAINING
 from job.report import assemble_result
@@ -90,6 +90,7 @@ class Pipeline:
         self._supervisor = Supervisor(stop, Limits.of(run.recipe.launch), self._check_lease)
         self._attempt: Attempt | None = None
         self._about: dict[str, Any] = {}
+        self._retried = False
 
     def run(self) -> dict[str, Any]:
         """Check what can be checked early, own the run, run the stages, release."""
@@ -108,10 +109,33 @@ class Pipeline:
             self._compare(store)
             if finished := self._find_finished(store, inputs):
                 return finished
-        attempt = self._own(store)
+        while True:
+            try:
+                return self._do_stages(self._own(store), inputs, topology)
+            except JobError as error:
+                if not self._may_retry(error):
+                    raise
+                self.leave_result({"status": "retried", "exit_code": error.exit_code, "reason": str(error)})
+
+    def _do_stages(self, attempt: Attempt, inputs: str, topology: Topology) -> dict[str, Any]:
         for stage in STAGES:
             inputs = self._do_stage(attempt, stage, inputs, topology)
         return self._release(attempt, inputs)
+
+    def _may_retry(self, error: JobError) -> bool:
+        """Tell whether another attempt begins at once: with fewer rows at a time, or, for anything else, one only."""
+        if error.retry is None or self._stop.count or (self._retried and not error.retry):
+            return False
+        self._retried = True
+        run = self._run
+        training = run.recipe.training.model_copy(update=error.retry)
+        self._run = replace(run, recipe=run.recipe.model_copy(update={"training": training}))
+        self._run.save()
+        # what the ranks had staged may be what fills the disk
+        shutil.rmtree(run.folder / "train", ignore_errors=True)
+        changed = ", ".join(f"training.{key}: {value}" for key, value in error.retry.items())
+        log.warning("%s. Trying again from the last committed checkpoint%s", error, changed and f" with {changed}")
+        return True
 
     def leave_result(self, result: dict[str, Any]) -> None:
         """Write result.json into the run's folder and, while this attempt owns the run, its prefix; never raises."""
@@ -137,7 +161,7 @@ class Pipeline:
         """Run a stage's processes; raise the error that they report."""
         verdict = self._supervisor.run(target, self._run.folder, environments)
         if verdict.code:
-            raise _as_error(verdict.code, verdict.reason)
+            raise _as_error(verdict)
         return verdict.record
 
     def _check_lease(self) -> None:
@@ -336,9 +360,9 @@ def _list_records() -> list[str]:
     return [*(stage.name for stage in STAGES), "release"]
 
 
-def _as_error(code: int, reason: str) -> JobError:
-    error = JobError(reason)
-    error.exit_code = code
+def _as_error(verdict: Verdict) -> JobError:
+    error = JobError(verdict.reason)
+    error.exit_code, error.retry = verdict.code, verdict.retry
     return error
 
 

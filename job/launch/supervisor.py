@@ -52,11 +52,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Exit code and reason of a group; `record` is what its first process returned."""
+    """Exit code and reason of a group; `record` is what its first process returned, `retry` see JobError."""
 
     code: int
     reason: str
     record: dict[str, Any]
+    retry: dict[str, int] | None = None
 
 
 class Supervisor:
@@ -108,7 +109,7 @@ class Supervisor:
 
     def _judge(self, member: _Member, size: int, watch: _Watch) -> Verdict:
         if outcome := _read_json(member.outcome):
-            return Verdict(outcome["code"], outcome["reason"], outcome.get("record") or {})
+            return Verdict(outcome["code"], outcome["reason"], outcome.get("record") or {}, outcome.get("retry"))
         code = member.process.returncode
         if -code in _ASKED or (code == -signal.SIGKILL and watch.was_told):
             return Verdict(Interrupted.exit_code, f"{watch.why_told}; the last committed checkpoint stays", {})

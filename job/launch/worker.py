@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from job.launch.verdict import judge_error
 from job.liveness import die_with_parent, start_beating
 from job.recipe import Run, write_json
 
+_OUTCOME_BYTES = 1 << 16
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
@@ -29,19 +31,29 @@ _QUIET = {
 
 def main(target: str, folder: Path, outcome: Path) -> int:
     """Run the function, write the outcome, return the exit code."""
+    reserve = outcome.with_suffix(".reserve")
+    _reserve_disk(reserve)
     try:
         try:
             record = _work(target, folder, outcome.stem)
         finally:
             _handle_stops(signal.SIG_IGN)  # from here on nothing may come between the work and its outcome
-        code, reason = 0, ""
+        code, reason, retry = 0, "", None
     except BaseException as error:
         if isinstance(error, _Stopped):
             error = Interrupted("told to stop; what was committed is kept, run again to go on")
         verdict, record = judge_error(error), {}
-        code, reason = verdict["exit_code"], verdict["reason"]
-    write_json(outcome, {"code": code, "reason": reason, "record": record or {}})
+        code, reason, retry = verdict["exit_code"], verdict["reason"], getattr(error, "retry", None)
+    reserve.unlink(missing_ok=True)
+    write_json(outcome, {"code": code, "reason": reason, "record": record or {}, "retry": retry})
     return int(code)
+
+
+def _reserve_disk(path: Path) -> None:
+    """Occupy what an outcome needs, so that a full disk can be told of; where not even that fits, the disk is full."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(_OUTCOME_BYTES))
 
 
 def _work(target: str, folder: Path, name: str) -> Any:

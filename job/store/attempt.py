@@ -140,7 +140,7 @@ class Attempt:
         self.verify()
         self.store.objects.write("result.json", dump(result))
         if self._ledger:
-            self._ledger.end(int(result["exit_code"]), str(result["reason"]))
+            self._ledger.end(int(result["exit_code"]), str(result["reason"]), result.get("status") == "retried")
 
 
 def read_stage(objects: Store, name: str) -> Record | None:

@@ -57,10 +57,10 @@ class Ledger:
         except JobError as error:
             log.warning("the event could not be noted: %s", error)
 
-    def end(self, code: int, reason: str) -> None:
-        """Write how this attempt ended."""
+    def end(self, code: int, reason: str, retried: bool = False) -> None:
+        """Write how this attempt ended; `retried` when the same process begins another at once, which then counts."""
         failpoint("ledger-end")
-        self._record |= {"ended": _now(), "exit_code": code, "reason": reason}
+        self._record |= {"ended": _now(), "exit_code": code, "reason": reason, "retried": retried}
         self._write()
 
     def _write(self) -> None:
@@ -70,7 +70,7 @@ class Ledger:
         """Yield (epoch, record) of the attempts before, newest first, while they tried the same and brought nothing."""
         for epoch in range(self._epoch - 1, max(self._epoch - 1 - _LOOK_BACK, 0), -1):
             record = read_attempt(self._store, epoch)
-            if record is None or record.get("exit_code") in _NOT_COUNTED:
+            if record is None or record.get("retried") or record.get("exit_code") in _NOT_COUNTED:
                 continue
             same = all(record.get(key) == self._record[key] for key in ("work", "progress"))
             if not same or record.get("exit_code") in (0, NoProgress.exit_code):

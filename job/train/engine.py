@@ -19,6 +19,8 @@ from job.recipe.schema import Training
 log = logging.getLogger("job.train")
 
 EVAL_BATCH_ROWS = 64
+_EVAL_ROWS_PER_TRAINED = 4
+"""Without gradients so many rows fit where one was trained, and more."""
 _BYTES_PER_PARAMETER = 16
 """fp32 weight + gradient + two Adam moments, or bf16 weight and gradient with an fp32 master copy."""
 _USABLE_MEMORY = 0.6
@@ -55,7 +57,7 @@ def build_arguments(
         ddp_timeout=recipe.launch.hang_timeout_s,
         per_device_train_batch_size=shape.micro_batch,
         gradient_accumulation_steps=shape.accumulation,
-        per_device_eval_batch_size=EVAL_BATCH_ROWS,
+        per_device_eval_batch_size=min(EVAL_BATCH_ROWS, _EVAL_ROWS_PER_TRAINED * shape.micro_batch),
         average_tokens_across_devices=True,
         bf16=precision == "bf16",
         fp16=precision == "fp16",

@@ -1,13 +1,15 @@
-"""From an error of torch to one of the house: memory, a loading process that died, a peer that is gone."""
+"""From an error of torch to one of the house: memory, disk, a loading process that died, a peer that is gone."""
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from job.errors import JobError, PeerLost, ResourceExhausted
 
@@ -15,32 +17,52 @@ _LOADER = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal
 _PEER = re.compile(
     r"gloo|nccl|processgroup|connection (closed|reset|refused)|broken pipe|timed? ?out|socket|store->get", re.IGNORECASE
 )
+_DISK = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
+"""How safetensors reports a full disk and an exhausted quota."""
 
 
 @contextmanager
-def explain_failures(micro_batch: int) -> Iterator[None]:
-    """Turn what torch raises for a lack of memory, a dead loading process or a lost peer into one line and a code."""
+def explain_failures(shape: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> Iterator[None]:
+    """Turn what torch raises for lack of memory or disk, a dead loading process or a lost peer into one line and a code.
+
+    `shape` returns the rows and tokens of the micro-batch that was computed last, zeros before the first.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
-        raise ResourceExhausted(
-            f"GPU memory is too small for {micro_batch} rows at once; lower training.max_micro_batch_size "
-            "(the global batch stays)"
-        ) from None
-    except (RuntimeError, OSError) as error:
+        raise explain_memory(*shape()) from None
+    except (RuntimeError, OSError, SafetensorError) as error:
         known = explain_failure(error)
         if known is None:
             raise
         raise known from None
 
 
+def explain_memory(rows: int, tokens: int) -> ResourceExhausted:
+    """Return the error for a GPU that cannot hold a micro-batch; it asks for half the rows where there are two."""
+    if rows > 1:
+        message = f"GPU memory is too small for {rows} rows of {tokens} tokens at once"
+        return ResourceExhausted(
+            f"{message}; lower training.max_micro_batch_size (the global batch stays)",
+            retry={"max_micro_batch_size": rows // 2},
+        )
+    what = f"1 row of {tokens} tokens" if rows else "the model and its optimizer"
+    return ResourceExhausted(
+        f"GPU memory is too small for {what}; lower data.max_length, set training.gradient_checkpointing: true, "
+        "or share the model among more GPUs (distributed.engine: deepspeed)"
+    )
+
+
 def explain_failure(error: Exception) -> JobError | None:
     """Return the error of the house for one of torch's, None for anything else."""
     text = " ".join(str(error).split())
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _DISK.search(text):
+        return ResourceExhausted(f"No space left on device ({text[:200]}); free space or move --work-dir", retry={})
     if loader := _LOADER.search(text):
         return ResourceExhausted(
             f"data.num_workers: a loading process {loader.group(1)}, usually for lack of memory or /dev/shm; "
-            "use fewer, or 0"
+            "use fewer, or 0",
+            retry={},
         )
     distributed = dist.is_initialized() and dist.get_world_size() > 1
     if isinstance(error, dist.DistError) or (distributed and isinstance(error, RuntimeError) and _PEER.search(text)):

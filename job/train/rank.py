@@ -39,7 +39,8 @@ log = logging.getLogger("job.train")
 def run_rank(run: Run) -> dict[str, Any]:
     """Train this rank's share; return the numbers of the training. Raises Interrupted (75), Diverged (14), …"""
     try:
-        return _run_rank(run)
+        with explain_failures():
+            return _run_rank(run)
     except ToldTwice:
         raise Interrupted("told twice to stop; the last committed checkpoint stays, run again to go on") from None
 
@@ -55,9 +56,8 @@ def _run_rank(run: Run) -> dict[str, Any]:
     trainer.on_checkpoint = uploads.submit
     seconds = _train(trainer, vote, attempt)
     # before the last upload: a rank that has little to send would wait for the others without a sign of life
-    with explain_failures(0):
-        samples = trainer.samples.sum_over_ranks(group)
-        _leave_group()
+    samples = trainer.samples.sum_over_ranks(group)
+    _leave_group()
     uploads.queue.close(on_wait=beat)
     step = trainer.state.global_step
     if vote.stopped:
@@ -69,7 +69,7 @@ def _train(trainer: JobTrainer, vote: StopVote, attempt: dict[str, Any]) -> floa
     """Train to the end or to where the vote stops it, with a checkpoint of that step; return the seconds."""
     started = time.monotonic()
     trainer.resumed_from = attempt["resumed_from"] if attempt["resume"] else -1
-    with explain_failures(trainer.args.per_device_train_batch_size):
+    with explain_failures(lambda: trainer.shape):
         try:
             trainer.train(resume_from_checkpoint=attempt["resume"])
         except EvaluationCut:

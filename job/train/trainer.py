@@ -67,6 +67,7 @@ class JobTrainer(Trainer):
         self.on_checkpoint: Callable[[Path, float], None] = lambda folder, seconds: None
         self.resumed_from = -1
         self.samples = SampleDigest()
+        self.shape = (0, 0)
         self._saved_step = -1
         smoothing = run.recipe.training.label_smoothing_factor
 
@@ -112,7 +113,8 @@ class JobTrainer(Trainer):
         return (0 if self.resumed_from >= max_steps else epochs, *others, max_steps)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Note which rows this rank computes, then compute them."""
+        """Note which rows this rank computes, and how many of how many tokens, then compute them."""
+        self.shape = tuple(inputs["input_ids"].shape)
         self.samples.add(self.state.global_step, inputs.pop("row").tolist())
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss

@@ -16,6 +16,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ HERE = Path(__file__).parent
 
 
 def run_trial_rank(run: Run) -> dict[str, Any]:
-    """Train as the house does; TRIAL_NOISE and TRIAL_ACCIDENT in the environment say what is different."""
+    """Train as the house does; TRIAL_NOISE, TRIAL_MEMORY_ROWS and TRIAL_ACCIDENT say what is different."""
     from job.train import run_rank
 
     if os.environ.get("TRIAL_NOISE"):
         _add_noise()
+    if rows := os.environ.get("TRIAL_MEMORY_ROWS"):
+        _limit_memory(int(rows), run)
     if accident := os.environ.get("TRIAL_ACCIDENT"):
         _arrange(accident, run)
     return run_rank(run)
@@ -64,19 +67,39 @@ def _add_noise() -> None:
     trainer.TableRows, trainer.Collator = NoisyRows, NoisyCollator  # type: ignore[misc]
 
 
+def _limit_memory(rows: int, run: Run) -> None:
+    """Let a GPU's memory end where a micro-batch has more than `rows` rows, once step 3 is committed."""
+    import torch
+
+    from job.train.trainer import JobTrainer
+
+    inner = JobTrainer.compute_loss
+
+    def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if model.training and len(inputs["input_ids"]) > rows and self.state.global_step >= 3:
+            _await_commit(run, 3)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return inner(self, model, inputs, *args, **kwargs)
+
+    JobTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+
+
 def _arrange(accident: str, run: Run) -> None:
-    """`PLACE:WHAT:STEP`: in training_step or prediction_step, at that global step, once the last save is committed."""
+    """`PLACE:WHAT:STEP`: in training_step or prediction_step, at that global step, once the last save is committed.
+
+    It happens once in this run's folder.
+    """
     from job.train.trainer import JobTrainer
 
     place, what, step = accident.split(":")
     inner = getattr(JobTrainer, place)
-    happened = []
+    happened = run.folder / f"accident-{place}-{what}-{step}"
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == int(step) and not happened:
-            happened.append(step)
+        if self.state.global_step == int(step) and not happened.exists():
+            happened.touch()
             _await_commit(run, int(step))
-            ACCIDENTS[what]()
+            ACCIDENTS[what](run)
         return inner(self, *args, **kwargs)
 
     setattr(JobTrainer, place, wrapped)
@@ -92,31 +115,40 @@ def _await_commit(run: Run, step: int) -> None:
         time.sleep(0.05)
 
 
-def _signal_self(number: signal.Signals) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
+def _signal_self(number: signal.Signals) -> Callable[[Run], None]:
+    return lambda run: os.kill(os.getpid(), number)
 
 
-def _signal_loader() -> None:
+def _signal_loader(run: Run) -> None:
     os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGUSR1)
     time.sleep(0.5)
 
 
-def _kill_loader() -> None:
+def _kill_loader(run: Run) -> None:
     os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
 
-def _signal_twice() -> None:
+def _signal_twice(run: Run) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1.3)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _raise() -> None:
+def _raise(run: Run) -> None:
     raise ValueError("an accident that no code expects")
+
+
+def _fill_disk(run: Run) -> None:
+    """Write into the staging of this attempt until the disk is full; only for a disk of the test's own."""
+    assert os.path.ismount(run.work)
+    with suppress(OSError), (run.folder / "train" / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
 
 
 ACCIDENTS = {
     "raise": _raise,
+    "disk-full": _fill_disk,
     "kill": _signal_self(signal.SIGKILL),
     "term": _signal_self(signal.SIGTERM),
     "usr1": _signal_self(signal.SIGUSR1),

@@ -1,0 +1,76 @@
+"""What one node can mend by itself it tries again at once, as an attempt of its own, in the same `job run`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Answer, assert_refused, write_recipe
+from test_node_faults import OWN_MOUNTS
+
+from job.store import RunStore
+
+SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
+
+
+def run(tmp_path: Path, recipe: dict[str, Any], *before: str, **variables: str) -> Answer:
+    """Run to the end with an accident on the way; `before` stands before the command."""
+    recipe["training"] |= {"max_steps": 8, "save_steps": 3}
+    path, work = write_recipe(tmp_path / "recipe.yaml", **recipe), tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    command = [sys.executable, SCRIPT, "run", str(path), "--run-id", "retried", "--work-dir", str(work)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
+    done = subprocess.run([*before, *command], capture_output=True, text=True, env=environment, timeout=400)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def read_attempts(recipe: dict[str, Any]) -> list[tuple[int, bool]]:
+    """Return (exit code, whether another began at once) of every attempt, oldest first."""
+    store = RunStore(recipe["store"]["uri"], "retried")
+    keys = [item.key for item in store.objects.list("attempts/")]
+    numbers = sorted(int(Path(key).stem) for key in keys if Path(key).stem.isdigit())
+    records = [store.read_json(f"attempts/{number}.json") or {} for number in numbers]
+    return [(record["exit_code"], record["retried"]) for record in records]
+
+
+def test_12_too_little_gpu_memory_halves_the_micro_batch_until_it_fits(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    done = run(tmp_path, recipe, TRIAL_MEMORY_ROWS="4")
+    assert done.code == 0, done.stderr
+    assert "GPU memory is too small for 16 rows of" in done.stderr
+    assert "with training.max_micro_batch_size: 4" in done.stderr
+    assert "global batch 16 = 1 ranks × 4 accumulation × 4 rows" in done.stderr
+    assert done.stderr.count("resuming from the checkpoint of step 3") == 2
+    assert read_attempts(recipe) == [(78, True), (78, True), (0, False)]
+
+
+@pytest.mark.slow
+def test_12_where_not_even_one_row_fits_it_is_78_with_rows_and_tokens(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    done = run(tmp_path, recipe, TRIAL_MEMORY_ROWS="0")
+    assert_refused(done, 78, "too small for 1 row of ", " tokens; lower data.max_length")
+    assert read_attempts(recipe) == [*[(78, True)] * 4, (78, False)]
+
+
+@pytest.mark.slow
+def test_14_staging_that_fills_the_disk_is_deleted_and_the_training_goes_on(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    mount = [*OWN_MOUNTS, "sh", "-c", 'mount -t tmpfs -o size=200m tmpfs "$0" && exec "$@"', str(tmp_path / "work")]
+    done = run(tmp_path, recipe, *mount, TRIAL_ACCIDENT="training_step:disk-full:5")
+    assert done.code == 0, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "resuming from the checkpoint of step 3" in done.stderr
+    assert read_attempts(recipe) == [(78, True), (0, False)]
+
+
+@pytest.mark.slow
+def test_51_a_loading_process_that_dies_is_started_again_once(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["data"]["num_workers"] = 2
+    done = run(tmp_path, recipe, TRIAL_ACCIDENT="training_step:loader-kill:5")
+    assert done.code == 0, done.stderr
+    assert "data.num_workers: a loading process" in done.stderr
+    assert "resuming from the checkpoint of step 3" in done.stderr
+    assert read_attempts(recipe) == [(78, True), (0, False)]
