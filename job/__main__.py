@@ -80,6 +80,7 @@ def run(
         from job.recipe import load_recipe
 
         loaded = load_recipe(recipe, set_ or [])
+        from job.errors import Interrupted
         from job.identity import default_run_id
         from job.pipeline import run_pipeline
         from job.report import print_result
@@ -88,6 +89,8 @@ def run(
         print_result(result)
         print(json.dumps(result), flush=True)
         _leave_termination_message(result)
+        if result["exit_code"] == Interrupted.exit_code:
+            os._exit(Interrupted.exit_code)  # a transfer that was given up may still run in its threads
         return int(result["exit_code"])
 
     _finish(action, as_json=True)
@@ -152,19 +155,25 @@ def predict(
         "job show s3://bucket/prefix                  # runs and releases",
         "job show s3://bucket/prefix/runs/RUN-ID      # one run: phase, lease, attempts, stages, checkpoints",
         "job show s3://bucket/prefix/runs/RUN-ID --events   # what happened when, over all attempts",
+        "job show s3://bucket/prefix/runs/RUN-ID --follow   # the same as it happens, until the run ends",
     )
 )
 def show(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A store, or one run in it.")],
     events: Annotated[bool, typer.Option("--events", help="What every attempt of this run noted, in order.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Events as they come, until this run ends.")] = False,
     allow_http: HttpOption = False,
 ) -> None:
     """List runs, attempts, checkpoints and releases under a store; reads only the store."""
 
     def action() -> int:
         from job.report.console import print_listing
-        from job.store.inventory import list_events, list_inventory
+        from job.store.inventory import follow_events, list_events, list_inventory
 
+        if follow:
+            for row in follow_events(uri, allow_http=allow_http):
+                print("  ".join(filter(None, row)), flush=True)
+            return 0
         listing = list_events if events else list_inventory
         for title, headings, rows in listing(uri, allow_http=allow_http):
             print_listing(title, headings, rows)

@@ -136,6 +136,14 @@ class PeerLost(JobError):
 PERMANENT = frozenset(range(10, 20)) | {2}
 """Codes that no retry can mend: somebody must change something first."""
 
+_NO_MEMORY = re.compile(r"can't allocate memory|bad_alloc|failed to allocate memory", re.IGNORECASE)
+
+
+def lacks_memory(error: BaseException | str) -> bool:
+    """Tell whether an error, or its text, is how Python, torch or ONNX Runtime say that memory is exhausted."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
 _SECRETS = re.compile(
     r"""(?P<aws>(?-i:(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])))
       | (?P<hub>(?-i:(?<![A-Za-z0-9])hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16,}))

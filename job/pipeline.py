@@ -14,10 +14,11 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from job import __version__
 from job.data import derive_micro_batch
@@ -37,6 +38,9 @@ from job.store.restore import fetch_checkpoint
 
 log = logging.getLogger("job.pipeline")
 
+T = TypeVar("T")
+
+_POLL_S = 0.1
 _LEAVING_S = 20.0
 """Whoever stopped this attempt will not wait for a store that is out: the result line comes after so long."""
 _CHECKPOINT_BYTES_PER_PARAMETER = 64
@@ -172,6 +176,26 @@ class Pipeline:
         if self._stop.count:
             raise Interrupted(f"{self._stop.name} before this attempt owned the run; nothing was changed")
 
+    def _transfer(self, work: Callable[[], T]) -> T:
+        """Do `work` in a thread, so that a stop signal or a lost lease need not wait for gigabytes.
+
+        What is given up ends with this process: whoever runs it leaves without waiting for threads.
+        """
+        done: Future[T] = Future()
+
+        def carry() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # crosses to the caller
+                done.set_exception(error)
+
+        threading.Thread(target=carry, name="transfer", daemon=True).start()
+        while not wait([done], timeout=_POLL_S).done:
+            self._check_lease()
+            if self._stop.count:
+                raise Interrupted(f"{self._stop.name} during a transfer; run again to go on from what is committed")
+        return done.result()
+
     def _check_rows(self) -> None:
         """Refuse before training what the gate could never prove after it."""
         gate = self._run.recipe.export.int8
@@ -271,9 +295,11 @@ class Pipeline:
         wanted = {Path(name).name for name in stage.files}
         pointer = saved["record"]["checkpoint"]
         try:
-            fetch_checkpoint(
-                attempt.store.objects, pointer["manifest"], pointer["manifest_sha256"], self._run.final_model,
-                only=lambda path: path in wanted,
+            self._transfer(
+                lambda: fetch_checkpoint(
+                    attempt.store.objects, pointer["manifest"], pointer["manifest_sha256"], self._run.final_model,
+                    only=lambda path: path in wanted,
+                )
             )  # fmt: skip
         except NoValidCheckpoint as error:
             log.warning("%s; training goes on from the next older checkpoint", error)
@@ -306,7 +332,7 @@ class Pipeline:
         """Fetch the newest whole checkpoint; return what the ranks must know of it."""
         about = describe_checkpoint(self._about)
         max_bytes = _CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(self._run.base_model) + _CHECKPOINT_BYTES_BESIDE
-        restored = attempt.restore(folder, max_bytes)
+        restored = self._transfer(lambda: attempt.restore(folder, max_bytes))
         if restored is None:
             return {"resume": None, "resumed_from": None, "committed": [], "about": about}
         found = restored.manifest.about
@@ -329,7 +355,9 @@ class Pipeline:
         recipe = self._run.recipe
         self._status("release")
         failpoint("stage-run")
-        version = publish_release(recipe.store, recipe.name, self._run.run_id, self._run.bundle, attempt.verify)
+        version = self._transfer(
+            lambda: publish_release(recipe.store, recipe.name, self._run.run_id, self._run.bundle, attempt.verify)
+        )
         promoted = recipe.release.promote_if == "proven"
         if promoted:
             promote_release(recipe.store, recipe.name, version, attempt.verify)

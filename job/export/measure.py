@@ -7,6 +7,7 @@ against each other on the same rows, turn by turn, so that a busy machine slows 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from job.data.tokenize import TokenTable
-from job.errors import GateFailed
+from job.errors import GateFailed, ResourceExhausted, lacks_memory
 from job.liveness import die_with_parent
 from job.recipe import Run
 
@@ -28,7 +29,7 @@ _ROUNDS = 5
 def compute_logits(run: Run, model: Path, split: str) -> np.ndarray:
     """Return float32 [rows, labels] of an ONNX file on a split, in the split's order, from a process of its own.
 
-    Raises GateFailed (15) when the file does not run.
+    Raises GateFailed (15) when the file does not run, ResourceExhausted (78) for lack of memory.
     """
     output = run.folder / "measured" / f"{model.stem}-{split}.npy"
     output.parent.mkdir(exist_ok=True)
@@ -50,6 +51,8 @@ def _call(run: Run, split: str, words: list[str]) -> None:
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["killed"])[-1][:300]
         names = ", ".join(Path(word).name for word in words[2:])
+        if result.returncode == -signal.SIGKILL or lacks_memory(result.stderr):
+            raise ResourceExhausted(f"export: memory is too small to run {names} ({reason}); use a larger machine")
         raise GateFailed(f"export: {names} does not run: {reason}; nothing is released, the checkpoint is kept")
 
 

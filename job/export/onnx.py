@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from job.data.tokenize import TokenTable
-from job.errors import GateFailed
+from job.errors import GateFailed, lacks_memory
 from job.export.gate import check_parity
 from job.export.measure import compute_logits
 from job.recipe import Run
@@ -40,8 +40,10 @@ def export_run(run: Run) -> dict[str, Any]:
             device="cpu",
         )
     except (ValueError, NotImplementedError, RuntimeError, KeyError) as error:
+        if lacks_memory(error):
+            raise
         raise GateFailed(
-            f"export: this model does not export to ONNX: {str(error)[:300]}; "
+            f"export: this model does not export to ONNX: {' '.join(str(error).split())[:300]}; "
             "the checkpoint is kept, nothing is released"
         ) from None
     fp32_logits = compute_logits(run, folder / "model.onnx", "test")

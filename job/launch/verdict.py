@@ -7,7 +7,7 @@ import logging
 import traceback
 from typing import Any
 
-from job.errors import JobError, ResourceExhausted, redact
+from job.errors import JobError, ResourceExhausted, lacks_memory, redact
 
 log = logging.getLogger("job.launch")
 
@@ -19,7 +19,7 @@ def judge_error(error: BaseException) -> dict[str, Any]:
     """Return {exit_code, reason} of what ended a process; an unexpected error also logs the end of its traceback."""
     if isinstance(error, JobError):
         return {"exit_code": error.exit_code, "reason": redact(str(error))}
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         reason = "memory is exhausted; use a smaller batch or a larger machine"
         return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
     if isinstance(error, OSError) and error.errno in _NODE_TROUBLE:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from job.errors import JobError, NotFound, NoValidCheckpoint
+from job.errors import PERMANENT, JobError, NotFound, NoValidCheckpoint
 from job.store.objects import Store, open_store
 from job.store.records import parse
 from job.store.release import latest_release, read_release_manifest
@@ -61,6 +62,35 @@ def list_events(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
     yield "events", ["time (UTC)", "attempt", "event", ""], sorted(rows)
 
 
+def follow_events(uri: str, *, allow_http: bool = False, pause_s: float = 2.0) -> Iterator[list[str]]:
+    """Yield the events of a run as they come, those of the past first; end when no further attempt will follow.
+
+    Raises NotFound where no run lies. The last row tells how the run ended.
+    """
+    shown: set[tuple[str, ...]] = set()
+    while True:
+        ended = _find_end(open_store(uri.rstrip("/"), allow_http=allow_http))  # before the events: none may be missed
+        for _, _, rows in list_events(uri, allow_http=allow_http):
+            new = [row for row in rows if tuple(row) not in shown]
+            shown.update(map(tuple, new))
+            yield from new
+        if ended:
+            yield ended
+            return
+        time.sleep(pause_s)
+
+
+def _find_end(store: Store) -> list[str] | None:
+    """Return the row that tells how a run ended for good; None while an attempt runs or may follow."""
+    epochs = _list_epochs(store)
+    record = _read(store, f"attempts/{epochs[-1]}.json") if epochs else {}
+    code = record.get("exit_code")
+    if record.get("retried") or code not in PERMANENT | {0}:
+        return None
+    reason = str(record.get("reason", ""))
+    return [str(record.get("ended")), str(epochs[-1]), f"run ended with exit code {code}", reason]
+
+
 def _describe_event(epoch: str, event: dict[str, Any]) -> list[str]:
     details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "event"))
     return [str(event.get("at")), epoch, str(event.get("event")), details]
@@ -79,11 +109,14 @@ def _list_run(store: Store) -> Iterator[Listing]:
 
 def _describe_attempts(store: Store) -> Iterator[list[str]]:
     """Yield a row for each attempt, oldest first; one without an end runs, or was killed without a word."""
-    keys = [item.key for item in store.list("attempts/")]
-    epochs = sorted(int(key[9:-5]) for key in keys if key[9:-5].isdigit() and key.endswith(".json"))
-    for epoch in epochs:
+    for epoch in _list_epochs(store):
         record = _read(store, f"attempts/{epoch}.json")
         yield [str(epoch), *(str(record.get(key, "")) for key in ("host", "began", "ended", "exit_code", "reason"))]
+
+
+def _list_epochs(store: Store) -> list[int]:
+    keys = [item.key for item in store.list("attempts/")]
+    return sorted(int(key[9:-5]) for key in keys if key[9:-5].isdigit() and key.endswith(".json"))
 
 
 def _describe_checkpoints(store: Store) -> list[list[str]]:

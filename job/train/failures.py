@@ -23,7 +23,7 @@ _DISK = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
 
 @contextmanager
 def explain_failures(shape: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> Iterator[None]:
-    """Turn what torch raises for lack of memory or disk, a dead loading process or a lost peer into one line and a code.
+    """Turn what torch raises for lack of memory or disk, a dead loader or a lost peer into one line and a code.
 
     `shape` returns the rows and tokens of the micro-batch that was computed last, zeros before the first.
     """

@@ -270,4 +270,4 @@ if __name__ == "__main__":
     set_up_logging(sys.stderr)
     outcome = run_light(parse_options(sys.argv[1:]))
     print(json.dumps(outcome), flush=True)
-    sys.exit(int(outcome["exit_code"]))
+    os._exit(int(outcome["exit_code"]))  # as `job run`: a transfer that was given up may still run in its threads

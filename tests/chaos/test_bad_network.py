@@ -211,6 +211,26 @@ def test_3_a_stop_during_an_upload_finishes_it_or_leaves_the_one_before(
     assert (resumed_from(case) or 0) >= after
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "place", "fault"), [("GET", "checkpoints/", "hole"), ("PUT", "models/", "slow:10")])
+def test_1_a_stop_does_not_wait_for_a_checkpoint_that_comes_or_a_release_that_goes(
+    case: Case, proxy: FaultProxy, method: str, place: str, fault: str
+) -> None:
+    variables = behind(proxy, LIGHT_PAYLOAD_MIB="8")
+    assert case.attempt("first", "--ttl=2", JOB_FAILPOINT="pointer-moved=kill@2", **variables).code != 0
+    proxy.fault = lambda it: fault if it.method == method and place in it.key and "payload" in it.key else ""
+    process = case.start("second", "--ttl=2", **variables)
+    wait_for(lambda: proxy.count[fault])
+    time.sleep(0.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    ended = end(process)
+    assert (ended.code, "during a transfer" in ended.result["reason"]) == (75, True), ended.stderr
+    assert time.monotonic() - began < 5
+    proxy.fault = lambda request: ""
+    check_finished(case, case.attempt("third", "--ttl=2", **variables))
+
+
 def list_uploads(case: Case) -> list[dict[str, Any]]:
     return list(S3Store(case.store)._list_uploads())
 
