@@ -136,7 +136,7 @@ class PeerLost(JobError):
 PERMANENT = frozenset(range(10, 20)) | {2}
 """Codes that no retry can mend: somebody must change something first."""
 
-_NO_MEMORY = re.compile(r"can't allocate memory|bad_alloc|failed to allocate memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"can(?:'t|not) allocate memory|bad_alloc|failed to allocate memory", re.IGNORECASE)
 
 
 def lacks_memory(error: BaseException | str) -> bool:

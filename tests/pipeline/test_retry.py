@@ -23,7 +23,7 @@ def run(tmp_path: Path, recipe: dict[str, Any], *before: str, **variables: str) 
     path, work = write_recipe(tmp_path / "recipe.yaml", **recipe), tmp_path / "work"
     work.mkdir(exist_ok=True)
     command = [sys.executable, SCRIPT, "run", str(path), "--run-id", "retried", "--work-dir", str(work)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "JOB_STAND_INS": "train=trainings:run_trial_rank"} | variables
     done = subprocess.run([*before, *command], capture_output=True, text=True, env=environment, timeout=400)
     return Answer(done.returncode, done.stdout, done.stderr)
 

@@ -9,6 +9,7 @@ import pytest
 from job.errors import Fenced, NoProgress
 from job.store import Attempt, RunStore
 from job.store.attempt import read_stage
+from job.store.inventory import follow_events
 from job.store.lease import Lease
 from job.store.records import Record
 
@@ -142,3 +143,31 @@ def test_fresh_forgets_records_and_manifests_and_says_so_in_the_pointer(run: Run
     assert pointer is not None
     assert (pointer["since"], pointer["manifest"]) == (attempt.epoch, None)
     attempt.leave({"exit_code": 0, "reason": ""})
+
+
+def test_an_attempt_that_was_retried_at_once_is_not_counted(run: RunStore) -> None:
+    for _ in range(4):
+        attempt = Attempt(run, 1, lambda: None)
+        attempt.begin("w", STAGES)
+        attempt.leave({"exit_code": 78, "reason": "memory", "status": "retried"})
+    assert attempt_once(run, 78) == 78
+    record = run.read_json("attempts/4.json")
+    assert record is not None
+    assert record["retried"] is True
+
+
+def test_who_follows_a_run_sees_each_event_once_and_its_end_whatever_came_between(run: RunStore) -> None:
+    attempt_once(run, 79)
+    run.write_json("run.json", {})
+    rows = follow_events(run.uri, pause_s=0.01)
+    seen = [next(rows) for _ in range(2)]
+    assert [row[2] for row in seen] == ["attempt began", "attempt ended"]
+    attempt_once(run, 0, stage={"outputs": "x"})
+    rest = list(rows)
+    assert [row[2] for row in rest] == [
+        "attempt began",
+        "stage committed",
+        "attempt ended",
+        "run ended with exit code 0",
+    ]
+    assert {row[1] for row in rest} == {"2"}

@@ -1,0 +1,119 @@
+"""What can go wrong between the trained model and its release, in whole runs (numbers as in the failure catalogue).
+
+Each run is trained once; the export is what fails. Nothing is released then, the training is kept, and the next
+attempt goes on from it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import Answer, assert_refused, call_job, write_recipe
+
+from job.store import open_store
+
+SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, reviews: Path) -> Path:
+    """A folder with recipe, store and work folder of a run that was killed after its training."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = write_recipe(
+        folder / "recipe.yaml",
+        name="tiny",
+        task="text-classification",
+        model={"id": str(tiny_model)},
+        data={"source": str(reviews), "max_length": 64},
+        training={"max_steps": 150, "global_batch_size": 16, "learning_rate": 2e-3},
+        baselines=[],
+        export={"int8": {"targets": ["portable"], "max_metric_drop": 0.1, "min_agreement": 0.9}},
+        store={"uri": "store"},
+    )
+    words = ("run", str(recipe), "--run-id", "faulty", "--set", f"store.uri={folder / 'store'}")
+    killed = call_job(*words, "--work-dir", str(folder / "work"), env={"JOB_FAILPOINT": "stage-recorded=kill@2"})
+    assert killed.code == -9, killed.stderr
+    return folder
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    """The trained run once more, for one test."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def run(place: Path, stand_in: str = "", *options: str) -> Answer:
+    """Go on with the run; `stand_in` is `stage=function of broken_exports`, nothing for the real stages."""
+    stage, _, function = stand_in.partition("=")
+    words = [word for option in (f"store.uri={place / 'store'}", *options) for word in ("--set", option)]
+    command = [sys.executable, SCRIPT, "run", str(place / "recipe.yaml"), "--run-id", "faulty", *words]
+    stand_ins = f"{stage}=broken_exports:{function}" if stand_in else "none=none"
+    done = subprocess.run(
+        [*command, "--work-dir", str(place / "work")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "JOB_STAND_INS": stand_ins},
+        timeout=300,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def list_released(place: Path) -> list[str]:
+    return [item.key for item in open_store(str(place / "store")).list("models/")]
+
+
+FAULTS = {
+    "61 an operator that ONNX does not know": ("export=export_unknown_operator", 15, "does not export to ONNX"),
+    "62 a weight that is not torch's": ("export=export_wrong_weights", 15, "differ"),
+    "63 int8 weights out of range": ("quantize=quantize_badly", 15, "no target passed"),
+    "65 too little memory": ("export=export_with_little_memory", 78, "memory"),
+}
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "code", "words"),
+    [pytest.param(*FAULTS[name], id=name, marks=() if name[:2] == "62" else pytest.mark.slow) for name in FAULTS],
+)
+def test_nothing_is_released_and_the_training_is_kept(place: Path, stand_in: str, code: int, words: str) -> None:
+    failed = run(place, stand_in)
+    assert_refused(failed, code, words)
+    assert failed.result["release"] is None
+    assert "\n" not in failed.result["reason"]
+    assert list_released(place) == []
+    again = run(place)
+    assert again.code == 0, again.stderr
+    assert "train: already committed, skipped" in again.stderr
+    assert list_released(place)
+
+
+@pytest.mark.slow
+def test_63_int8_that_fails_is_left_out_with_its_numbers_where_the_gate_only_reports(place: Path) -> None:
+    done = run(place, "quantize=quantize_badly", "export.int8.gate=report_only")
+    assert done.code == 0, done.stderr
+    numbers = done.result["int8"]["portable"]
+    assert numbers["accepted"] is False
+    assert {"drop", "drop_bound", "agreement", "n"} <= numbers.keys()
+    files = {key.rpartition("/")[2] for key in list_released(place) if "/onnx/" in key}
+    assert files == {"model.onnx"}
+
+
+@pytest.mark.slow
+def test_64_weights_beside_the_onnx_file_are_released_verified_and_answer(place: Path) -> None:
+    done = run(place, "export=export_external_data")
+    assert done.code == 0, done.stderr
+    release = str(done.result["release"])
+    assert any(key.endswith("/onnx/model.onnx_data") for key in list_released(place))
+    parts = onnx.load(Path(release) / "onnx/model.onnx", load_external_data=False).graph.initializer
+    locations = {entry.value for part in parts for entry in part.external_data if entry.key == "location"}
+    assert locations == {"model.onnx_data"}
+    assert call_job("verify", release, "--work-dir", str(place / "verify")).code == 0
+    words = ("a film to remember", "--precision", "fp32", "--work-dir", str(place / "predict"))
+    answered = call_job("predict", release, *words)
+    assert answered.code == 0, answered.stderr
+    assert any((Path(release) / "onnx").glob("model_quantized.onnx"))
