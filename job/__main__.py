@@ -80,7 +80,7 @@ def run(
         from job.recipe import load_recipe
 
         loaded = load_recipe(recipe, set_ or [])
-        from job.errors import Interrupted
+        from job.errors import Fenced, Interrupted
         from job.identity import default_run_id
         from job.pipeline import run_pipeline
         from job.report import print_result
@@ -89,8 +89,8 @@ def run(
         print_result(result)
         print(json.dumps(result), flush=True)
         _leave_termination_message(result)
-        if result["exit_code"] == Interrupted.exit_code:
-            os._exit(Interrupted.exit_code)  # a transfer that was given up may still run in its threads
+        if result["exit_code"] in (Interrupted.exit_code, Fenced.exit_code):
+            os._exit(result["exit_code"])  # a transfer that was given up may still run in its threads
         return int(result["exit_code"])
 
     _finish(action, as_json=True)

@@ -130,7 +130,7 @@ class Pipeline:
         """Tell whether another attempt begins at once: with fewer rows at a time, or, for anything else, one only."""
         if error.retry is None or self._stop.count or (self._retried and not error.retry):
             return False
-        self._retried = True
+        self._retried, self._fresh = True, False  # what this process has committed is not given up
         run = self._run
         training = run.recipe.training.model_copy(update=error.retry)
         self._run = replace(run, recipe=run.recipe.model_copy(update={"training": training}))

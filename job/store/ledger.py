@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +36,7 @@ class Ledger:
         self._store, self._epoch = store, epoch
         began = {"epoch": epoch, "host": platform.node(), "pid": os.getpid(), "began": _now()}
         self._record: Record = began | {"work": work, "progress": progress, "events": []}
+        self._lock = threading.Lock()  # a transfer that was given up notes from a thread of its own
 
     def begin(self) -> None:
         """Write that this attempt begins; raise NoProgress (18) when the last ones came to nothing."""
@@ -51,17 +53,19 @@ class Ledger:
 
     def note(self, event: str, **about: Any) -> None:
         """Add an event; a store that cannot be written now does not stop the run."""
-        self._record["events"] = [*self._record["events"], {"at": _now(), "event": event} | about][-_KEPT_EVENTS:]
-        try:
-            self._write()
-        except JobError as error:
-            log.warning("the event could not be noted: %s", error)
+        with self._lock:
+            self._record["events"] = [*self._record["events"], {"at": _now(), "event": event} | about][-_KEPT_EVENTS:]
+            try:
+                self._write()
+            except JobError as error:
+                log.warning("the event could not be noted: %s", error)
 
     def end(self, code: int, reason: str, retried: bool = False) -> None:
         """Write how this attempt ended; `retried` when the same process begins another at once, which then counts."""
         failpoint("ledger-end")
-        self._record |= {"ended": _now(), "exit_code": code, "reason": reason, "retried": retried}
-        self._write()
+        with self._lock:
+            self._record |= {"ended": _now(), "exit_code": code, "reason": reason, "retried": retried}
+            self._write()
 
     def _write(self) -> None:
         self._store.write_json(f"attempts/{self._epoch}.json", self._record)

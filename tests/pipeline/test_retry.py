@@ -18,11 +18,12 @@ SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
 
 
 def run(tmp_path: Path, recipe: dict[str, Any], *before: str, **variables: str) -> Answer:
-    """Run to the end with an accident on the way; `before` stands before the command."""
+    """Run to the end with an accident on the way; `before` stands before the command, OPTION behind it."""
     recipe["training"] |= {"max_steps": 8, "save_steps": 3}
     path, work = write_recipe(tmp_path / "recipe.yaml", **recipe), tmp_path / "work"
     work.mkdir(exist_ok=True)
-    command = [sys.executable, SCRIPT, "run", str(path), "--run-id", "retried", "--work-dir", str(work)]
+    options = [variables.pop("OPTION")] if "OPTION" in variables else []
+    command = [sys.executable, SCRIPT, "run", str(path), "--run-id", "retried", "--work-dir", str(work), *options]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "JOB_STAND_INS": "train=trainings:run_trial_rank"} | variables
     done = subprocess.run([*before, *command], capture_output=True, text=True, env=environment, timeout=400)
     return Answer(done.returncode, done.stdout, done.stderr)
@@ -45,6 +46,15 @@ def test_12_too_little_gpu_memory_halves_the_micro_batch_until_it_fits(tmp_path:
     assert "global batch 16 = 1 ranks × 4 accumulation × 4 rows" in done.stderr
     assert done.stderr.count("resuming from the checkpoint of step 3") == 2
     assert read_attempts(recipe) == [(78, True), (78, True), (0, False)]
+
+
+@pytest.mark.slow
+def test_12_a_fresh_start_is_fresh_once_and_not_again_after_what_it_mended(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    done = run(tmp_path, recipe, TRIAL_MEMORY_ROWS="8", OPTION="--fresh")
+    assert done.code == 0, done.stderr
+    assert done.stderr.count("resuming from the checkpoint of step 3") == 1
 
 
 @pytest.mark.slow
