@@ -71,6 +71,7 @@ def repository(hub: Hub, kind: str, name: str) -> Repository:
     return hub.repositories[f"{kind}s/{name}"]
 
 
+@pytest.mark.slow
 def test_the_classic_recipe_records_the_commits_it_was_trained_from(run_imdb: Any, hub: Hub, tmp_path: Path) -> None:
     answer = run_imdb()
     assert answer.code == 0, answer.stderr

@@ -46,10 +46,8 @@ def committed_step(recipe: dict[str, Any]) -> int:
     return int(pointer["step"]) if pointer else 0
 
 
-@pytest.mark.parametrize(
-    "mib",
-    [pytest.param(1, marks=pytest.mark.slow), 24, *(pytest.param(mib, marks=pytest.mark.slow) for mib in (9, 40))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mib", [1, 9, 24, 40])
 def test_14_16_a_disk_that_is_full_is_78_and_the_next_node_goes_on(
     tmp_path: Path, recipe: dict[str, Any], mib: int
 ) -> None:

@@ -77,6 +77,7 @@ def test_pairs_train_a_model_without_segments_and_the_bundle_opens_as_it_is(
     assert json.loads(call_job(*words).stdout)["text"] == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_an_edited_export_needs_no_training_even_on_an_empty_disk(recipe: dict[str, Any], tmp_path: Path) -> None:
     first = run(recipe, tmp_path)
     again = run(recipe, tmp_path)
