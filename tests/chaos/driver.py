@@ -118,17 +118,21 @@ class Attempt:
         while self.last_step < step and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def kill(self, what: str) -> None:
-        """SIGKILL the supervisor and everything below it, the supervisor alone, or one of the ranks."""
+    def kill(self, what: str) -> str:
+        """SIGKILL the supervisor and everything below it, the supervisor alone, or one of the ranks; return which.
+
+        Before there is any rank, the supervisor is killed instead.
+        """
         children = list_children(self.process.pid)
         self.killed = time.monotonic()
         if what == "one rank" and children:
             with suppress(ProcessLookupError):
                 os.kill(random.choice(children), signal.SIGKILL)
-            return
+            return what
         for pid in [self.process.pid, *(children if what == "everything" else [])]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        return what if what == "everything" else "supervisor"
 
     def end(self, timeout_s: float = 300) -> tuple[int, str]:
         assert self.process.stdout is not None
@@ -156,8 +160,7 @@ def disturb(chaos: Chaos, kills: int) -> int:
             time.sleep(rng.uniform(0, 0.5))
         else:
             attempt.wait_for_step(STEPS + 1, rng.uniform(0, LATEST_KILL_S))
-        what = rng.choice(["everything", "everything", "supervisor", "one rank"])
-        attempt.kill(what)
+        what = attempt.kill(rng.choice(["everything", "everything", "supervisor", "one rank"]))
         code, _ = attempt.end()
         if code == 0:
             return number
