@@ -43,9 +43,10 @@ Result = TypeVar("Result")
 PART_SIZE_MIB = 16
 MAX_CONCURRENCY = 8
 CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 60
+READ_TIMEOUT_S = 30
 DEADLINE_S = 60.0
-"""How long one call goes on retrying, over botocore's own retries, before Unreachable (77)."""
+"""How long one call goes on retrying before Unreachable (77)."""
+_LONGEST_PAUSE_S = 4.0
 
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 _DENIED = {
@@ -77,7 +78,7 @@ class S3Store:
         self.bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._allow_http, self._single_writer = allow_http, single_writer
-        self._client = _make_client(allow_http)
+        self._connect()
         self._worked = False
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE_MIB << 20,
@@ -85,6 +86,11 @@ class S3Store:
             max_concurrency=MAX_CONCURRENCY,
             preferred_transfer_client="classic",
         )
+
+    def _connect(self) -> None:
+        """Two clients: `_call` alone retries a small call and knows its deadline; a transfer retries each part."""
+        self._client = _make_client(self._allow_http, attempts=1)
+        self._mover = _make_client(self._allow_http, attempts=5)
 
     def read(self, key: str) -> Blob | None:
         def get() -> Blob | None:
@@ -126,7 +132,7 @@ class S3Store:
     def upload(self, path: Path, key: str) -> None:
         full = self._full(key)
         self._call(
-            f"upload {key}", lambda: self._client.upload_file(str(path), self.bucket, full, Config=self._transfer)
+            f"upload {key}", lambda: self._mover.upload_file(str(path), self.bucket, full, Config=self._transfer)
         )
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
@@ -137,7 +143,7 @@ class S3Store:
                 found = self._measure(full)
                 if found != size:
                     raise SizeDiffers(f"{self.uri}: {key} has {found} bytes instead of {size}")
-            self._client.download_file(self.bucket, full, str(path), Config=self._transfer)
+            self._mover.download_file(self.bucket, full, str(path), Config=self._transfer)
 
         self._call(f"download {key}", get)
 
@@ -213,9 +219,9 @@ class S3Store:
                 if not (expired or _is_transient(error)) or time.monotonic() + pause_s > deadline:
                     self._raise(what, error, expired)
                 if expired:  # new credentials may lie in the environment's files, or come with a new token
-                    self._client = _make_client(self._allow_http)
+                    self._connect()
             time.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(2 * pause_s, 8.0)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _raise(self, what: str, error: Exception, expired: bool) -> NoReturn:
         if expired:
@@ -225,13 +231,13 @@ class S3Store:
         raise _translate(error, f"{self.uri}: cannot {what}", self.bucket) from None
 
 
-def _make_client(allow_http: bool) -> Any:
+def _make_client(allow_http: bool, attempts: int) -> Any:
     _check_ca_bundle()
     try:
         session = boto3.session.Session()
-        client = session.client("s3", config=_client_config(own_endpoint=False))
+        client = session.client("s3", config=_client_config(attempts, own_endpoint=False))
         if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            client = session.client("s3", config=_client_config(own_endpoint=True))
+            client = session.client("s3", config=_client_config(attempts, own_endpoint=True))
     except ProfileNotFound as error:
         raise AccessDenied(f"AWS_PROFILE: {error}; correct it or unset it") from None
     except (BotoCoreError, ValueError) as error:
@@ -240,14 +246,14 @@ def _make_client(allow_http: bool) -> Any:
     return client
 
 
-def _client_config(own_endpoint: bool) -> Config:
+def _client_config(attempts: int, own_endpoint: bool) -> Config:
     """Options for any server; for one that is not AWS, checksums only where the API demands them.
 
     Since boto3 1.36 default CRC trailers are refused or misreported by older S3-compatible servers.
     Our own sha256 stands in the manifest anyway.
     """
     options: dict[str, Any] = {
-        "retries": {"mode": "standard", "max_attempts": 5},
+        "retries": {"mode": "standard", "total_max_attempts": attempts},
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
         "tcp_keepalive": True,
