@@ -34,6 +34,10 @@ class JobError(Exception):
     retry: dict[str, int] | None = None
     """Where the same node should try again at once: the keys of `training` to change for it, {} for none."""
 
+    def __init__(self, *messages: str, retry: dict[str, int] | None = None) -> None:
+        super().__init__(*messages)
+        self.retry = retry
+
 
 class RecipeError(JobError):
     """The recipe is wrong. Carries every problem found, one sentence each."""
@@ -64,7 +68,7 @@ class NotFound(JobError):
 
 
 class Diverged(JobError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or fp16 has no scale left at which the gradients are finite."""
 
     exit_code = 14
 
@@ -118,13 +122,9 @@ class Unreachable(JobError):
 
 
 class ResourceExhausted(JobError):
-    """Disk, memory or hardware of this node gave out. `retry`: see JobError."""
+    """Disk, memory or hardware of this node gave out."""
 
     exit_code = 78
-
-    def __init__(self, message: str, retry: dict[str, int] | None = None) -> None:
-        super().__init__(message)
-        self.retry = retry
 
 
 class PeerLost(JobError):

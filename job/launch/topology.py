@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from job.errors import ResourceExhausted
 from job.recipe.schema import Distributed
 
 
@@ -41,17 +43,30 @@ class Topology:
 
 
 def find_topology(distributed: Distributed) -> Topology:
-    """Return this machine's topology: one rank per GPU, one without a GPU, unless the recipe says a number."""
-    asked = distributed.processes_per_node
-    return Topology(nodes=1, node_rank=0, processes_per_node=max(count_gpus(), 1) if asked == "auto" else asked)
+    """Return this machine's topology: one rank per GPU, one without a GPU, unless the recipe says a number.
+
+    Raises ResourceExhausted (78) for more ranks than GPUs; without any GPU the ranks share the processors.
+    """
+    asked, gpus = distributed.processes_per_node, count_gpus()
+    if asked == "auto":
+        return Topology(nodes=1, node_rank=0, processes_per_node=max(gpus, 1))
+    if 0 < gpus < asked:
+        raise ResourceExhausted(
+            f"distributed.processes_per_node: {asked}, but node {platform.node()} has {gpus} GPU(s) for this process; "
+            "run on another node, lower it, or use auto"
+        )
+    return Topology(nodes=1, node_rank=0, processes_per_node=asked)
 
 
 def count_gpus() -> int:
-    """Return the GPUs that this process may use, from the driver and CUDA_VISIBLE_DEVICES, without importing torch."""
+    """Return the GPUs that this process may use, from CUDA_VISIBLE_DEVICES and /dev, without importing torch.
+
+    The driver's folder in /proc would show all of the node's to a container that was given none.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import BatchShape
-from job.errors import JobError, RecipeError
+from job.errors import JobError, RecipeError, ResourceExhausted
+from job.launch import count_gpus
 from job.recipe import Recipe
 from job.recipe.schema import Training
 
@@ -25,6 +27,19 @@ _BYTES_PER_PARAMETER = 16
 """fp32 weight + gradient + two Adam moments, or bf16 weight and gradient with an fp32 master copy."""
 _USABLE_MEMORY = 0.6
 """Share of a device's memory for weights and optimizer; the rest is for activations."""
+
+
+def check_gpus() -> None:
+    """Raise ResourceExhausted (78) where torch can use fewer GPUs than this node has; it would train on the CPU.
+
+    A build of torch for CPUs alone is a choice and no fault of the node.
+    """
+    usable, there = torch.cuda.device_count(), count_gpus()
+    if torch.backends.cuda.is_built() and usable < there:
+        raise ResourceExhausted(
+            f"node {platform.node()}: torch can use {usable} of {there} GPU(s); see nvidia-smi and the kernel's log "
+            "(Xid), drain the node, or name the good ones in CUDA_VISIBLE_DEVICES"
+        )
 
 
 def decide_precision(asked: str) -> str:

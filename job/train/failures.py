@@ -1,4 +1,4 @@
-"""From an error of torch to one of the house: memory, disk, a loading process that died, a peer that is gone."""
+"""From an error of torch to one of the house: memory, disk, a dead loader, a busy port, a lost peer, overflow."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
-from job.errors import JobError, PeerLost, ResourceExhausted
+from job.errors import Diverged, JobError, PeerLost, ResourceExhausted
 
 _LOADER = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal: \w+)")
 _PEER = re.compile(
     r"gloo|nccl|processgroup|connection (closed|reset|refused)|broken pipe|timed? ?out|socket|store->get", re.IGNORECASE
 )
+_BUSY_PORT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+_SCALE = re.compile(r"loss scale already at minimum")
+"""DeepSpeed's bare Exception; under DDP torch's scaler goes on for ever, see `job.train.progress.ScaleFloor`."""
 _DISK = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
 """How safetensors reports a full disk and an exhausted quota."""
 
 
 @contextmanager
 def explain_failures(shape: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> Iterator[None]:
-    """Turn what torch raises for lack of memory or disk, a dead loader or a lost peer into one line and a code.
+    """Turn what torch or DeepSpeed is known to raise into one line and a code; anything else stays what it is.
 
     `shape` returns the rows and tokens of the micro-batch that was computed last, zeros before the first.
     """
@@ -31,7 +33,9 @@ def explain_failures(shape: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> I
         yield
     except torch.OutOfMemoryError:
         raise explain_memory(*shape()) from None
-    except (RuntimeError, OSError, SafetensorError) as error:
+    except JobError:
+        raise
+    except Exception as error:
         known = explain_failure(error)
         if known is None:
             raise
@@ -53,6 +57,14 @@ def explain_memory(rows: int, tokens: int) -> ResourceExhausted:
     )
 
 
+def explain_overflow(where: str) -> Diverged:
+    """Return the error for fp16 gradients that overflow whatever the loss is scaled with."""
+    return Diverged(
+        f"training.precision: fp16 gradients overflow even {where}, so no step is taken any more; use bf16 or fp32, "
+        "or lower training.learning_rate"
+    )
+
+
 def explain_failure(error: Exception) -> JobError | None:
     """Return the error of the house for one of torch's, None for anything else."""
     text = " ".join(str(error).split())
@@ -64,6 +76,10 @@ def explain_failure(error: Exception) -> JobError | None:
             "use fewer, or 0",
             retry={},
         )
+    if isinstance(error, dist.DistError) and _BUSY_PORT.search(text):
+        return PeerLost(f"another process took the port on which the ranks were to meet: {text[:200]}", retry={})
+    if _SCALE.search(text):
+        return explain_overflow("at the lowest scale of the loss")
     distributed = dist.is_initialized() and dist.get_world_size() > 1
     if isinstance(error, dist.DistError) or (distributed and isinstance(error, RuntimeError) and _PEER.search(text)):
         return PeerLost(f"another rank is gone or does not answer: {text[:200]}")

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from job.errors import Diverged
 from job.liveness import beat
+from job.train.failures import explain_overflow
 
 log = logging.getLogger("job.train")
 
@@ -42,6 +43,26 @@ class Heartbeat(TrainerCallback):
     def _beat_on(self) -> None:
         if self._begun:
             beat()
+
+
+class ScaleFloor(TrainerCallback):
+    """Stops an fp16 training whose gradients overflow at every scale of the loss.
+
+    torch's scaler has no lowest scale: it would halve it and skip every step until the end.
+    `read_scale` returns the scale, None without a scaler.
+    """
+
+    LOWEST = 1e-4
+    """fairseq's --min-loss-scale; a training that learns stays above 1."""
+
+    def __init__(self, read_scale: Callable[[], float | None]) -> None:
+        self._read_scale = read_scale
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Raise Diverged (14) once the scale is below LOWEST."""
+        scale = self._read_scale()
+        if scale is not None and scale < self.LOWEST:
+            raise explain_overflow(f"when the loss is scaled by {scale:.0e} (step {state.global_step})")
 
 
 class Progress(TrainerCallback):

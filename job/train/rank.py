@@ -26,10 +26,10 @@ from job.store.checkpoints import CheckpointWriter
 from job.store.models import count_parameters
 from job.store.runs import RunStore
 from job.tasks import get_task, load_model
-from job.train.engine import build_arguments, decide_precision, init_sharded_weights, join_group
+from job.train.engine import build_arguments, check_gpus, decide_precision, init_sharded_weights, join_group
 from job.train.failures import explain_failures
 from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTwice
-from job.train.progress import Heartbeat, Progress
+from job.train.progress import Heartbeat, Progress, ScaleFloor
 from job.train.stream import seed_rank
 from job.train.trainer import JobTrainer, TrainingData
 
@@ -83,6 +83,7 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     """Return the trainer and a CPU group of all ranks (None for one)."""
     recipe, data = run.recipe, run.read("data.json")
     task, training = get_task(recipe.task), recipe.training
+    check_gpus()
     shape = derive_micro_batch(training.global_batch_size, world_size, training.max_micro_batch_size)
     precision = decide_precision(training.precision)
     # arguments and process group come before the model: under ZeRO-3 from_pretrained shards the weights as it loads
@@ -106,7 +107,8 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
 
 def _add_callbacks(trainer: JobTrainer, vote: StopVote, queue: BackgroundUploader) -> None:
     trainer.remove_callback(transformers.PrinterCallback)
-    for callback in (Heartbeat(), Progress(queue.check, trainer.args.process_index == 0), vote, EvaluationDebt()):
+    progress = Progress(queue.check, trainer.args.process_index == 0)
+    for callback in (Heartbeat(), progress, ScaleFloor(trainer.read_loss_scale), vote, EvaluationDebt()):
         trainer.add_callback(callback)
 
 

@@ -141,6 +141,11 @@ class JobTrainer(Trainer):
     def _score(self, prediction: EvalPrediction) -> dict[str, Any]:
         return self._task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
+    def read_loss_scale(self) -> float | None:
+        """Return what fp16's scaler multiplies the loss with now, None without a scaler."""
+        scaler = self.accelerator.scaler
+        return float(scaler.get_scale()) if scaler is not None else None
+
     def save(self) -> None:
         """Write a checkpoint of the current step, unless that was done."""
         self._save_checkpoint(self.model, None)

@@ -195,6 +195,7 @@ def test_without_a_gpu_auto_is_one_rank_and_ranks_share_the_processors(monkeypat
     assert find_topology(Distributed()).world_size == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert find_topology(Distributed()).world_size == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     environments: list[dict[str, Any]] = list(find_topology(Distributed(processes_per_node=2)).rank_environments())
     assert [variables["RANK"] for variables in environments] == ["0", "1"]
     assert len({variables["MASTER_PORT"] for variables in environments}) == 1

@@ -19,7 +19,7 @@ SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
 
 def run(tmp_path: Path, recipe: dict[str, Any], *before: str, **variables: str) -> Answer:
     """Run to the end with an accident on the way; `before` stands before the command, OPTION behind it."""
-    recipe["training"] |= {"max_steps": 8, "save_steps": 3}
+    recipe["training"] |= {"max_steps": int(variables.pop("STEPS", "8")), "save_steps": 3}
     path, work = write_recipe(tmp_path / "recipe.yaml", **recipe), tmp_path / "work"
     work.mkdir(exist_ok=True)
     options = [variables.pop("OPTION")] if "OPTION" in variables else []
@@ -84,3 +84,34 @@ def test_51_a_loading_process_that_dies_is_started_again_once(tmp_path: Path, re
     assert "data.num_workers: a loading process" in done.stderr
     assert "resuming from the checkpoint of step 3" in done.stderr
     assert read_attempts(recipe) == [(78, True), (0, False)]
+
+
+def test_72_a_port_that_somebody_took_is_left_for_another(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["distributed"] = {"processes_per_node": 2}
+    done = run(tmp_path, recipe, JOB_BUSY_PORTS="1")
+    assert done.code == 0, done.stderr
+    assert "another process took the port on which the ranks were to meet" in done.stderr
+    assert read_attempts(recipe) == [(79, True), (0, False)]
+
+
+@pytest.mark.slow
+def test_72_where_the_next_port_is_taken_as_well_it_is_79(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["distributed"] = {"processes_per_node": 2}
+    assert_refused(run(tmp_path, recipe, JOB_BUSY_PORTS="2"), 79, "another process took the port")
+    assert read_attempts(recipe) == [(79, True), (79, False)]
+
+
+def test_54_gradients_that_overflow_at_every_scale_end_the_training(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["training"] |= {"global_batch_size": 2}
+    done = run(tmp_path, recipe, TRIAL_OVERFLOW="1", STEPS="64")
+    assert_refused(done, 14, "training.precision: fp16 gradients overflow even when the loss is scaled by", "bf16")
+    assert read_attempts(recipe) == [(14, False)]
+
+
+def test_73_more_ranks_than_gpus_are_refused_by_the_node_before_anything_begins(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    recipe["distributed"] = {"processes_per_node": 2}
+    done = run(tmp_path, recipe, CUDA_VISIBLE_DEVICES="0")
+    assert_refused(done, 78, "distributed.processes_per_node: 2, but node ", " has 1 GPU(s)")
+    assert read_attempts(recipe) == []

@@ -33,13 +33,15 @@ HERE = Path(__file__).parent
 
 
 def run_trial_rank(run: Run) -> dict[str, Any]:
-    """Train as the house does; TRIAL_NOISE, TRIAL_MEMORY_ROWS and TRIAL_ACCIDENT say what is different."""
+    """Train as the house does, but for what TRIAL_NOISE, _MEMORY_ROWS, _OVERFLOW and _ACCIDENT say."""
     from job.train import run_rank
 
     if os.environ.get("TRIAL_NOISE"):
         _add_noise()
     if rows := os.environ.get("TRIAL_MEMORY_ROWS"):
         _limit_memory(int(rows), run)
+    if os.environ.get("TRIAL_OVERFLOW"):
+        _overflow()
     if accident := os.environ.get("TRIAL_ACCIDENT"):
         _arrange(accident, run)
     return run_rank(run)
@@ -82,6 +84,27 @@ def _limit_memory(rows: int, run: Run) -> None:
         return inner(self, model, inputs, *args, **kwargs)
 
     JobTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+
+
+def _overflow() -> None:
+    """Let every gradient overflow as in fp16, before torch's own scaler (on the CPU: fp16 itself needs a GPU)."""
+    import torch
+
+    from job.train.trainer import JobTrainer
+
+    inner, train = JobTrainer.compute_loss, JobTrainer.train
+
+    def train_scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.accelerator.scaler = torch.amp.GradScaler("cpu")
+        return train(self, *args, **kwargs)
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = inner(self, *args, **kwargs)
+        if isinstance(loss, torch.Tensor) and loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    JobTrainer.train, JobTrainer.compute_loss = train_scaled, compute_loss  # type: ignore[method-assign]
 
 
 def _arrange(accident: str, run: Run) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import platform
 
-from job.errors import RecipeError
-from job.train.engine import choose_zero_stage, decide_precision
+import pytest
+import torch
+
+from job.errors import RecipeError, ResourceExhausted
+from job.train.engine import check_gpus, choose_zero_stage, decide_precision
 
 GIB = 2**30
 
@@ -33,3 +36,12 @@ def test_what_is_asked_for_is_kept_and_fp16_needs_a_gpu() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(RecipeError, match="fp16 needs a GPU"):
             decide_precision("fp16")
+
+
+def test_a_node_whose_gpus_torch_cannot_use_is_named_instead_of_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_gpus()  # this build is for CPUs
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    with pytest.raises(ResourceExhausted, match=rf"node {platform.node()}: torch can use 1 of 2 GPU"):
+        check_gpus()

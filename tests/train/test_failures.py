@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from job.errors import JobError, PeerLost, ResourceExhausted
+from job.errors import Diverged, JobError, PeerLost, ResourceExhausted
 from job.train import failures
 
 
@@ -21,6 +21,7 @@ from job.train import failures
         (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "), ResourceExhausted, "signal: Killed"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1"), PeerLost, "gone"),
         (RuntimeError("[gloo/…/unbound_buffer.cc:78] Timed out waiting 5000ms for recv"), PeerLost, "Timed out"),
+        (Exception("Current loss scale already at minimum - cannot decrease scale anymore."), Diverged, "use bf16"),
         (torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1."), PeerLost, "aborted"),
     ],
 )
