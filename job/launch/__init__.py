@@ -9,7 +9,7 @@ that somebody asked to stop · `logs.py` is what people read meanwhile. No torch
 from job.launch.logs import set_up_logging
 from job.launch.signals import StopRequest
 from job.launch.supervisor import Limits, Supervisor, Verdict
-from job.launch.topology import Topology, count_gpus, find_topology
+from job.launch.topology import Topology, find_topology
 from job.launch.verdict import judge_error
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Supervisor",
     "Topology",
     "Verdict",
-    "count_gpus",
     "find_topology",
     "judge_error",
     "set_up_logging",

@@ -15,11 +15,12 @@ from job.recipe.schema import Distributed
 
 @dataclass(frozen=True)
 class Topology:
-    """Nodes of this run, this node's rank, and ranks per node."""
+    """Nodes of this run, this node's rank, ranks per node, and the GPUs that they share."""
 
     nodes: int
     node_rank: int
     processes_per_node: int
+    gpus: int
 
     @property
     def world_size(self) -> int:
@@ -27,7 +28,7 @@ class Topology:
         return self.nodes * self.processes_per_node
 
     def rank_environments(self) -> Iterator[dict[str, str]]:
-        """Yield the variables that torch.distributed reads, one set per rank of this node."""
+        """Yield the variables that torch.distributed reads, and JOB_GPUS, one set per rank of this node."""
         port = str(_free_port())
         threads = max((os.cpu_count() or 1) // self.processes_per_node, 1)
         for local_rank in range(self.processes_per_node):
@@ -38,6 +39,7 @@ class Topology:
                 "LOCAL_WORLD_SIZE": self.processes_per_node,
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
+                "JOB_GPUS": self.gpus,
             }
             yield {"OMP_NUM_THREADS": str(threads)} | {name: str(value) for name, value in variables.items()}
 
@@ -47,18 +49,17 @@ def find_topology(distributed: Distributed) -> Topology:
 
     Raises ResourceExhausted (78) for more ranks than GPUs; without any GPU the ranks share the processors.
     """
-    asked, gpus = distributed.processes_per_node, count_gpus()
-    if asked == "auto":
-        return Topology(nodes=1, node_rank=0, processes_per_node=max(gpus, 1))
-    if 0 < gpus < asked:
+    asked, gpus = distributed.processes_per_node, _count_gpus()
+    ranks = max(gpus, 1) if asked == "auto" else asked
+    if 0 < gpus < ranks:
         raise ResourceExhausted(
             f"distributed.processes_per_node: {asked}, but node {platform.node()} has {gpus} GPU(s) for this process; "
             "run on another node, lower it, or use auto"
         )
-    return Topology(nodes=1, node_rank=0, processes_per_node=asked)
+    return Topology(nodes=1, node_rank=0, processes_per_node=ranks, gpus=gpus)
 
 
-def count_gpus() -> int:
+def _count_gpus() -> int:
     """Return the GPUs that this process may use, from CUDA_VISIBLE_DEVICES and /dev, without importing torch.
 
     The driver's folder in /proc would show all of the node's to a container that was given none.

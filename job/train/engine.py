@@ -14,7 +14,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import BatchShape
 from job.errors import JobError, RecipeError, ResourceExhausted
-from job.launch import count_gpus
 from job.recipe import Recipe
 from job.recipe.schema import Training
 
@@ -32,9 +31,9 @@ _USABLE_MEMORY = 0.6
 def check_gpus() -> None:
     """Raise ResourceExhausted (78) where torch can use fewer GPUs than this node has; it would train on the CPU.
 
-    A build of torch for CPUs alone is a choice and no fault of the node.
+    JOB_GPUS is how many the supervisor found. A build of torch for CPUs alone is a choice and no fault of the node.
     """
-    usable, there = torch.cuda.device_count(), count_gpus()
+    usable, there = torch.cuda.device_count(), int(os.environ.get("JOB_GPUS", "0"))
     if torch.backends.cuda.is_built() and usable < there:
         raise ResourceExhausted(
             f"node {platform.node()}: torch can use {usable} of {there} GPU(s); see nvidia-smi and the kernel's log "

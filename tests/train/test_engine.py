@@ -39,7 +39,7 @@ def test_what_is_asked_for_is_kept_and_fp16_needs_a_gpu() -> None:
 
 
 def test_a_node_whose_gpus_torch_cannot_use_is_named_instead_of_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("JOB_GPUS", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     check_gpus()  # this build is for CPUs
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
