@@ -185,12 +185,13 @@ def show(
 @app.command(
     epilog=_examples(
         "job verify s3://bucket/prefix/models/reviews",
+        "job verify s3://bucket/prefix/runs/RUN-ID             # every checkpoint of a run",
         "job verify s3://bucket/prefix/runs/RUN-ID/checkpoints/e0001-s00000500-0f3c9a12",
     )
 )
 def verify(
     uri: Annotated[
-        str, typer.Argument(metavar="URI", help="A release, a model (its current release) or a checkpoint.")
+        str, typer.Argument(metavar="URI", help="A release, a model (its current release), a checkpoint, a run.")
     ],
     allow_http: HttpOption = False,
     work: WorkOption = Path("work"),

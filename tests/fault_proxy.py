@@ -3,7 +3,7 @@
 `fault(request)` says what happens to each request:
 
     ""        forwarded as it is
-    503 500 409 403 301 501    that status with the S3 error that goes with it, the server is not asked
+    503 500 409 403 400 301 501    that status with the S3 error that goes with it, the server is not asked
     expired skew               403 ExpiredToken, 403 RequestTimeTooSkewed
     reset     the connection is dropped, the server is not asked
     lost      the server is asked, its answer is dropped
@@ -40,6 +40,7 @@ _ANSWERS = {
     "500": (500, "InternalError"),
     "409": (409, "ConditionalRequestConflict"),
     "403": (403, "AccessDenied"),
+    "400": (400, "MissingContentMD5"),
     "301": (301, "PermanentRedirect"),
     "501": (501, "NotImplemented"),
     "expired": (403, "ExpiredToken"),

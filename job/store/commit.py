@@ -35,7 +35,8 @@ A stage record, in the supervisor's process after the stage has left:
 
 A release (release.py):
 
-    15. uploads the bundle's files; GET owner.json; PUT manifest.json, If-None-Match
+    15. aborts what an earlier attempt left half uploaded; uploads the bundle's files; GET owner.json;
+        PUT manifest.json, If-None-Match
     16. GET models/<name>/current.json; GET owner.json; PUT If-Match    ← the release is visible
     17. stage record as in 14; PUT attempts/<epoch>.json; PUT owner.json {released}
 
@@ -60,13 +61,15 @@ NOTHING: Record = {"step": 0, "manifest": None, "manifest_sha256": None, "older"
 def fence(objects: Store, epoch: int, attempt: str) -> tuple[Record, str]:
     """Swap current.json to this attempt (call 3); return the pointer as it is now, and its ETag.
 
-    A damaged pointer becomes one that names nothing but has `lost: true`: no proof of absence.
+    A damaged pointer becomes one that names nothing but has `lost: true`: no proof of absence. So does one that is
+    gone, for no attempt writes below checkpoints/ before it has fenced.
     """
     while True:
         found = objects.read(POINTER)
         standing = parse_leniently(found)
         if not _is_pointer(standing):
-            standing = NOTHING | {"epoch": standing.get("epoch", 0)} | ({"lost": True} if found else {})
+            lost = {"lost": True} if found or any(True for _ in objects.list("checkpoints/")) else {}
+            standing = NOTHING | {"epoch": standing.get("epoch", 0)} | lost
         _refuse_overtaken(objects, standing, epoch, attempt)
         pointer = standing | {"epoch": epoch, "attempt": attempt, "nonce": new_nonce()}
         failpoint("fence")

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, ResourceExhausted, SecurityRefused, Unreachable
-from job.store.objects import Blob, ObjectInfo, PreconditionFailed, SizeDiffers, check_key, check_prefix
+from job.store.objects import (
+    Blob,
+    ObjectInfo,
+    PreconditionFailed,
+    SizeDiffers,
+    check_key,
+    check_prefix,
+    check_read_size,
+)
 
 _PARTIAL = ".partial-"
 _LOCK_WAIT_S = 60.0
@@ -35,7 +43,9 @@ class FolderStore:
 
     def read(self, key: str) -> Blob | None:
         try:
-            data = self._path(key).read_bytes()
+            path = self._path(key)
+            check_read_size(self.uri, key, path.stat().st_size)
+            data = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except OSError as error:
@@ -88,8 +98,9 @@ class FolderStore:
             except OSError as error:
                 self._raise(f"delete {key}", error)
 
-    def sweep(self) -> int:
-        return sum(_remove_leftover(path) for path in self.root.rglob(f"{_PARTIAL}*"))
+    def sweep(self, wanted: Callable[[str], bool] = lambda key: True) -> int:
+        leftovers = self.root.rglob(f"{_PARTIAL}*")
+        return sum(_remove_leftover(path) for path in leftovers if wanted(path.relative_to(self.root).as_posix()))
 
     def _path(self, key: str) -> Path:
         path = self.root / check_key(key)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import PERMANENT, JobError, NotFound, NoValidCheckpoint
+from job.store.commit import read_pointer
+from job.store.lease import OWNER
 from job.store.objects import Store, open_store
 from job.store.records import parse
 from job.store.release import latest_release, read_release_manifest
-from job.store.restore import list_manifests, read_manifest
+from job.store.restore import list_manifests, list_older, read_manifest
 from job.store.transfer import verify_objects
 
 Listing = tuple[str, list[str], list[list[str]]]
@@ -39,13 +41,38 @@ def list_inventory(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
 
 
 def verify_uri(uri: str, scratch: Path, *, allow_http: bool = False) -> tuple[int, list[str]]:
-    """Return how many objects a release or checkpoint has, and one sentence for each that does not match."""
+    """Return how many objects a release or checkpoint has, and one sentence for each that does not match.
+
+    A run stands for its checkpoints, each of which is verified.
+    """
+    if (run := open_store(uri.rstrip("/"), allow_http=allow_http)).read(OWNER):
+        return _verify_run(run, scratch)
     release = latest_release(uri.rstrip("/"), allow_http=allow_http)
     store, manifest = read_release_manifest(release, allow_http=allow_http)
     problems = []
     if manifest.kind == "release" and not release.endswith(f"-{manifest.sha256[:8]}"):
         problems.append("manifest.json: its sha256 is not the one in the version's name")
     return len(manifest.files), problems + verify_objects(store, manifest, scratch)
+
+
+def _verify_run(store: Store, scratch: Path) -> tuple[int, list[str]]:
+    """Verify what current.json names, and every other checkpoint that is listed."""
+    count, problems, keys = 1, [], list_manifests(store)
+    try:
+        pointer = read_pointer(store)
+        named = [pointer, *list_older(pointer)] if pointer else []
+    except NoValidCheckpoint as error:
+        named, problems = [], [str(error)]
+    digests = {entry["manifest"]: entry["manifest_sha256"] for entry in named}
+    for key in [*digests, *(key for key in keys if key not in digests)]:
+        try:
+            manifest = read_manifest(store, key, digests.get(key))
+        except NoValidCheckpoint as error:
+            problems.append(str(error))
+            continue
+        count += 1 + len(manifest.files)
+        problems += verify_objects(store, manifest, scratch)
+    return count, problems
 
 
 def list_events(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:

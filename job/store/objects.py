@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,8 @@ from job.errors import JobError, NotFound, SecurityRefused, contains_secret, red
 MAX_KEY_LENGTH = 512
 MAX_PART_LENGTH = 200
 MAX_KEY_DEPTH = 8
+MAX_READ_BYTES = 64 << 20
+"""More than any record has, a manifest of 100,000 files included: what must fit into memory is capped beforehand."""
 
 
 class PreconditionFailed(JobError):
@@ -56,7 +58,7 @@ class Store(Protocol):
     uri: str
 
     def read(self, key: str) -> Blob | None:
-        """Return a small object, or None where it is proven absent."""
+        """Return a small object, or None where it is proven absent; SecurityRefused (19) above MAX_READ_BYTES."""
         ...
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
@@ -82,8 +84,11 @@ class Store(Protocol):
         """Delete objects; absent ones are no error."""
         ...
 
-    def sweep(self) -> int:
-        """Abort every upload below this store's URI that was begun and never finished; return how many."""
+    def sweep(self, wanted: Callable[[str], bool] = lambda key: True) -> int:
+        """Abort the uploads below this store's URI that were begun and never finished; return how many.
+
+        `wanted` is asked with the key that an upload was to fill.
+        """
         ...
 
 
@@ -124,6 +129,15 @@ def check_key(key: str) -> str:
     if hostile or len(parts) > MAX_KEY_DEPTH or _too_long(key, parts):
         raise SecurityRefused(f"key {key[:80]!r} is not a plain relative path; refused, nothing was written")
     return key
+
+
+def check_read_size(uri: str, key: str, size: int) -> None:
+    """Raise SecurityRefused (19) for an object that is no record: `size` in bytes."""
+    if size > MAX_READ_BYTES:
+        raise SecurityRefused(
+            f"{uri}/{key}: has {size >> 20} MiB, where a record has at most {MAX_READ_BYTES >> 20}; refused, nothing "
+            "was downloaded: find out who wrote it, then delete it"
+        )
 
 
 def check_prefix(prefix: str) -> str:

@@ -36,7 +36,16 @@ from botocore.exceptions import (
 )
 
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, Unreachable
-from job.store.objects import Blob, ObjectInfo, PreconditionFailed, SizeDiffers, check_endpoint, check_key, check_prefix
+from job.store.objects import (
+    Blob,
+    ObjectInfo,
+    PreconditionFailed,
+    SizeDiffers,
+    check_endpoint,
+    check_key,
+    check_prefix,
+    check_read_size,
+)
 
 Result = TypeVar("Result")
 
@@ -63,6 +72,8 @@ _AGAIN = {
     "IncompleteBody",
     "NoSuchUpload",
 }
+_NO_BULK_DELETE = (400, 405, 501)
+"""How servers answer that lack the call, or that want the MD5 which boto3 no longer sends with it (since 1.36)."""
 _TRANSIENT = (
     ConnectTimeoutError, EndpointConnectionError, HTTPClientError, IncompleteReadError, ReadTimeoutError,
     ResponseStreamingError,
@@ -96,6 +107,7 @@ class S3Store:
         def get() -> Blob | None:
             try:
                 answer = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
+                check_read_size(self.uri, key, answer.get("ContentLength", 0))
                 return Blob(answer["Body"].read(), answer["ETag"])
             except ClientError as error:
                 if _code(error) in _ABSENT:
@@ -169,8 +181,9 @@ class S3Store:
         for start in range(0, len(keys), 1000):
             self._call("delete", partial(self._delete_chunk, [self._full(key) for key in keys[start : start + 1000]]))
 
-    def sweep(self) -> int:
+    def sweep(self, wanted: Callable[[str], bool] = lambda key: True) -> int:
         uploads = self._call("list unfinished uploads", self._list_uploads)
+        uploads = [upload for upload in uploads if wanted(upload["Key"].removeprefix(self._prefix))]
         for upload in uploads:
             target = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
             self._call("abort an upload", partial(self._abort, target))
@@ -189,7 +202,14 @@ class S3Store:
 
     def _delete_chunk(self, keys: Sequence[str]) -> None:
         chunk = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        errors = self._client.delete_objects(Bucket=self.bucket, Delete=chunk).get("Errors", [])
+        try:
+            errors = self._client.delete_objects(Bucket=self.bucket, Delete=chunk).get("Errors", [])
+        except ClientError as error:
+            if _status(error) not in _NO_BULK_DELETE:
+                raise
+            for key in keys:
+                self._client.delete_object(Bucket=self.bucket, Key=key)
+            return
         for item in errors:  # the call as a whole succeeds even when no key may be deleted
             if item.get("Code") not in _ABSENT:
                 raise ClientError({"Error": item}, "DeleteObjects")
@@ -284,8 +304,14 @@ def _status(error: ClientError) -> int:
 
 def _is_transient(error: Exception) -> bool:
     if isinstance(error, ClientError):
-        return _status(error) in (409, 429) or _status(error) >= 500 or _code(error) in _AGAIN
+        again = _status(error) in (409, 429) or (_status(error) >= 500 and not _is_missing(error))
+        return again or _code(error) in _AGAIN
     return isinstance(error, (*_TRANSIENT, RetriesExceededError))
+
+
+def _is_missing(error: ClientError) -> bool:
+    """Tell whether the server says that it does not have this call, or this condition of it."""
+    return _status(error) == 501 or _code(error) == "NotImplemented"
 
 
 def _translate(error: Exception, what: str, bucket: str) -> JobError:
@@ -298,6 +324,11 @@ def _translate(error: Exception, what: str, bucket: str) -> JobError:
         return Unreachable(f"{what}: {type(error).__name__}: {error}; check endpoint and network, then run again")
     if _code(error) == "RequestTimeTooSkewed":
         return AccessDenied(f"{what}: this machine's clock is {_measure_skew_s(error)} off; set it (chrony, NTP)")
+    if _is_missing(error):
+        return RecipeError(
+            f"{what}: the server does not implement this; use another store, or set store.single_writer: true if it "
+            "lacks conditional writes and nothing else ever writes this run"
+        )
     return _translate_code(_code(error), _status(error), what, bucket)
 
 

@@ -111,7 +111,7 @@ def test_the_model_address_follows_the_current_release(released: Released, tmp_p
     assert json.loads(answer.stdout)["label"] == "negative"
 
 
-def test_verify_accepts_release_model_and_checkpoint(released: Released, tmp_path: Path) -> None:
+def test_verify_accepts_release_model_checkpoint_and_run(released: Released, tmp_path: Path) -> None:
     store = released.uri.partition("/models/")[0]
     pointer = open_store(f"{store}/runs/{released.result['run_id']}").read("current.json")
     assert pointer is not None
@@ -120,6 +120,7 @@ def test_verify_accepts_release_model_and_checkpoint(released: Released, tmp_pat
         released.uri,
         released.uri.rpartition("/")[0],
         f"{store}/runs/{released.result['run_id']}/{checkpoint}",
+        f"{store}/runs/{released.result['run_id']}",
     ):
         answer = call_job("verify", uri, "--work-dir", str(tmp_path))
         assert answer.code == 0, answer.stderr

@@ -16,6 +16,7 @@ from job.errors import AccessDenied, NoValidCheckpoint, SecurityRefused, Unreach
 from job.store import Manifest, ManifestEntry, RunStore
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import fence
+from job.store.inventory import verify_uri
 from job.store.manifest import hash_file, list_files
 from job.store.records import dump
 from job.store.restore import Restored, restore_newest
@@ -160,6 +161,26 @@ def test_a_pointer_that_is_gone_does_not_begin_the_training_anew(store: Path, th
     (store / "runs/run-1/current.json").unlink()
     assert restore(store, tmp_path / "scratch") is not None
     assert_is_step(tmp_path / "scratch", three, 30)
+
+
+def test_verify_of_a_run_names_what_is_damaged_in_any_of_its_checkpoints(store: Path, tmp_path: Path) -> None:
+    uri = str(store / "runs/run-1")
+    assert verify_uri(uri, tmp_path / "scratch") == (1 + 3 * 5, [])
+    (manifest_of(store, 20).parent / "model.safetensors").write_bytes(b"rubbish")
+    manifest_of(store, 30).unlink()
+    problems = verify_uri(uri, tmp_path / "scratch")[1]
+    assert ["s00000030" in problems[0], "s00000020" in problems[1], len(problems)] == [True, True, 2]
+    (store / "runs/run-1/current.json").write_bytes(b"{")
+    assert "current.json" in verify_uri(uri, tmp_path / "scratch")[1][0]
+
+
+def test_a_pointer_that_is_gone_with_all_manifests_is_17_while_any_object_is_left(store: Path, tmp_path: Path) -> None:
+    (store / "runs/run-1/current.json").unlink()
+    for step in STEPS:
+        manifest_of(store, step).unlink()
+    for epoch in (2, 3):
+        with pytest.raises(NoValidCheckpoint, match=r"no manifest is there.*--fresh"):
+            restore(store, tmp_path / "scratch", epoch)
 
 
 def test_a_training_begins_anew_only_in_an_empty_prefix(tmp_path: Path) -> None:

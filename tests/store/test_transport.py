@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import RecipeError, Unreachable
-from job.store import open_store
+from job.errors import RecipeError, SecurityRefused, Unreachable
+from job.recipe.schema import Store as Address
+from job.store import open_store, publish_release
 from job.store.folder import FolderStore
 from job.store.objects import Blob, PreconditionFailed, SizeDiffers
 from job.store.probe import probe_conditional_writes
@@ -38,6 +39,47 @@ def test_an_upload_that_was_never_finished_is_swept(s3: str, tmp_path: Path) -> 
     assert store.sweep() == 1
     assert store.sweep() == 0
     assert other.sweep() == 1, "another run's upload was left alone"
+
+
+def test_a_sweep_leaves_what_it_is_not_asked_for(s3: str, tmp_path: Path) -> None:
+    for store in (FolderStore(tmp_path / "store"), S3Store(f"{s3}/{tmp_path.name}")):
+        for key in ("mine/big", "other/big"):
+            begin_upload(store, key)
+        assert store.sweep(lambda key: key.startswith("mine/")) == 1
+        assert store.sweep() == 1
+
+
+def begin_upload(store: FolderStore | S3Store, key: str) -> None:
+    """Leave what a kill in the middle of an upload leaves."""
+    if isinstance(store, S3Store):
+        store._client.create_multipart_upload(Bucket=store.bucket, Key=store._full(key))
+    else:
+        store.write(key, b"")
+        (store.root / key).with_name(".partial-dead").write_bytes(b"half")
+
+
+def test_a_release_aborts_what_its_own_run_left_half_uploaded_and_nothing_else(s3: str, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/config.json").write_text("{}")
+    uri = f"{s3}/{tmp_path.name}"
+    model = S3Store(f"{uri}/models/m")
+    for version in ("run-0123abcd", "run-1-0123abcd", "run-0123abcd-89abcdef"):
+        begin_upload(model, f"{version}/onnx/model.onnx")
+    publish_release(Address(uri=uri), "m", "run", tmp_path / "bundle", lambda: None)
+    left = {upload["Key"].split("/")[-3] for upload in model._list_uploads()}
+    assert left == {"run-1-0123abcd", "run-0123abcd-89abcdef"}
+
+
+def test_an_object_that_is_no_record_is_refused_before_it_fills_the_memory(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.store.objects.MAX_READ_BYTES", 4 << 20)
+    store = open_store(store_uri)
+    store.write("current.json", bytes((4 << 20) + 1))
+    with pytest.raises(SecurityRefused, match=r"current\.json: has 4 MiB"):
+        store.read("current.json")
+    store.write("current.json", bytes(4 << 20))
+    assert store.read("current.json") is not None
 
 
 def test_an_object_of_another_size_is_not_downloaded(store_uri: str, tmp_path: Path) -> None:
