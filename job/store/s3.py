@@ -229,8 +229,6 @@ class S3Store:
                 result = request()
                 self._worked = True
                 return result
-            except RecursionError:  # botocore asks a bucket that redirects for its region, and is redirected again
-                raise _translate_code("PermanentRedirect", 301, f"{self.uri}: cannot {what}", self.bucket) from None
             except (BotoCoreError, ClientError, Boto3Error) as caught:
                 # S3UploadFailedError carries the server's answer only as its context
                 answer = caught.__context__ if isinstance(caught, Boto3Error) else None
@@ -263,7 +261,17 @@ def _make_client(allow_http: bool, attempts: int) -> Any:
     except (BotoCoreError, ValueError) as error:
         raise RecipeError(f"S3 client: {error}; check AWS_ENDPOINT_URL_S3 and AWS_REGION") from None
     check_endpoint(client.meta.endpoint_url, allow_http)
+    client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
     return client
+
+
+def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
+    """Mark a question for a bucket's region as redirected already.
+
+    botocore asks it of a bucket that redirects (S3RegionRedirectorv2), and without the mark asks again when that
+    answer redirects too, until the stack is full.
+    """
+    context["s3_redirect"]["redirected"] = True
 
 
 def _client_config(attempts: int, own_endpoint: bool) -> Config:

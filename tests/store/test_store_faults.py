@@ -142,6 +142,13 @@ def test_what_a_server_refuses_has_its_own_code_and_next_step(
             call()
 
 
+def test_a_bucket_that_redirects_to_nowhere_is_asked_for_its_region_once(through_proxy: Through) -> None:
+    uri, proxy = through_proxy(lambda request: "301")
+    with pytest.raises(RecipeError, match="AWS_REGION"):
+        open_store(uri).read("a")
+    assert [request.method for request in proxy.seen] == ["GET", "HEAD"]
+
+
 def test_credentials_that_expire_after_they_worked_are_waited_for_then_77(
     through_proxy: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
