@@ -6,6 +6,7 @@ compute a hash chain instead of weights. A start costs two seconds instead of ha
 The result is the last line on stdout, the exit code that of `job run`. `final_state` says what the chain must end with.
 Variables scale what takes minutes in earnest: LIGHT_STEP_S, LIGHT_PAYLOAD_MIB (of a checkpoint), LIGHT_PART_MIB (of an
 upload), LIGHT_DEADLINE_S (of one call to the store), LIGHT_MAX_UNSYNCED_S; JOB_FAILPOINT_RANK spares all ranks but one.
+LIGHT_HUNGER_MIB is what step 6 takes of memory.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from job.store.checkpoints import CheckpointWriter
 STEP_S = float(os.environ.get("LIGHT_STEP_S", "0.02"))
 MAX_UNSYNCED_S = float(os.environ.get("LIGHT_MAX_UNSYNCED_S", "60"))
 PAYLOAD_MIB = int(os.environ.get("LIGHT_PAYLOAD_MIB", "0"))
+HUNGER_MIB = int(os.environ.get("LIGHT_HUNGER_MIB", "0"))
 SAME_REQUEST_S = 1.0
 """As in the real rank: a batch system signals every process, and the supervisor passes it on; that is one request."""
 
@@ -144,6 +146,8 @@ def train(run: Run) -> dict[str, Any]:
         time.sleep(STEP_S)
         uploader.check()
         state, step = advance(state, step), step + 1
+        if step == 6:
+            b"x" * (HUNGER_MIB << 20)
         stopped = vote.decide(told.count > 0) and step < steps
         if step % every == 0 or step == steps or stopped:
             uploader.submit(write_checkpoint(run, rank, step, state))

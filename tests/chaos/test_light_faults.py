@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,35 @@ def test_2_a_second_signal_leaves_soon_with_what_was_committed(case: Case) -> No
 
 
 @pytest.mark.slow
+@contextmanager
+def memory_limit(mib: int) -> Iterator[list[str]]:
+    """Make a cgroup (v1 or v2) with so much memory; yields the words that run a command in it."""
+    root = Path("/sys/fs/cgroup/memory")
+    root, limit = (root, "memory.limit_in_bytes") if root.is_dir() else (root.parent, "memory.max")
+    group = root / f"job-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(mib << 20))
+    except OSError as error:
+        pytest.skip(f"no cgroup with a limit can be made here (root, a writable hierarchy): {error}")
+    try:
+        yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    finally:
+        group.rmdir()
+
+
+def test_11_what_the_kernel_kills_for_lack_of_memory_is_78_and_names_the_limit(case: Case) -> None:
+    hungry = os.environ | {"LIGHT_HUNGER_MIB": "600", "LIGHT_STEP_S": "0.1"}
+    with memory_limit(400) as inside:
+        command, pipe = [*inside, *case.command("first", "--ttl=1")], subprocess.PIPE
+        ended = end(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=hungry))
+    assert ended.code == 78, ended.stderr
+    assert "the kernel killed a process for lack of memory (cgroup limit: 400 MiB" in ended.result["reason"]
+    committed = check_store(case)
+    check_finished(case, case.attempt("second", "--ttl=1"))
+    assert (resumed_from(case) or 0) >= committed >= 2
+
+
 def test_36_a_second_job_with_the_same_run_id_leaves_with_76_and_does_not_disturb(case: Case) -> None:
     first = case.start("first", "--ttl=1", LIGHT_STEP_S="3")
     wait_for_commit(case)
