@@ -46,6 +46,11 @@ class StopVote(TrainerCallback):
         for number in STOP_SIGNALS:
             signal.signal(number, self._hear)
 
+    @property
+    def told(self) -> bool:
+        """Tell whether this rank heard a stop signal, also where it came too late for a vote."""
+        return self._told_at is not None
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._told_at is not None and now - self._told_at > _SAME_REQUEST_S:
@@ -79,16 +84,15 @@ class StopVote(TrainerCallback):
             raise EvaluationCut
 
     def _decide(self) -> bool:
-        told = self._told_at is not None
         if self._group is None:
-            return told
+            return self.told
         if self._pending:
             work, votes = self._pending
             work.wait()
             self._pending = None
             if votes.item():
                 return True
-        votes = torch.tensor([int(told)], dtype=torch.int32)
+        votes = torch.tensor([int(self.told)], dtype=torch.int32)
         self._pending = (dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True), votes)
         return False
 

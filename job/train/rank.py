@@ -60,7 +60,7 @@ def _run_rank(run: Run) -> dict[str, Any]:
     _leave_group()
     uploads.queue.close(on_wait=beat)
     step = trainer.state.global_step
-    if vote.stopped:
+    if vote.stopped or vote.told:  # perhaps after the last step: the supervisor may not know of it, and would go on
         raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on")
     return _summarize(run, trainer, attempt, seconds) | {"samples_sha256": samples[0], "samples": samples[1]}
 

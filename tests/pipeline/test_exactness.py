@@ -81,9 +81,11 @@ def test_one_rank_after_other_accidents(make_trial: MakeTrial) -> None:
     assert broken.attempt(accident="prediction_step:raise:12") == 1
     assert "an accident that no code expects" in broken.reason
     assert broken.pointer["step"] in (11, 12)
+    assert broken.attempt(accident="training_step:term:13") == 75, "whoever was told to stop exports nothing"
+    assert broken.pointer["step"] == 14
     assert broken.attempt() == 0, broken.reason
     assert_same_bits(broken, straight)
-    # finished, but killed before that was noted: no step is done twice
+    # finished, but told to stop during the last step, or killed before its end was noted: no step is done twice
     assert broken.attempt() == 0, broken.reason
     assert (broken.record["steps"], broken.record["resumed_from"], broken.record["samples"]) == (14, 14, 200)
     assert broken.record["samples_sha256"] == straight.record["samples_sha256"]
