@@ -17,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all chaos s3-conformance lint assets lock clean
+.PHONY: help run test test-all test-cluster chaos s3-conformance lint assets lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -26,10 +26,17 @@ run: assets ## the quickstart: fine-tune, export, prove and release a small mode
 	@$(BIN)/job s3 -- $(BIN)/job run quickstart
 
 test: assets ## the fast and telling tests
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow and not cluster"
 
-test-all: assets ## every test, the slow ones as well
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest
+test-all: assets ## the slow ones as well
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not cluster"
+
+test-cluster: $(STAMP) ## under a real SLURM (root on Debian: installs slurm-wlm and munge)
+	@if ! command -v slurmctld munged > /dev/null; then
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge > /dev/null
+	fi
+	$(BIN)/pytest -m cluster tests/cluster
 
 N    ?= 20
 SEED ?= 1
