@@ -83,12 +83,10 @@ def run(
         from job.errors import Fenced, Interrupted
         from job.identity import default_run_id
         from job.pipeline import run_pipeline
-        from job.report import print_result
+        from job.report import format_result
 
         result = run_pipeline(loaded, _check_run_id(run_id or default_run_id(loaded, os.environ)), work, fresh)
-        print_result(result)
-        print(json.dumps(result), flush=True)
-        _leave_termination_message(result)
+        _leave_result(result, format_result(result))
         if result["exit_code"] in (Interrupted.exit_code, Fenced.exit_code):
             os._exit(result["exit_code"])  # a transfer that was given up may still run in its threads
         return int(result["exit_code"])
@@ -273,7 +271,7 @@ def _finish(action: Callable[[], int], as_json: bool = False) -> NoReturn:
         code = action()
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # of a verb that answers: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
     except Exception as error:
@@ -287,13 +285,21 @@ def _split_pair(line: str) -> str | tuple[str, str]:
 
 
 def _report_error(verdict: dict[str, Any], as_json: bool) -> int:
-    for line in verdict["reason"].splitlines() or [""]:
-        print(f"error: {line}", file=sys.stderr)
+    text = "".join(f"error: {line}\n" for line in verdict["reason"].splitlines() or [""])
     if as_json:
-        result = {"run_id": None, "status": "failed", **verdict, "release": None}
-        print(json.dumps(result), flush=True)
-        _leave_termination_message(result)
+        _leave_result({"run_id": None, "status": "failed", **verdict, "release": None}, text)
+    else:
+        print(text, end="", file=sys.stderr)
     return int(verdict["exit_code"])
+
+
+def _leave_result(result: dict[str, Any], text: str) -> None:
+    """Say how a run ended: `text` to people, a line of JSON to programs; no pipe that nobody reads changes its code."""
+    from job.launch.logs import write_where_read
+
+    _leave_termination_message(result)
+    write_where_read(sys.stderr, text)
+    write_where_read(sys.stdout, json.dumps(result) + "\n")
 
 
 def _leave_termination_message(result: dict[str, Any]) -> None:

@@ -108,6 +108,11 @@ class Interrupted(JobError):
 
     exit_code = 75
 
+    def __init__(self, message: str, *, together: bool = False) -> None:
+        super().__init__(message)
+        self.together = together
+        """Whether all processes of the group know of it or can end without this one: nobody needs to be told."""
+
 
 class Fenced(JobError):
     """A newer attempt owns this run; this one stops quietly."""

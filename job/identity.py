@@ -89,8 +89,6 @@ def compare_runs(found: dict[str, Any], about: dict[str, Any]) -> None:
 def check_checkpoint(manifest: Manifest, expected: dict[str, Any]) -> None:
     """Raise CheckpointMismatch (16) when a verified checkpoint cannot go on as `expected` (`describe_checkpoint`)."""
     about = manifest.about
-    if any(type(about.get(key)) is not int for key in ("step", "world_size")):
-        raise CheckpointMismatch("a checkpoint is not what this version writes; begin anew with another --run-id")
     for key, hint in (
         ("run_id", "it belongs to another run"),
         ("format", "it was written by another version of finetune-job; go on with that one"),

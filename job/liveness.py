@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,20 +19,25 @@ _PERIOD_S = 1.0
 _by_itself = threading.Event()
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
-    parent = os.getppid()
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
+
+    `parent` is the process that started this one, as it said itself: it may be gone before this is called. Without it
+    the process that is the parent now is meant.
+    """
+    parent = parent or os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
-def start_beating() -> None:
-    """Beat from a thread until the stage calls `beat` itself."""
+def start_beating(limit_s: float) -> None:
+    """Beat from a thread until the stage calls `beat` itself; one that has not after `limit_s` falls silent."""
+    deadline = time.monotonic() + limit_s
 
     def work() -> None:
         _touch()
-        while not _by_itself.wait(_PERIOD_S):
+        while time.monotonic() < deadline and not _by_itself.wait(_PERIOD_S):
             _touch()
 
     threading.Thread(target=work, name="heartbeat", daemon=True).start()

@@ -42,7 +42,11 @@ T = TypeVar("T")
 
 _POLL_S = 0.1
 _LEAVING_S = 20.0
-"""Whoever stopped this attempt will not wait for a store that is out: the result line comes after so long."""
+"""Whoever stopped this attempt will not wait for a store that is out: the result line comes after so long at most."""
+_LEAVING_SHARE = 0.25
+"""Of the grace, for saying goodbye to the store; the rest is the ranks'."""
+_GIVE_UP_S = 1.0
+"""How long a call to the store may still take after a stop signal; most end well before."""
 _CHECKPOINT_BYTES_PER_PARAMETER = 64
 _CHECKPOINT_BYTES_BESIDE = 1 << 30
 """No checkpoint is larger (weights and two moments in fp32 are 12 bytes a parameter); a manifest that says so lies."""
@@ -75,7 +79,7 @@ _RELEASE_READS = ("name", "release")
 def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[str, Any]:
     """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code."""
     records: dict[str, dict[str, Any]] = {}
-    run = Run(run_id, recipe, work.absolute())
+    run = Run(run_id, recipe, work.absolute()).lock_folder()
     pipeline = Pipeline(run, StopRequest(recipe.launch.time_limit_min), fresh, records)
     try:
         outcome = pipeline.run()
@@ -91,7 +95,10 @@ class Pipeline:
 
     def __init__(self, run: Run, stop: StopRequest, fresh: bool, records: dict[str, dict[str, Any]]) -> None:
         self._run, self._stop, self._fresh, self._records = run, stop, fresh, records
-        self._supervisor = Supervisor(stop, Limits.of(run.recipe.launch), self._check_lease)
+        limits = Limits.of(run.recipe.launch)
+        self._leaving_s = min(_LEAVING_S, _LEAVING_SHARE * limits.grace_s)
+        limits = replace(limits, grace_s=limits.grace_s - self._leaving_s)
+        self._supervisor = Supervisor(stop, limits, self._check_lease)
         self._attempt: Attempt | None = None
         self._about: dict[str, Any] = {}
         self._retried = False
@@ -103,19 +110,19 @@ class Pipeline:
         derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
         where = recipe.store
         store = RunStore(where.uri, run.run_id, allow_http=where.allow_http, single_writer=where.single_writer)
-        store.prove_reachable()
+        self._transfer(store.prove_reachable)
         log.info("run %s, store %s", run.run_id, store.uri)
         run.save()
         identity = self._process(FETCH, {"TOKENIZERS_PARALLELISM": "true"})
         self._check_rows()
         self._about, inputs = describe_run(run.run_id, recipe, identity), hash_json(identity)
         if not self._fresh:
-            self._compare(store)
-            if finished := self._find_finished(store, inputs):
+            self._transfer(lambda: self._compare(store))
+            if finished := self._transfer(lambda: self._find_finished(store, inputs)):
                 return finished
         while True:
             try:
-                return self._do_stages(self._own(store), inputs, topology)
+                return self._do_stages(self._transfer(lambda: self._own(store)), inputs, topology)
             except JobError as error:
                 if not self._may_retry(error):
                     raise
@@ -150,12 +157,12 @@ class Pipeline:
         if self._attempt:
             leaving = threading.Thread(target=self._leave_store, args=(self._attempt, result), daemon=True)
             leaving.start()
-            leaving.join(_LEAVING_S)
+            leaving.join(self._leaving_s)
             if leaving.is_alive():
                 log.warning("the store does not answer; this attempt leaves without a word there")
 
     def _leave_store(self, attempt: Attempt, result: dict[str, Any]) -> None:
-        self._status(result["status"])
+        self._write_status(attempt, result["status"])
         attempt.leave(result)
 
     def _process(self, target: str, environment: Mapping[str, str] = {}) -> dict[str, Any]:
@@ -177,7 +184,7 @@ class Pipeline:
             raise Interrupted(f"{self._stop.name} before this attempt owned the run; nothing was changed")
 
     def _transfer(self, work: Callable[[], T]) -> T:
-        """Do `work` in a thread, so that a stop signal or a lost lease need not wait for gigabytes.
+        """Ask the store in a thread, so that a stop signal or a lost lease waits neither for gigabytes nor an outage.
 
         What is given up ends with this process: whoever runs it leaves without waiting for threads.
         """
@@ -192,7 +199,7 @@ class Pipeline:
         threading.Thread(target=carry, name="transfer", daemon=True).start()
         while not wait([done], timeout=_POLL_S).done:
             self._check_lease()
-            if self._stop.count:
+            if self._stop.count and not wait([done], timeout=_GIVE_UP_S).done:
                 raise Interrupted(f"{self._stop.name} during a transfer; run again to go on from what is committed")
         return done.result()
 
@@ -214,11 +221,11 @@ class Pipeline:
         failpoint("run-claim")
         if self._fresh:
             attempt.start_over(_list_records())
-            store.write_json("run.json", about)
+            attempt.claim(about)
         elif store.write_once("run.json", about) != about:
             self._compare(store)
             if not self._has_begun(store):
-                store.write_json("run.json", about)
+                attempt.claim(about)
         attempt.begin(hash_json([recipe.model_dump(mode="json"), __version__]), _list_records())
         self._status("claimed")
         return attempt
@@ -257,7 +264,7 @@ class Pipeline:
     def _do_stage(self, attempt: Attempt, stage: Stage, inputs: str, topology: Topology) -> str:
         """Skip a committed stage or run it and commit its record; return the hash of its outputs."""
         key = self._key(stage.name, inputs, stage.reads)
-        saved = read_stage(attempt.store.objects, stage.name)
+        saved = self._transfer(lambda: read_stage(attempt.store.objects, stage.name))
         if saved and saved["key"] == key and self._has_files(attempt, stage, saved):
             log.info("%s: already committed, skipped", stage.name)
             self._records[stage.name] = saved["record"]
@@ -268,7 +275,8 @@ class Pipeline:
         files = {name: hash_file(self._run.folder / name) for name in stage.files}
         outputs = hash_json([files, _int8_digests(record)])
         self._records[stage.name] = record
-        attempt.commit_record(stage.name, {"key": key, "outputs": outputs, "files": files, "record": record})
+        committed = {"key": key, "outputs": outputs, "files": files, "record": record}
+        self._transfer(lambda: attempt.commit_record(stage.name, committed))
         return outputs
 
     def _run_stage(self, stage: Stage) -> dict[str, Any]:
@@ -321,9 +329,10 @@ class Pipeline:
         }
         self._run.write("attempt.json", order | self._restore(attempt, folder / "resume", topology))
         common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        common["JOB_START_TIMEOUT_S"] = str(60 * recipe.launch.join_timeout_min)
         record = self._processes(stage.target, [common | rank for rank in topology.rank_environments()])
         shutil.rmtree(folder / "resume", ignore_errors=True)
-        checkpoint = attempt.current_checkpoint()
+        checkpoint = self._transfer(attempt.current_checkpoint)
         if checkpoint is None or checkpoint["step"] != record["steps"]:
             raise PeerLost(f"the checkpoint of step {record['steps']}, the last, was not committed; run again")
         return record | {"checkpoint": checkpoint}
@@ -359,22 +368,29 @@ class Pipeline:
             lambda: publish_release(recipe.store, recipe.name, self._run.run_id, self._run.bundle, attempt.verify)
         )
         promoted = recipe.release.promote_if == "proven"
-        if promoted:
-            promote_release(recipe.store, recipe.name, version, attempt.verify)
         record = {"release": f"{recipe.store.uri}/models/{recipe.name}/{version}", "promoted": promoted}
-        attempt.store.upload_report(self._run.bundle / "report.html", "report.html")
         key = self._key("release", inputs, _RELEASE_READS)
-        attempt.commit_record("release", {"key": key, "outputs": version, "record": record})
+        self._transfer(lambda: self._promote(attempt, {"key": key, "outputs": version, "record": record}))
         self._records["release"] = record
         passed = any(target["accepted"] for target in self._records["quantize"]["targets"].values())
         reason = "" if passed else "no int8 target passed; fp32 is released (gate: report_only)"
         return {"status": "released", "exit_code": 0, "reason": reason, **record}
 
+    def _promote(self, attempt: Attempt, committed: dict[str, Any]) -> None:
+        """Move the model's pointer to what was published where the recipe says so, and commit the stage's record."""
+        recipe = self._run.recipe
+        if committed["record"]["promoted"]:
+            promote_release(recipe.store, recipe.name, committed["outputs"], attempt.verify)
+        attempt.store.upload_report(self._run.bundle / "report.html", "report.html")
+        attempt.commit_record("release", committed)
+
     def _status(self, phase: str) -> None:
         """Leave a line for `job show`; nothing depends on it."""
         attempt = self._attempt
-        if attempt is None:
-            return
+        if attempt:
+            self._transfer(lambda: self._write_status(attempt, phase))
+
+    def _write_status(self, attempt: Attempt, phase: str) -> None:
         about = {"run_id": self._run.run_id, "name": self._run.recipe.name, "phase": phase, "epoch": attempt.epoch}
         try:
             attempt.check()

@@ -7,9 +7,12 @@ import logging
 import os
 import select
 import time
+from contextlib import suppress
 from typing import TextIO
 
 from job.errors import redact
+
+_PATIENCE_S = 5.0
 
 
 class _Formatter(logging.Formatter):
@@ -34,6 +37,15 @@ class _Handler(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nobody is there to be told."""
+
+
+def write_where_read(stream: TextIO, text: str) -> None:
+    """Write `text` as far as somebody reads it: neither a closed nor a full pipe raises, or blocks for long."""
+    with suppress(OSError, ValueError):  # ValueError: a stream without a file behind it
+        stream.flush()
+        handle, data = stream.fileno(), text.encode()
+        while data and select.select([], [handle], [], _PATIENCE_S)[1]:
+            data = data[os.write(handle, data[: select.PIPE_BUF]) :]  # so much fits where a pipe can be written at all
 
 
 def set_up_logging(stream: TextIO) -> None:

@@ -22,6 +22,10 @@ class Pulse:
         limit_s = self._hang_timeout_s if self._look() else self._start_timeout_s
         return self.silence_s() > limit_s
 
+    def restart(self) -> None:
+        """Count the silence from now on."""
+        self._changed = time.monotonic()
+
     def silence_s(self) -> float:
         """Return for how many seconds no change was seen."""
         return time.monotonic() - self._changed

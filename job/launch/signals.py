@@ -9,6 +9,8 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 _MIN_RESERVE_S = 5.0
+_UNMEASURED_S = 60.0
+"""What is kept in reserve before any checkpoint was saved."""
 
 
 class StopRequest:
@@ -29,13 +31,18 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, self._limit_s)
 
     def apply_deadline(self, saving_s: float) -> None:
-        """Count the time limit as a stop signal, early enough to save: 2 × `saving_s`, at most half of the limit."""
+        """Count the time limit as a stop signal, early enough to save: 2 × `saving_s`, at most half of the limit.
+
+        `saving_s` is what the last checkpoint took, 0 before the first.
+        """
         if self._limit_s is None or self.count:
             return
-        reserve_s = min(max(2 * saving_s, _MIN_RESERVE_S), self._limit_s / 2)
+        reserve_s = min(max(2 * saving_s, _MIN_RESERVE_S) if saving_s else _UNMEASURED_S, self._limit_s / 2)
         if time.monotonic() - self._began > self._limit_s - reserve_s:
             self.count, self.name = 1, "launch.time_limit_min"
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGALRM and self.count:
+            return  # whoever was told before is saving by now, and a second request would cut that short
         self.count += 1
         self.name = "launch.time_limit_min" if number == signal.SIGALRM else signal.Signals(number).name

@@ -31,6 +31,8 @@ log = logging.getLogger("job.launch")
 _POLL_S = 0.05
 _PEERS_FOLLOW_S = 5.0
 """How long the others may take to report after one process failed, before they are killed."""
+_OWN_SLEEP_S = 2.0
+"""A longer pause between two looks at the group is no load but a SIGSTOP or a suspended machine."""
 _SHORTENED_S = 5.0
 """What is left of the grace after a second stop signal."""
 _ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -77,13 +79,15 @@ class Supervisor:
         """
         if self._stop.count:
             return Verdict(Interrupted.exit_code, f"{self._stop.name} before {target} began", {})
-        group = [self._start(target, folder, index, variables) for index, variables in enumerate(environments)]
+        group: list[_Member] = []
         watch = _Watch(group, self._limits, self._stop)
         try:
+            for index, variables in enumerate(environments):
+                group.append(self._start(target, folder, index, variables))
             while watch.goes_on():
+                time.sleep(_POLL_S)
                 self._check()
                 self._stop.apply_deadline(_read_saving_s(folder))
-                time.sleep(_POLL_S)
         finally:
             for member in group:
                 member.kill()
@@ -96,13 +100,14 @@ class Supervisor:
         heartbeat.unlink(missing_ok=True)
         heartbeat.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
-        variables = os.environ | environment | {"JOB_HEARTBEAT": str(heartbeat)}
+        own = {"JOB_HEARTBEAT": str(heartbeat), "JOB_SUPERVISOR_PID": str(os.getpid())}
+        variables = os.environ | environment | own
         process = subprocess.Popen(command, env=variables, start_new_session=True)
         pulse = Pulse(process.pid, heartbeat, self._limits.hang_timeout_s, self._limits.start_timeout_s)
         return _Member(index, process, outcome, pulse)
 
     def _decide(self, group: list[_Member], watch: _Watch) -> Verdict:
-        """The first permanent failure decides, then a stop that was asked for, then any other, a lost peer last."""
+        """The first permanent failure decides, then a lost lease, then any other failure, a stop, a lost peer last."""
         verdicts = [self._judge(member, len(group), watch) for member in group]
         failed = [verdict for verdict in verdicts if verdict.code]
         return min(failed, key=_rank) if failed else verdicts[0]
@@ -140,6 +145,7 @@ class _Watch:
     def __init__(self, group: list[_Member], limits: Limits, stop: StopRequest) -> None:
         self._group, self._limits, self._stop = group, limits, stop
         self._heard, self._deadline = 0, float("inf")
+        self._polled = time.monotonic()
         self.was_told, self.why_told = False, "a process was told to stop"
         self.ended_by: Verdict | None = None
 
@@ -148,12 +154,21 @@ class _Watch:
         running = [member for member in self._group if member.process.poll() is None]
         if not running:
             return False
+        self._forgive_own_sleep(running)
         if self._stop.count > self._heard:
             self._pass_on(running)
         self._follow(running)
         if time.monotonic() > self._deadline:
             return False
         return not self._is_hanging(running)
+
+    def _forgive_own_sleep(self, running: list[_Member]) -> None:
+        """Whoever was stopped himself has not seen the others' signs of life meanwhile."""
+        slept_s, self._polled = time.monotonic() - self._polled, time.monotonic()
+        if slept_s > _OWN_SLEEP_S:
+            log.warning("this process stood still for %.0f s; the others get their time anew", slept_s)
+            for member in running:
+                member.pulse.restart()
 
     def _pass_on(self, running: list[_Member]) -> None:
         first, self._heard = not self._heard, self._stop.count
@@ -168,7 +183,9 @@ class _Watch:
             return
         if all(code == Interrupted.exit_code or -code in _ASKED for code in codes):
             if not self.was_told:
-                self._tell(running, "a peer was told to stop", self._limits.grace_s)
+                # told again, those who agreed to stop and still upload would leave at once
+                agreed = any(_read_json(member.outcome).get("together") for member in self._group)
+                self._tell([] if agreed else running, "a peer was told to stop", self._limits.grace_s)
         elif not self.was_told:
             self._deadline = min(self._deadline, time.monotonic() + _PEERS_FOLLOW_S)
 

@@ -38,14 +38,15 @@ def main(target: str, folder: Path, outcome: Path) -> int:
             record = _work(target, folder, outcome.stem)
         finally:
             _handle_stops(signal.SIG_IGN)  # from here on nothing may come between the work and its outcome
-        code, reason, retry = 0, "", None
+        code, reason, extra = 0, "", {}
     except BaseException as error:
         if isinstance(error, _Stopped):
             error = Interrupted("told to stop; what was committed is kept, run again to go on")
         verdict, record = judge_error(error), {}
-        code, reason, retry = verdict["exit_code"], verdict["reason"], getattr(error, "retry", None)
+        code, reason = verdict["exit_code"], verdict["reason"]
+        extra = {"retry": getattr(error, "retry", None), "together": getattr(error, "together", False)}
     reserve.unlink(missing_ok=True)
-    write_json(outcome, {"code": code, "reason": reason, "record": record or {}, "retry": retry})
+    write_json(outcome, {"code": code, "reason": reason, "record": record or {}} | extra)
     return int(code)
 
 
@@ -58,8 +59,8 @@ def _reserve_disk(path: Path) -> None:
 
 def _work(target: str, folder: Path, name: str) -> Any:
     _handle_stops(_interrupt)
-    die_with_parent()
-    start_beating()
+    die_with_parent(int(os.environ["JOB_SUPERVISOR_PID"]))
+    start_beating(float(os.environ.get("JOB_START_TIMEOUT_S", "inf")))
     os.environ.update(_QUIET)
     _redirect_output(folder / "logs" / f"{name}.log", name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
@@ -95,4 +96,7 @@ def _redirect_output(log_file: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))
+    _code = main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_code)  # the outcome is written: no thread that still uploads may keep this process until it looks hung

@@ -5,9 +5,10 @@ Stages are processes of their own; they find each other's files through this map
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ class Run:
     run_id: str
     recipe: Recipe
     work: Path
+    folder_name: str = ""
 
     @property
     def folder(self) -> Path:
-        """Folder of this run."""
-        return self.work / "runs" / self.run_id
+        """Folder of this run, or of this process where another one works in that."""
+        return self.work / "runs" / (self.folder_name or self.run_id)
 
     @property
     def cache(self) -> Path:
@@ -72,7 +74,21 @@ class Run:
     def load(folder: Path) -> Run:
         """Return the run whose folder this is, as another process saved it."""
         saved = json.loads((folder / "recipe.json").read_text())
-        return Run(saved["run_id"], Recipe.model_validate(saved["recipe"]), folder.parent.parent)
+        return Run(saved["run_id"], Recipe.model_validate(saved["recipe"]), folder.parent.parent, folder.name)
+
+    def lock_folder(self) -> Run:
+        """Return this run with a folder that belongs to this process as long as it lives.
+
+        A second job, or the successor of one that was only stopped, must not write into what the first still reads.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held, or a file system without locks, where the same care is right
+            os.close(handle)
+            return replace(self, folder_name=f"{self.run_id}~{os.getpid()}")  # no run id has a tilde
+        return self  # the handle stays open: with it goes the lock
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

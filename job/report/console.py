@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -16,9 +17,12 @@ from job.errors import redact
 _EXAMPLE = "I am absolutely amazed with this new and revolutionary AI device"
 
 
-def print_result(result: dict[str, Any], metric: str = "accuracy") -> None:
-    """Print tables of quality, exports and places to stderr; a result without metrics prints its reason."""
-    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+def format_result(result: dict[str, Any], metric: str = "accuracy") -> str:
+    """Return tables of quality, exports and places, as stderr can show them; without metrics, the reason alone."""
+    shown = io.StringIO()
+    terminal = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    colours: dict[str, Any] = {"force_terminal": terminal.is_terminal, "color_system": terminal.color_system}
+    console = Console(file=shown, highlight=False, width=terminal.width, **colours)
     console.print()
     if "metrics" in result:
         console.print(_quality_table(result, metric))
@@ -30,6 +34,7 @@ def print_result(result: dict[str, Any], metric: str = "accuracy") -> None:
     colour = "green" if result["exit_code"] == 0 else "red"
     console.print(f"[bold {colour}]{result['status']}[/] (exit code {result['exit_code']})", end=" ")
     console.print(redact(result["reason"]), markup=False, soft_wrap=True)
+    return shown.getvalue()
 
 
 def _quality_table(result: dict[str, Any], metric: str) -> Table:

@@ -20,7 +20,7 @@ from job.store.ledger import Ledger
 from job.store.objects import PreconditionFailed, Store
 from job.store.probe import probe_conditional_writes
 from job.store.records import Record, dump, has_seal, new_nonce, parse_leniently, seal, swap
-from job.store.restore import Restored, list_manifests, restore_newest
+from job.store.restore import Restored, list_manifests, parse_name, restore_newest
 from job.store.runs import RunStore
 
 log = logging.getLogger("job.store")
@@ -65,7 +65,10 @@ class Attempt:
         self._lease.verify()
 
     def start_over(self, stages: list[str]) -> None:
-        """Forget what was committed: the pointer first, which is the commit, then records and manifests."""
+        """Forget what was committed: the pointer first, which is the commit, then records and manifests.
+
+        Whoever was stopped in between and wakes up after a take-over leaves what the newer attempt wrote.
+        """
         pointer = NOTHING | {"since": self.epoch, "epoch": self.epoch, "attempt": self.nonce, "nonce": new_nonce()}
         try:
             self._etag = write_pointer(self.store.objects, pointer, self._etag)
@@ -73,8 +76,11 @@ class Attempt:
             raise Fenced(f"{self.store.uri}: another attempt owns this run now; this one stops") from None
         self._pointer = pointer
         objects = self.store.objects
-        objects.delete([f"stages/{name}.json" for name in reversed(stages)])
-        objects.delete(list_manifests(objects))
+        for name in reversed(stages):
+            self.verify()
+            objects.delete([f"stages/{name}.json"])
+        self.verify()
+        objects.delete([key for key in list_manifests(objects) if (parse_name(key) or (0, 0))[0] < self.epoch])
 
     def begin(self, work: str, stages: list[str]) -> None:
         """Enter the ledger and sweep (calls 5–6); raise NoProgress (18). `work` is a hash of what is tried."""
@@ -109,19 +115,27 @@ class Attempt:
 
     def commit_record(self, name: str, record: Record) -> None:
         """Commit a stage's record (call 14); raise Fenced (76) when another attempt owns this run."""
-        objects, key = self.store.objects, f"stages/{name}.json"
         sealed = seal(record | {"epoch": self.epoch, "nonce": new_nonce()})
+        self._replace(f"stages/{name}.json", sealed, lambda: failpoint("stage-record"))
+        failpoint("stage-recorded")
+        self.note("stage committed", stage=name)
+
+    def claim(self, about: Record) -> None:
+        """Let run.json say what this run is, whatever it said; raise Fenced (76) when another attempt owns the run."""
+        self._replace("run.json", about)
+
+    def _replace(self, key: str, record: Record, before: Callable[[], None] = lambda: None) -> None:
+        """Swap an object that only the run's owner may write; `before` is called between asking and writing."""
+        objects = self.store.objects
         while True:
             found = objects.read(key)
             self.verify()
-            failpoint("stage-record")
+            before()
             # An older attempt that slept between its own `verify` and its write may be the one that was faster: who
             # owns the run decides, not who wrote first.
             with suppress(PreconditionFailed):
-                swap(objects, key, sealed, found.etag if found else None)
-                break
-        failpoint("stage-recorded")
-        self.note("stage committed", stage=name)
+                swap(objects, key, record, found.etag if found else None)
+                return
 
     def note(self, event: str, **about: object) -> None:
         """Leave an event for `job show --events`."""

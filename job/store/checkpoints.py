@@ -81,11 +81,7 @@ class CheckpointWriter:
         return self._committed
 
     def _publish(self, name: str, step: int, about: Record, began: float) -> None:
-        files = self._gather(name)
-        if files is None:
-            log.info("checkpoint of step %d skipped: a rank that was behind went on to a newer one", step)
-            return
-        manifest = Manifest("checkpoint", files, {**about, "step": step, "epoch": self._epoch})
+        manifest = Manifest("checkpoint", self._gather(name), {**about, "step": step, "epoch": self._epoch})
         key = f"{name}/manifest.json"
         failpoint("manifest")
         with suppress(PreconditionFailed):  # one's own write whose answer was lost: the folder has this attempt's nonce
@@ -107,29 +103,24 @@ class CheckpointWriter:
         step = next(iter(kept.values())).about["step"]
         return {"since": int(self._attempt.get("since") or 0), "step": step, "older": older} | newest | mine
 
-    def _gather(self, name: str) -> dict[str, ManifestEntry] | None:
-        """Wait for every rank's list of files (call 10) and return their union; None where a rank skipped this step."""
+    def _gather(self, name: str) -> dict[str, ManifestEntry]:
+        """Wait for every rank's list of files (call 10) and return their union."""
         files: dict[str, ManifestEntry] = {}
         timeout_s = float(self._attempt["peer_timeout_s"])
         deadline, pause_s = time.monotonic() + timeout_s, _POLL_S
         for rank in range(self._world_size):
             key = f"{name}/rank-{rank:05d}.json"
             while (listed := self._store.read_json(key)) is None:
-                if self._has_newer(rank, name):
-                    return None
                 if time.monotonic() > deadline:
                     verify_owner(self._store.objects, self._nonce)  # a new owner has cleared away what was there
-                    raise PeerLost(f"rank {rank} did not upload its part of {name} within {timeout_s:.0f} s")
+                    raise PeerLost(
+                        f"rank {rank} did not upload its part of {name} within {timeout_s:.0f} s "
+                        "(launch.hang_timeout_s); see that rank's log in the run's logs folder, then run again"
+                    )
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
             files |= {path: ManifestEntry(**entry) for path, entry in listed.items()}
         return files
-
-    def _has_newer(self, rank: int, name: str) -> bool:
-        """Tell whether a rank has uploaded its part of a later step: newest wins in every rank's queue by itself."""
-        part = f"rank-{rank:05d}.json"
-        parts = (item.key.rpartition("/") for item in self._store.objects.list(f"checkpoints/e{self._epoch:04d}-s"))
-        return any(last == part and folder.endswith(self._nonce[:8]) and folder > name for folder, _, last in parts)
 
     def _note(self, event: dict[str, Any]) -> None:
         """Tell `job show --events`; nothing depends on it."""

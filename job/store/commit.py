@@ -49,6 +49,7 @@ from __future__ import annotations
 
 from job.errors import Fenced, NoValidCheckpoint
 from job.failpoints import failpoint
+from job.store.lease import verify_owner
 from job.store.objects import PreconditionFailed, Store
 from job.store.records import Record, has_seal, new_nonce, parse_leniently, seal, swap
 
@@ -91,7 +92,11 @@ def move_pointer(objects: Store, pointer: Record, etag: str | None) -> str:
             if etag is not None:
                 return write_pointer(objects, pointer, etag)
             found = objects.read(POINTER)
-            _refuse_overtaken(objects, parse_leniently(found), pointer["epoch"], pointer["attempt"])
+            standing = parse_leniently(found)
+            if has_seal(standing):
+                _refuse_overtaken(objects, standing, pointer["epoch"], pointer["attempt"])
+            else:  # nothing in it can be believed, its epoch neither
+                verify_owner(objects, pointer["attempt"])
             return write_pointer(objects, pointer, found.etag if found else None)
         except PreconditionFailed:
             etag = None

@@ -75,7 +75,8 @@ class Lease:
 
     def __init__(self, objects: Store, record: Record, etag: str, ttl_s: float) -> None:
         self.epoch, self.nonce = int(record["epoch"]), str(record["nonce"])
-        self._objects, self._record, self._etag, self._ttl_s = objects, record, etag, ttl_s
+        self._objects, self._record, self._ttl_s = objects, record, ttl_s
+        self._etag: str | None = etag
         self._lost = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._renew_forever, name="lease", daemon=True)
@@ -104,15 +105,21 @@ class Lease:
         failpoint("owner-released")
 
     def _renew_forever(self) -> None:
-        while not self._closed.wait(self._ttl_s / 4):
+        while not (self._lost or self._closed.wait(self._ttl_s / 4)):
             try:
                 failpoint("owner-renew")
-                self._swap()
-            except PreconditionFailed:
-                self._lost = True
-                return
+                self._renew()
             except Exception as error:  # an outage: nobody else can take the lease either
                 log.warning("the lease could not be renewed: %s", error)
+
+    def _renew(self) -> None:
+        """Swap owner.json; where another attempt's stands there the lease is lost, a damaged one is written anew."""
+        try:
+            self._swap()
+        except PreconditionFailed:
+            found = self._objects.read(OWNER)
+            self._lost = parse_leniently(found).get("nonce", self.nonce) != self.nonce
+            self._etag = found.etag if found else None
 
     def _swap(self, **changes: Any) -> None:
         record = self._record | {"seq": self._record["seq"] + 1} | changes
@@ -140,9 +147,13 @@ def acquire_lease(objects: Store, ttl_s: float, check: Callable[[], None]) -> Le
 
 
 def verify_owner(objects: Store, nonce: str) -> None:
-    """Raise Fenced (76) when owner.json is not that of the attempt `nonce`."""
+    """Raise Fenced (76) when owner.json is that of another attempt than `nonce`.
+
+    One that is gone or damaged names nobody: its owner writes it anew at the next renewal, and what is committed is
+    guarded by current.json meanwhile.
+    """
     standing = parse_leniently(objects.read(OWNER))
-    if standing.get("nonce") != nonce:
+    if standing.get("nonce", nonce) != nonce:
         raise Fenced(f"{objects.uri}: attempt {standing.get('epoch')} owns this run now; this one stops")
 
 

@@ -49,6 +49,7 @@ def restore_newest(objects: Store, pointer: Record, folder: Path, max_bytes: int
     for key, sha256 in _candidates(objects, pointer):
         try:
             manifest = fetch_checkpoint(objects, key, sha256, folder, max_bytes=max_bytes)
+            _check_about(objects, key, manifest)
         except NoValidCheckpoint as error:
             log.warning("%s; the next older checkpoint is tried", error)
             problems[key] = str(error)
@@ -64,6 +65,12 @@ def restore_newest(objects: Store, pointer: Record, folder: Path, max_bytes: int
         f"{objects.uri}: none of {len(problems)} checkpoint(s) is whole ({first}); restore the objects, or begin anew "
         "with --fresh"
     )
+
+
+def _check_about(objects: Store, key: str, manifest: Manifest) -> None:
+    numbers = (manifest.about.get("step"), manifest.about.get("world_size"))
+    if manifest.kind != "checkpoint" or not all(type(number) is int and number >= 0 for number in numbers):
+        raise NoValidCheckpoint(f"{objects.uri}/{key}: is no checkpoint's manifest (no step, no world size)")
 
 
 def name_manifest(key: str, sha256: str) -> Record:
@@ -103,9 +110,16 @@ def fetch_checkpoint(
 
 def read_manifest(objects: Store, key: str, sha256: str | None = None) -> Manifest:
     """Return a manifest; NoValidCheckpoint (17) when it is gone, damaged, or not what a pointer names."""
+    try:
+        return _read_manifest_once(objects, key, sha256)
+    except NoValidCheckpoint:  # on the way, perhaps: where it is damaged at rest it comes so again
+        return _read_manifest_once(objects, key, sha256)
+
+
+def _read_manifest_once(objects: Store, key: str, sha256: str | None) -> Manifest:
     blob = objects.read(check_key(key))
     if blob is None:
-        raise NoValidCheckpoint(f"{objects.uri}/{key}: is named but gone")
+        raise NoValidCheckpoint(f"{objects.uri}/{key}: is named but gone; pick another")
     return Manifest.parse(blob.data, f"{objects.uri}/{key}", sha256)
 
 

@@ -52,8 +52,8 @@ class Retention:
     def _is_over(self, key: str, newest: int, kept_folders: set[str]) -> bool:
         """Tell whether nobody needs or writes the folder of `key` any more.
 
-        Every rank uploads its steps in order, and all had uploaded the newest: what this attempt began before it was
-        retired, or skipped by some rank. Later steps are being written.
+        All ranks upload the same steps in the same order: what this attempt began before the newest was retired. Later
+        steps are being written.
         """
         match = _FOLDER.fullmatch(key)
         if match is None or match.group(1) in kept_folders:

@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from job.errors import JobError, NotFound, ResourceExhausted
@@ -135,9 +136,14 @@ def _start(folder: Path, bind: str, ports: dict[str, int]) -> subprocess.Popen[b
     ]  # fmt: skip
     with (folder / "server.log").open("wb") as output:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent,
-            start_new_session=True, env={"PATH": os.environ.get("PATH", ""), "HOME": str(folder)},
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+            start_new_session=True,
+            env={"PATH": os.environ.get("PATH", ""), "HOME": str(folder)},
+        )
 
 
 def _find_binary() -> str:

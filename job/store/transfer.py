@@ -54,6 +54,8 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         store.download(entry.key, partial, size=entry.size)
+        if not _matches(partial, entry):  # on the way, perhaps: where it is damaged at rest it comes so again
+            store.download(entry.key, partial, size=entry.size)
         if not _matches(partial, entry):
             raise NoValidCheckpoint(f"{store.uri}/{entry.key}: does not match its manifest (damaged); not used")
         os.replace(partial, target)

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from job.store.background import BackgroundUploader
+
 log = logging.getLogger("job.train")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -35,13 +37,14 @@ class EvaluationCut(Exception):
 class StopVote(TrainerCallback):
     """Ends training with a checkpoint once any rank was told to stop; `stopped` says so afterwards.
 
-    `group` is a CPU (gloo) group of all ranks, None for one rank.
+    `group` is a CPU (gloo) group of all ranks, None for one rank. `uploads` are this rank's: the votes also say
+    whether every rank's queue is free, so that all of them send the same step next.
     """
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, uploads: BackgroundUploader | None = None) -> None:
         self.stopped = False
         self._told_at: float | None = None
-        self._group = group
+        self._group, self._uploads = group, uploads
         self._pending: tuple[Any, torch.Tensor] | None = None
         for number in STOP_SIGNALS:
             signal.signal(number, self._hear)
@@ -90,9 +93,13 @@ class StopVote(TrainerCallback):
             work, votes = self._pending
             work.wait()
             self._pending = None
-            if votes.item():
+            told, busy = votes.tolist()
+            if not busy and self._uploads:
+                self._uploads.open_gate()
+            if told:
                 return True
-        votes = torch.tensor([int(self.told)], dtype=torch.int32)
+        busy = self._uploads is not None and not self._uploads.is_free
+        votes = torch.tensor([int(self.told), int(busy)], dtype=torch.int32)
         self._pending = (dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True), votes)
         return False
 

@@ -50,8 +50,8 @@ def _run_rank(run: Run) -> dict[str, Any]:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     (run.folder / "train").mkdir(exist_ok=True)
     trainer, group = _build_trainer(run, world_size)
-    vote = StopVote(group)
     uploads = Uploads(run, attempt, rank, world_size)
+    vote = StopVote(group, uploads.queue)
     _add_callbacks(trainer, vote, uploads.queue)
     trainer.on_checkpoint = uploads.submit
     seconds = _train(trainer, vote, attempt)
@@ -61,7 +61,7 @@ def _run_rank(run: Run) -> dict[str, Any]:
     uploads.queue.close(on_wait=beat)
     step = trainer.state.global_step
     if vote.stopped or vote.told:  # perhaps after the last step: the supervisor may not know of it, and would go on
-        raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on")
+        raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on", together=True)
     return _summarize(run, trainer, attempt, seconds) | {"samples_sha256": samples[0], "samples": samples[1]}
 
 
@@ -122,7 +122,9 @@ class Uploads:
         self._writer = CheckpointWriter(objects, rank, world_size, attempt)
         self._about = attempt.get("about", {}) | {"run_id": run.run_id, "world_size": world_size}
         self._written_s: dict[Path, float] = {}
-        self.queue = BackgroundUploader(self._upload, self._discard, store.max_unsynced_minutes * 60.0)
+        self.queue = BackgroundUploader(
+            self._upload, self._discard, store.max_unsynced_minutes * 60.0, in_step=world_size > 1
+        )
 
     def submit(self, folder: Path, seconds: float) -> None:
         """Queue a checkpoint that took `seconds` to write."""

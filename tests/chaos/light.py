@@ -105,7 +105,7 @@ class Told:
 
 
 class Vote:
-    """All ranks learn after each step whether any of them was told to stop: one byte a step in a file a rank."""
+    """All ranks learn after each step whether any was told to stop, or uploads: one byte a step in a file a rank."""
 
     def __init__(self, run: Run, rank: int, ranks: int) -> None:
         folder = run.folder / "train" / "votes"
@@ -113,13 +113,13 @@ class Vote:
         self._files = [folder / f"rank-{number:05d}" for number in range(ranks)]
         self._own, self._step = self._files[rank], 0
 
-    def decide(self, told: bool) -> bool:
-        """Cast this rank's vote, wait for everybody's; tell whether all stop here."""
+    def decide(self, told: bool, busy: bool) -> tuple[bool, bool]:
+        """Cast this rank's vote, wait for everybody's; tell whether all stop here, and whether anybody is busy."""
         with self._own.open("ab") as file:
-            file.write(b"1" if told else b"0")
+            file.write(b"%d" % (told + 2 * busy))
         self._step += 1
-        votes = [self._read(file) for file in self._files]
-        return b"1" in votes
+        votes = [int(self._read(file)) for file in self._files]
+        return any(vote & 1 for vote in votes), any(vote & 2 for vote in votes)
 
     def _read(self, file: Path) -> bytes:
         while True:
@@ -148,14 +148,17 @@ def train(run: Run) -> dict[str, Any]:
         state, step = advance(state, step), step + 1
         if step == 6:
             b"x" * (HUNGER_MIB << 20)
-        stopped = vote.decide(told.count > 0) and step < steps
+        stopped, busy = vote.decide(told.count > 0, not uploader.is_free)
+        stopped = stopped and step < steps
+        if not busy:
+            uploader.open_gate()
         if step % every == 0 or step == steps or stopped:
             uploader.submit(write_checkpoint(run, rank, step, state))
     if first == steps:
         uploader.submit(write_checkpoint(run, rank, steps, state))
     uploader.close(told.keep_waiting)
-    if stopped:
-        raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on")
+    if stopped or told.count:
+        raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on", together=True)
     return {"steps": steps, "resumed_from": attempt["resumed_from"], "state": state} | dict.fromkeys(
         ("samples_per_second", "tokens_per_second", "world_size", "precision", "seconds")
     )
@@ -183,7 +186,7 @@ def start_uploader(run: Run, attempt: dict[str, Any], place: tuple[int, int]) ->
                 os.replace(folder / name, run.final_model / name)
         shutil.rmtree(folder)
 
-    return BackgroundUploader(upload, shutil.rmtree, MAX_UNSYNCED_S)
+    return BackgroundUploader(upload, shutil.rmtree, MAX_UNSYNCED_S, in_step=ranks > 1)
 
 
 def write_checkpoint(run: Run, rank: int, step: int, state: str) -> Path:

@@ -418,36 +418,6 @@ def test_a_rank_that_never_uploads_is_named_after_the_deadline(run: RunStore, tm
         commit(writer, tmp_path, 0, 20)
 
 
-def test_a_step_that_a_slow_rank_skipped_is_skipped_by_all(run: RunStore, tmp_path: Path) -> None:
-    own(run)
-    first, second = (CheckpointWriter(run, rank, 2, ATTEMPT) for rank in (0, 1))
-    commit(second, tmp_path, 1, 20)
-    commit(first, tmp_path, 0, 10)
-    assert read_pointer(run.objects) is None
-    commit(first, tmp_path, 0, 20)
-    assert verify_current(run, tmp_path / "scratch") == 20
-    assert {item.key.split("/")[1][:15] for item in run.objects.list("checkpoints/")} == {"e0001-s00000020"}
-
-
-def test_a_part_that_arrives_between_two_looks_is_no_newer_step(
-    run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own(run)
-    first, second = (CheckpointWriter(run, rank, 2, ATTEMPT) for rank in (0, 1))
-    read, arrived = run.objects.read, []
-
-    def read_then_arrive(key: str) -> Blob | None:
-        found = read(key)
-        if key.endswith("rank-00001.json") and not arrived:
-            arrived.append(key)
-            commit(second, tmp_path, 1, 10)
-        return found
-
-    monkeypatch.setattr(run.objects, "read", read_then_arrive)
-    commit(first, tmp_path, 0, 10)
-    assert verify_current(run, tmp_path / "scratch") == 10
-
-
 def test_an_outage_at_the_first_commit_of_an_attempt_forgets_no_older_checkpoint(
     run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
