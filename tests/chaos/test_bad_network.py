@@ -231,6 +231,19 @@ def test_1_a_stop_does_not_wait_for_a_checkpoint_that_comes_or_a_release_that_go
     check_finished(case, case.attempt("third", "--ttl=2", **variables))
 
 
+@pytest.mark.parametrize("place", ["", "owner.json"], ids=["the first look", "the lease"])
+def test_1_a_stop_does_not_wait_for_a_store_that_is_out(case: Case, proxy: FaultProxy, place: str) -> None:
+    proxy.fault = lambda request: "hole" if place in request.key else ""
+    process = case.start("first", "--ttl=1", "--grace=8", **behind(proxy))
+    wait_for(lambda: proxy.count["hole"])
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert end(process).code == 75
+    assert time.monotonic() - began < 8
+    proxy.fault = lambda request: ""
+    check_finished(case, case.attempt("second", "--ttl=1"))
+
+
 def list_uploads(case: Case) -> list[dict[str, Any]]:
     return list(S3Store(case.store)._list_uploads())
 

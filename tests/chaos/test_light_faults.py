@@ -81,6 +81,34 @@ def test_7_9_1_5_what_happens_to_one_rank_ends_all_with_its_code(tmp_path: Path,
     assert (resumed_from(case) or 0) > 0
 
 
+def test_1_a_signal_to_the_slower_of_two_ranks_commits_the_step_of_the_stop(tmp_path: Path) -> None:
+    """The other one leaves first; rank 0 is in the upload by then."""
+    case = Case(str(tmp_path / "store"), tmp_path, ranks=2)
+    slow = {"JOB_FAILPOINT": "files-uploaded=sleep:3", "JOB_FAILPOINT_RANK": "0"}
+    process = case.start("first", "--save-steps=100", LIGHT_STEP_S="0.5", **slow)
+    votes = case.place / "first/runs/run-1/train/votes/rank-00000"
+    wait_for(lambda: votes.exists() and votes.stat().st_size >= 2)
+    first = next(pid for pid in descendants(process.pid) if b"\0RANK=0\0" in read_environment(pid))
+    os.kill(first, signal.SIGTERM)
+    assert end(process).code == 75
+    assert check_store(case) >= 2
+    check_finished(case, case.attempt("second"))
+
+
+def read_environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_8_a_supervisor_killed_while_a_rank_starts_leaves_no_orphan(case: Case) -> None:
+    process = case.start("first", "--ttl=1", LIGHT_STEP_S="0.5")
+    wait_for(lambda: any(b"\0RANK=0\0" in read_environment(pid) for pid in descendants(process.pid)[1:]))
+    below = descendants(process.pid)[1:]
+    send([process.pid], signal.SIGKILL)
+    process.communicate(timeout=60)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    check_finished(case, case.attempt("second", "--ttl=1"))
+
+
 def test_8_a_killed_supervisor_takes_its_ranks_with_it_and_the_next_goes_on(tmp_path: Path) -> None:
     case = Case(str(tmp_path / "store"), tmp_path, ranks=2)
     process = case.start("first", "--ttl=60", **SLOW)
@@ -146,6 +174,33 @@ def test_36_a_second_job_with_the_same_run_id_leaves_with_76_and_does_not_distur
 
 
 @pytest.mark.slow
+def test_36_a_second_job_in_the_same_work_folder_changes_nothing_for_the_first(case: Case) -> None:
+    first = case.start("work", "--ttl=1", JOB_FAILPOINT="ledger-begun=sleep:5")
+    wait_for(lambda: case.run.objects.read("attempts/1.json"))
+    second = case.attempt("work", "--ttl=1", "--steps=20")
+    assert second.code in (16, 76), second.stderr
+    check_finished(case, end(first))
+
+
+def test_37_a_job_that_was_suspended_goes_on_where_nobody_took_it_over(case: Case) -> None:
+    process = case.start("first", "--ttl=1", "--hang-timeout=3", LIGHT_STEP_S="0.5")
+    wait_for_commit(case)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    process.send_signal(signal.SIGCONT)
+    check_finished(case, end(process))
+
+
+def test_42_a_lease_or_pointer_that_is_damaged_meanwhile_fences_nobody(case: Case) -> None:
+    process = case.start("first", "--ttl=1", LIGHT_STEP_S="0.4")
+    wait_for_commit(case)
+    case.run.objects.write("owner.json", b"")
+    pointer = case.run.objects.read("current.json")
+    assert pointer is not None
+    case.run.objects.write("current.json", pointer.data.replace(b'"epoch": 1', b'"epoch": 7'))
+    check_finished(case, end(process))
+
+
 def test_37_a_zombie_that_wakes_up_after_a_take_over_leaves_with_76(case: Case) -> None:
     zombie = case.start("zombie", "--ttl=1", **SLOW)
     wait_for_commit(case)

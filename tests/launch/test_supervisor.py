@@ -77,6 +77,31 @@ PROGRAM = textwrap.dedent(
         import logging
         for number in range(20_000): logging.getLogger("job.test").info("line %d of a log that nobody reads", number)
         return {"spoken": number}
+    def refuse_beside_a_thread(run):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        raise GateFailed("the gate said no")
+    def agree_then_upload(run):
+        told = []
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, lambda *_: told.append(1))
+        note(run, "ready")
+        if rank() == 0:
+            deadline = time.monotonic() + 4
+            while time.monotonic() < deadline and not told: time.sleep(0.02)
+            note(run, "told" if told else "uploaded")
+        raise Interrupted("stopped with a checkpoint", together=True)
+    def upload_when_told(run):
+        from job.liveness import beat
+        told = []
+        signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+        note(run, "ready")
+        deadline = time.monotonic() + 60
+        while not told and time.monotonic() < deadline: beat(); time.sleep(0.02)
+        told.clear()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and not told: beat(); time.sleep(0.02)
+        note(run, "told-again" if told else "uploaded")
+        raise Interrupted("stopped with a checkpoint")
     def with_child(run):
         import subprocess
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -337,3 +362,43 @@ def test_a_log_that_nobody_reads_does_not_stop_the_work(folder: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
     assert process.wait(timeout=120) == 0
+
+
+def test_the_time_limit_itself_does_not_cut_short_what_it_began(folder: Path) -> None:
+    """A limit of 6 s of which 3 s are kept for saving, which takes 5 s."""
+    stop = StopRequest(time_limit_min=0.1)
+    try:
+        verdict = supervise("upload_when_told", folder, stop, limits=Limits(30, 60, 60))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert (verdict.code, stop.count) == (75, 1)
+    assert (folder / "uploaded-0.txt").exists(), "nobody was told a second time"
+
+
+def test_who_agreed_to_stop_is_not_told_again_while_it_uploads(folder: Path, stop: StopRequest) -> None:
+    verdict = supervise("agree_then_upload", folder, stop, ranks=2)
+    assert (verdict.code, verdict.reason) == (75, "stopped with a checkpoint")
+    assert (folder / "uploaded-0.txt").exists()
+
+
+def test_a_written_outcome_is_not_kept_waiting_by_a_thread(folder: Path, stop: StopRequest) -> None:
+    verdict = supervise("refuse_beside_a_thread", folder, stop, limits=Limits(5, 3, 60))
+    assert (verdict.code, verdict.reason) == (15, "the gate said no")
+
+
+def test_a_process_that_never_gets_to_its_first_step_is_79(
+    folder: Path, stop: StopRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOB_START_TIMEOUT_S", "2")
+    verdict = supervise("wait", folder, stop, limits=Limits(5, 2, 60))
+    assert verdict.code == 79
+    assert "no sign of life" in verdict.reason
+
+
+def test_a_process_whose_supervisor_was_gone_before_it_began_does_not_work(folder: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    command = [sys.executable, "-m", "job.launch.worker", "stage_for_tests:fine", str(folder), str(folder / "o.json")]
+    done = subprocess.run(command, env=os.environ | {"JOB_SUPERVISOR_PID": str(gone.pid)}, timeout=60)
+    assert done.returncode == 1
+    assert not (folder / "o.json").exists()

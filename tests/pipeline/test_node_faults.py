@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,21 @@ def test_70_nobody_who_reads_stdout_or_stderr_stops_no_training(tmp_path: Path, 
     assert process.wait(timeout=300) == 0
     result = RunStore(recipe["store"]["uri"], "faulty").read_json("result.json") or {}
     assert result["exit_code"] == 0
+
+
+def test_70_a_pipe_that_nobody_reads_changes_no_exit_code_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "job", "run", str(tmp_path / "there-is-no-recipe.yaml")]
+    closed, full = os.pipe(), os.pipe()
+    os.close(closed[0])
+    os.set_blocking(full[1], False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(full[1], b"x" * select.PIPE_BUF)
+    os.set_blocking(full[1], True)
+    for stdout, stderr in ((closed[1], subprocess.PIPE), (subprocess.PIPE, closed[1]), (subprocess.PIPE, full[1])):
+        done = subprocess.run(command, stdout=stdout, stderr=stderr, timeout=60)
+        assert done.returncode == 10
+        assert done.stdout is None or b'"exit_code": 10' in done.stdout
 
 
 @pytest.mark.slow

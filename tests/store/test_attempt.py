@@ -9,9 +9,12 @@ import pytest
 from job.errors import Fenced, NoProgress
 from job.store import Attempt, RunStore
 from job.store.attempt import read_stage
+from job.store.checkpoints import CheckpointWriter
+from job.store.commit import write_pointer
 from job.store.inventory import follow_events
 from job.store.lease import Lease
 from job.store.records import Record
+from job.store.restore import list_manifests
 
 STAGES = ["train", "release"]
 
@@ -171,3 +174,51 @@ def test_who_follows_a_run_sees_each_event_once_and_its_end_whatever_came_betwee
         "run ended with exit code 0",
     ]
     assert {row[1] for row in rest} == {"2"}
+
+
+def test_a_fresh_start_that_was_stopped_in_between_deletes_nothing_of_its_successor(
+    run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zombie = Attempt(run, 60, lambda: None)
+    successor: list[Attempt] = []
+
+    def move_then_sleep(*words: object) -> str:
+        etag = write_pointer(*words)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        die(zombie)
+        successor.append(Attempt(run, 60, lambda: None))
+        commit_once(run, successor[0], tmp_path)
+        successor[0].commit_record("train", {"outputs": "x"})
+        return etag
+
+    monkeypatch.setattr("job.store.attempt.write_pointer", move_then_sleep)
+    with pytest.raises(Fenced):
+        zombie.start_over(STAGES)
+    with pytest.raises(Fenced):
+        zombie.claim({"run_id": "of the zombie"})
+    assert read_stage(run.objects, "train")
+    assert len(list_manifests(run.objects)) == 1
+    assert run.read_json("run.json") is None
+    die(successor[0])
+
+
+def test_a_fresh_start_forgets_what_was_committed_before(run: RunStore, tmp_path: Path) -> None:
+    first = Attempt(run, 60, lambda: None)
+    commit_once(run, first, tmp_path)
+    first.commit_record("train", {"outputs": "x"})
+    first.claim({"run_id": "one"})
+    die(first)
+    second = Attempt(run, 60, lambda: None)
+    second.start_over(STAGES)
+    second.claim({"run_id": "another"})
+    assert (read_stage(run.objects, "train"), list_manifests(run.objects)) == (None, [])
+    assert run.read_json("run.json") == {"run_id": "another"}
+    assert second.restore(tmp_path / "resume", 1 << 20) is None
+    die(second)
+
+
+def commit_once(run: RunStore, attempt: Attempt, place: Path) -> None:
+    (place / "checkpoint").mkdir(exist_ok=True)
+    (place / "checkpoint/model.safetensors").write_bytes(b"weights")
+    about = {"epoch": attempt.epoch, "nonce": attempt.nonce, "keep": 2, "peer_timeout_s": 5, "since": attempt.since}
+    CheckpointWriter(run, 0, 1, about).commit(place / "checkpoint", 4, {"world_size": 1})

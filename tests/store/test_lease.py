@@ -204,3 +204,18 @@ def test_a_killed_owner_on_this_host_is_replaced_without_waiting(tmp_path: Path,
     process.communicate()
     leases.append(acquire(RunStore(store, "run-1").objects, ttl_s=300))
     assert leases[0].epoch == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", None], ids=str)
+def test_a_lease_that_is_damaged_or_gone_is_written_anew_by_its_owner(
+    objects: Store, leases: list[Lease], damage: bytes | None
+) -> None:
+    leases.append(acquire(objects, 0.8))
+    objects.delete([OWNER]) if damage is None else objects.write(OWNER, damage)
+    leases[0].verify()
+    deadline = time.monotonic() + 30
+    while (blob := objects.read(OWNER)) is None or blob.data == damage:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert read_owner(objects)["nonce"] == leases[0].nonce
+    leases[0].check()

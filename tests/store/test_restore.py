@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from job.errors import AccessDenied, NoValidCheckpoint, SecurityRefused, Unreach
 from job.store import Manifest, ManifestEntry, RunStore
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import fence
+from job.store.folder import FolderStore
 from job.store.inventory import verify_uri
 from job.store.manifest import hash_file, list_files
+from job.store.objects import Blob
 from job.store.records import dump
 from job.store.restore import Restored, restore_newest
 
@@ -148,6 +151,44 @@ def test_a_pointer_that_was_damaged_with_no_manifest_left_is_17(store: Path, tmp
     for epoch in (2, 3):
         with pytest.raises(NoValidCheckpoint):
             restore(store, tmp_path / "scratch", epoch)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_what_came_damaged_once_is_fetched_again_before_it_is_given_up(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    damaged: list[str] = []
+    read, download = FolderStore.read, FolderStore.download
+
+    def read_damaged(self: FolderStore, key: str) -> Blob | None:
+        blob = read(self, key)
+        if blob and key.endswith(name) and not damaged:
+            damaged.append(key)
+            return Blob(blob.data[:-9], blob.etag)
+        return blob
+
+    def download_damaged(self: FolderStore, key: str, path: Path, *, size: int | None = None) -> None:
+        download(self, key, path, size=size)
+        if key.endswith(name) and not damaged:
+            damaged.append(key)
+            path.write_bytes(bytes(path.stat().st_size))
+
+    monkeypatch.setattr(FolderStore, "read", read_damaged)
+    monkeypatch.setattr(FolderStore, "download", download_damaged)
+    restored = restore(store, tmp_path / "scratch")
+    assert restored is not None
+    assert (restored.manifest.about["step"], restored.damaged, len(damaged)) == (30, [], 1)
+
+
+@pytest.mark.parametrize("about", [{}, {"step": "30", "world_size": 1}, {"step": 30}], ids=str)
+def test_a_whole_manifest_that_does_not_say_its_step_is_passed_over(
+    store: Path, three: Path, tmp_path: Path, about: dict[str, Any]
+) -> None:
+    path = manifest_of(store, 30)
+    manifest = replace(Manifest.parse(path.read_bytes(), "x"), about=about)
+    path.write_bytes(manifest.to_bytes())
+    assert restore(store, tmp_path / "scratch") is not None
+    assert_is_step(tmp_path / "scratch", three, 20)
 
 
 def test_a_pointer_whose_manifests_are_all_gone_is_17(store: Path, tmp_path: Path) -> None:
