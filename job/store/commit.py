@@ -20,7 +20,8 @@ An attempt begins, in the supervisor's process on node 0 (attempt.py, lease.py):
      7. restore       current.json → manifest → files, verified; else the next older (restore.py)
     renewal           PUT owner.json If-Match every TTL/4 in a thread; a 412 of somebody else's → 76
 
-A checkpoint, in the uploading threads of the ranks, while training goes on (checkpoints.py):
+A checkpoint, in the uploading threads of the ranks, while training goes on (checkpoints.py). All ranks upload the
+same steps in the same order: the votes that also stop them say when every queue is free (background.py):
 
      8. every rank    uploads its files                      crash: garbage that no manifest names
      9. every rank    PUT rank-NNNNN.json (path → entry)     crash: the same

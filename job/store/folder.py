@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -83,13 +84,12 @@ class FolderStore:
             for name in sorted(files):
                 path = Path(folder, name)
                 key = path.relative_to(self.root).as_posix()
-                if (
-                    key.startswith(prefix)
-                    and path.is_file()
-                    and not path.is_symlink()
-                    and not name.startswith(_PARTIAL)
-                ):
-                    yield ObjectInfo(key, path.stat().st_size)
+                if not key.startswith(prefix) or name.startswith(_PARTIAL):
+                    continue
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    about = path.lstat()
+                    if stat.S_ISREG(about.st_mode):
+                        yield ObjectInfo(key, about.st_size)
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

@@ -82,5 +82,5 @@ def explain_failure(error: Exception) -> JobError | None:
         return explain_overflow("at the lowest scale of the loss")
     distributed = dist.is_initialized() and dist.get_world_size() > 1
     if isinstance(error, dist.DistError) or (distributed and isinstance(error, RuntimeError) and _PEER.search(text)):
-        return PeerLost(f"another rank is gone or does not answer: {text[:200]}")
+        return PeerLost(f"another rank is gone or does not answer: {text[:200]}; see its log, then run again")
     return None
