@@ -43,9 +43,10 @@ def start_beating(limit_s: float) -> None:
     threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
 
-def beat() -> None:
-    """Show that the caller goes on; from the first call on nobody else does it for this process."""
-    _by_itself.set()
+def beat(*, takes_over: bool = True) -> None:
+    """Show that the caller goes on; from the first call that `takes_over` nobody else does it for this process."""
+    if takes_over:
+        _by_itself.set()
     _touch()
 
 

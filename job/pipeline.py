@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from job import __version__
 from job.data import derive_micro_batch
-from job.errors import CheckpointMismatch, DataError, Interrupted, JobError, NoValidCheckpoint, PeerLost
+from job.errors import CheckpointMismatch, DataError, Interrupted, JobError, NoValidCheckpoint, PeerLost, Unreachable
 from job.export import build_bundle, int8_file_name
 from job.failpoints import failpoint
 from job.identity import check_checkpoint, compare_runs, describe_checkpoint, describe_run, material_sections
@@ -79,7 +79,7 @@ _RELEASE_READS = ("name", "release")
 def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[str, Any]:
     """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code."""
     records: dict[str, dict[str, Any]] = {}
-    run = Run(run_id, recipe, work.absolute()).lock_folder()
+    run = Run(run_id, recipe, work.absolute())
     pipeline = Pipeline(run, StopRequest(recipe.launch.time_limit_min), fresh, records)
     try:
         outcome = pipeline.run()
@@ -105,7 +105,8 @@ class Pipeline:
 
     def run(self) -> dict[str, Any]:
         """Check what can be checked early, own the run, run the stages, release."""
-        recipe, run = self._run.recipe, self._run
+        self._run = run = self._run.lock_folder()
+        recipe = run.recipe
         topology = find_topology(recipe.distributed)
         derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
         where = recipe.store
@@ -201,6 +202,8 @@ class Pipeline:
             self._check_lease()
             if self._stop.count and not wait([done], timeout=_GIVE_UP_S).done:
                 raise Interrupted(f"{self._stop.name} during a transfer; run again to go on from what is committed")
+        if self._stop.count and isinstance(done.exception(), Unreachable):
+            raise Interrupted(f"{self._stop.name} while the store was out; run again to go on from what is committed")
         return done.result()
 
     def _check_rows(self) -> None:

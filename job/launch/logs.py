@@ -6,13 +6,12 @@ import io
 import logging
 import os
 import select
+import threading
 import time
 from contextlib import suppress
 from typing import TextIO
 
 from job.errors import redact
-
-_PATIENCE_S = 5.0
 
 
 class _Formatter(logging.Formatter):
@@ -39,16 +38,24 @@ class _Handler(logging.StreamHandler[TextIO]):
         """Nobody is there to be told."""
 
 
-def write_where_read(stream: TextIO, text: str) -> None:
-    """Write `text` as far as somebody reads it: neither a closed nor a full pipe raises, or blocks for long."""
-    with suppress(OSError, ValueError):  # ValueError: a stream without a file behind it
-        stream.flush()
-        handle, data = stream.fileno(), text.encode()
-        while data and select.select([], [handle], [], _PATIENCE_S)[1]:
-            data = data[os.write(handle, data[: select.PIPE_BUF]) :]  # so much fits where a pipe can be written at all
+def write_where_read(stream: TextIO | None, text: str, patience_s: float) -> None:
+    """Write `text` as far as somebody reads it within `patience_s`; a closed, full or stalled stream raises nothing."""
+
+    def write() -> None:
+        with suppress(OSError, ValueError):  # ValueError: a stream that was closed, or has no file behind it
+            data = text.encode(errors="backslashreplace")
+            while data:
+                data = data[os.write(handle, data) :]
+
+    with suppress(OSError, ValueError, AttributeError):  # AttributeError: Python was started without the stream
+        stream.flush()  # type: ignore[union-attr]
+        handle = stream.fileno()  # type: ignore[union-attr]
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(patience_s)
 
 
-def set_up_logging(stream: TextIO) -> None:
+def set_up_logging(stream: TextIO | None) -> None:
     """Send records of `job.*` to `stream`; JOB_LOG_LEVEL chooses the level (default INFO)."""
     handler = _Handler(stream)
     handler.setFormatter(_Formatter())

@@ -22,9 +22,9 @@ class Pulse:
         limit_s = self._hang_timeout_s if self._look() else self._start_timeout_s
         return self.silence_s() > limit_s
 
-    def restart(self) -> None:
-        """Count the silence from now on."""
-        self._changed = time.monotonic()
+    def forgive(self, seconds: float) -> None:
+        """Take so much from the silence: the observer himself stood still."""
+        self._changed = min(self._changed + seconds, time.monotonic())
 
     def silence_s(self) -> float:
         """Return for how many seconds no change was seen."""

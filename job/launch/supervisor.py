@@ -166,9 +166,9 @@ class _Watch:
         """Whoever was stopped himself has not seen the others' signs of life meanwhile."""
         slept_s, self._polled = time.monotonic() - self._polled, time.monotonic()
         if slept_s > _OWN_SLEEP_S:
-            log.warning("this process stood still for %.0f s; the others get their time anew", slept_s)
+            log.warning("this process stood still for %.0f s; that does not count against the others", slept_s)
             for member in running:
-                member.pulse.restart()
+                member.pulse.forgive(slept_s)
 
     def _pass_on(self, running: list[_Member]) -> None:
         first, self._heard = not self._heard, self._stop.count

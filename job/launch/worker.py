@@ -96,7 +96,11 @@ def _redirect_output(log_file: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    _code = main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(_code)  # the outcome is written: no thread that still uploads may keep this process until it looks hung
+    _code = 1
+    try:
+        _code = main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+        for _stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # what nobody can read changes no exit code
+                _stream.flush()
+    finally:  # the outcome is written: no thread that still uploads may keep this process until it looks hung
+        os._exit(_code)

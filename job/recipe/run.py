@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,18 +79,34 @@ class Run:
         return Run(saved["run_id"], Recipe.model_validate(saved["recipe"]), folder.parent.parent, folder.name)
 
     def lock_folder(self) -> Run:
-        """Return this run with a folder that belongs to this process as long as it lives.
+        """Return this run with a folder that belongs to this process as long as it lives; others' are cleared away.
 
         A second job, or the successor of one that was only stopped, must not write into what the first still reads.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # held, or a file system without locks, where the same care is right
-            os.close(handle)
-            return replace(self, folder_name=f"{self.run_id}~{os.getpid()}")  # no run id has a tilde
-        return self  # the handle stays open: with it goes the lock
+        for left in self.folder.parent.glob(f"{self.run_id}~*"):  # no run id has a tilde
+            if _lock(left):
+                shutil.rmtree(left, ignore_errors=True)
+        if _lock(self.folder):
+            return self
+        name = uuid.uuid4().hex[:8]
+        private, unseen = replace(self, folder_name=f"{self.run_id}~{name}"), self.folder.with_name(f".{name}")
+        _lock(unseen)
+        unseen.rename(private.folder)  # locked before anybody can find it and take it for a dead one's
+        return private
+
+
+def _lock(folder: Path) -> bool:
+    """Lock a folder until this process ends; False where another process has it. A disk without locks has no others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # stays open: with it goes the lock
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

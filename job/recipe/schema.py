@@ -165,7 +165,9 @@ class Launch(Section):
 
     grace_s: Positive = Field(300, description="seconds from a stop signal to being killed")
     hang_timeout_s: Positive = Field(600, description="seconds without a sign of life from a rank, or for its part")
-    join_timeout_min: Positive = Field(30, description="minutes until every process has shown its first sign of life")
+    join_timeout_min: Positive = Field(
+        30, description="minutes until the first step or a sign of life; loads and compiles"
+    )
     time_limit_min: Annotated[float, Field(gt=0)] | None = Field(
         None, description="stop with a checkpoint early enough to be gone after so many minutes"
     )

@@ -30,13 +30,15 @@ class Attempt:
     """See the module. `epoch` is higher than that of every attempt before."""
 
     def __init__(self, store: RunStore, ttl_s: float, check: Callable[[], None]) -> None:
-        """Probe, acquire the lease, fence (calls 1–3); `check` is called while waiting and may raise."""
+        """Probe, acquire the lease, fence (calls 1–3); `check` is called meanwhile and may raise."""
         probe_conditional_writes(store.objects)
         self.store = store
         self._lease: Lease = acquire_lease(store.objects, ttl_s, check)
         self._ledger: Ledger | None = None
         try:
+            check()
             self._pointer, self._etag = fence(store.objects, self._lease.epoch, self._lease.nonce)
+            check()
         except BaseException:
             self._lease.release()
             raise

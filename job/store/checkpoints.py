@@ -112,7 +112,8 @@ class CheckpointWriter:
             key = f"{name}/rank-{rank:05d}.json"
             while (listed := self._store.read_json(key)) is None:
                 if time.monotonic() > deadline:
-                    verify_owner(self._store.objects, self._nonce)  # a new owner has cleared away what was there
+                    # perhaps a new owner has cleared away what was there
+                    verify_owner(self._store.objects, self._epoch, self._nonce)
                     raise PeerLost(
                         f"rank {rank} did not upload its part of {name} within {timeout_s:.0f} s "
                         "(launch.hang_timeout_s); see that rank's log in the run's logs folder, then run again"

@@ -97,7 +97,7 @@ def move_pointer(objects: Store, pointer: Record, etag: str | None) -> str:
             if has_seal(standing):
                 _refuse_overtaken(objects, standing, pointer["epoch"], pointer["attempt"])
             else:  # nothing in it can be believed, its epoch neither
-                verify_owner(objects, pointer["attempt"])
+                verify_owner(objects, pointer["epoch"], pointer["attempt"])
             return write_pointer(objects, pointer, found.etag if found else None)
         except PreconditionFailed:
             etag = None

@@ -9,8 +9,7 @@ from typing import Any
 
 from job.errors import PERMANENT, JobError, NotFound, NoValidCheckpoint
 from job.store.commit import read_pointer
-from job.store.lease import OWNER
-from job.store.objects import Store, open_store
+from job.store.objects import Store, open_store, split_uri
 from job.store.records import parse
 from job.store.release import latest_release, read_release_manifest
 from job.store.restore import list_manifests, list_older, read_manifest
@@ -45,8 +44,8 @@ def verify_uri(uri: str, scratch: Path, *, allow_http: bool = False) -> tuple[in
 
     A run stands for its checkpoints, each of which is verified.
     """
-    if (run := open_store(uri.rstrip("/"), allow_http=allow_http)).read(OWNER):
-        return _verify_run(run, scratch)
+    if split_uri(split_uri(uri)[0])[1] == "runs":
+        return _verify_run(open_store(uri.rstrip("/"), allow_http=allow_http), scratch)
     release = latest_release(uri.rstrip("/"), allow_http=allow_http)
     store, manifest = read_release_manifest(release, allow_http=allow_http)
     problems = []
@@ -56,7 +55,7 @@ def verify_uri(uri: str, scratch: Path, *, allow_http: bool = False) -> tuple[in
 
 
 def _verify_run(store: Store, scratch: Path) -> tuple[int, list[str]]:
-    """Verify what current.json names, and every other checkpoint that is listed."""
+    """Verify what current.json names, and every other checkpoint that is listed; NotFound (13) where no run lies."""
     count, problems, keys = 1, [], list_manifests(store)
     try:
         pointer = read_pointer(store)
@@ -64,6 +63,8 @@ def _verify_run(store: Store, scratch: Path) -> tuple[int, list[str]]:
     except NoValidCheckpoint as error:
         named, problems = [], [str(error)]
     digests = {entry["manifest"]: entry["manifest_sha256"] for entry in named}
+    if not (keys or named or problems):
+        raise NotFound(f"{store.uri}: no checkpoint lies there; `job show` of the store lists its runs")
     for key in [*digests, *(key for key in keys if key not in digests)]:
         try:
             manifest = read_manifest(store, key, digests.get(key))

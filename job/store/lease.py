@@ -21,8 +21,8 @@ from typing import Any
 
 from job.errors import Fenced, JobError
 from job.failpoints import failpoint
-from job.store.objects import PreconditionFailed, Store
-from job.store.records import Record, new_nonce, parse_leniently, swap
+from job.store.objects import Blob, PreconditionFailed, Store
+from job.store.records import Record, has_seal, new_nonce, parse_leniently, swap
 
 log = logging.getLogger("job.store")
 
@@ -89,7 +89,7 @@ class Lease:
 
     def verify(self) -> None:
         """Re-read owner.json; raise Fenced (76) when it is not this attempt's any more."""
-        verify_owner(self._objects, self.nonce)
+        verify_owner(self._objects, self.epoch, self.nonce)
 
     def release(self) -> None:
         """Give the lease back, so that the next attempt need not wait; a failure costs it the TTL only."""
@@ -99,7 +99,7 @@ class Lease:
             return
         failpoint("owner-release")
         try:
-            self._swap(released=True)
+            self._renew(released=True)
         except JobError as error:
             log.warning("%s; the lease was not released and ends by itself within %.0f s", error, self._ttl_s)
         failpoint("owner-released")
@@ -112,14 +112,16 @@ class Lease:
             except Exception as error:  # an outage: nobody else can take the lease either
                 log.warning("the lease could not be renewed: %s", error)
 
-    def _renew(self) -> None:
-        """Swap owner.json; where another attempt's stands there the lease is lost, a damaged one is written anew."""
+    def _renew(self, **changes: Any) -> None:
+        """Swap owner.json; where another attempt owns the run the lease is lost, a damaged one is written anew."""
         try:
-            self._swap()
+            self._swap(**changes)
         except PreconditionFailed:
             found = self._objects.read(OWNER)
-            self._lost = parse_leniently(found).get("nonce", self.nonce) != self.nonce
+            self._lost = _find_other(self._objects, found, self.epoch, self.nonce) is not None
             self._etag = found.etag if found else None
+            if not self._lost:
+                self._swap(**changes)
 
     def _swap(self, **changes: Any) -> None:
         record = self._record | {"seq": self._record["seq"] + 1} | changes
@@ -146,15 +148,24 @@ def acquire_lease(objects: Store, ttl_s: float, check: Callable[[], None]) -> Le
             time.sleep(min(_POLL_S, ttl_s / 10))
 
 
-def verify_owner(objects: Store, nonce: str) -> None:
-    """Raise Fenced (76) when owner.json is that of another attempt than `nonce`.
+def verify_owner(objects: Store, epoch: int, nonce: str) -> None:
+    """Raise Fenced (76) when another attempt than `epoch` with `nonce` owns the run."""
+    if owner := _find_other(objects, objects.read(OWNER), epoch, nonce):
+        raise Fenced(f"{objects.uri}: attempt {owner} owns this run now; this one stops")
 
-    One that is gone or damaged names nobody: its owner writes it anew at the next renewal, and what is committed is
-    guarded by current.json meanwhile.
+
+def _find_other(objects: Store, found: Blob | None, epoch: int, nonce: str) -> object:
+    """Return the epoch of the attempt that owns the run by `found`, what owner.json is, or None where it is this one.
+
+    Where owner.json is gone or damaged it names nobody, and its owner writes it anew at the next renewal; who has
+    fenced meanwhile stands in current.json.
     """
-    standing = parse_leniently(objects.read(OWNER))
-    if standing.get("nonce", nonce) != nonce:
-        raise Fenced(f"{objects.uri}: attempt {standing.get('epoch')} owns this run now; this one stops")
+    standing, key = parse_leniently(found), "nonce"
+    if key not in standing:
+        standing, key = parse_leniently(objects.read("current.json")), "attempt"
+        if not has_seal(standing) or standing.get("epoch", 0) < epoch:
+            return None
+    return None if standing.get(key) == nonce else standing.get("epoch") or "unknown"
 
 
 def _take(objects: Store, me: Holder, standing: Record, etag: str | None, ttl_s: float) -> Lease:

@@ -58,21 +58,16 @@ def has_seal(value: Record) -> bool:
     return "seal" in value and seal(value)["seal"] == value["seal"]
 
 
-def _is_own(found: Record, value: Record) -> bool:
-    return found["nonce"] == value["nonce"] if "nonce" in value and "nonce" in found else found == value
-
-
 def swap(objects: Store, key: str, value: Record, etag: str | None) -> str:
     """Write `value` where the object still has `etag` (None: where there is none); return the new ETag.
 
     Raises PreconditionFailed when somebody else's object is there. A 412 that answers one's own write
-    (the client repeated a request whose answer was lost) is recognised by `value["nonce"]`, or, of a record without
-    one, by being the same: then it does not matter who wrote it.
+    (the client repeated a request whose answer was lost) is recognised by what lies there: `value`, nonce and all.
     """
     try:
         return objects.write(key, dump(value), if_absent=etag is None, if_match=etag)
     except PreconditionFailed:
         found = objects.read(key)
-        if found and _is_own(parse_leniently(found), value):
+        if found and found.data == dump(value):
             return found.etag
         raise

@@ -63,7 +63,7 @@ class Retention:
     def _delete(self, doomed: list[str]) -> None:
         if not doomed:
             return
-        verify_owner(self._objects, self._nonce)
+        verify_owner(self._objects, self._epoch, self._nonce)
         failpoint("retire-manifest")
         self._objects.delete([key for key in doomed if key.endswith("/manifest.json")])
         failpoint("retire-objects")

@@ -17,9 +17,9 @@ log = logging.getLogger("job.train")
 
 
 class Heartbeat(TrainerCallback):
-    """Beats from the main thread once the first step is done; until then the process's own thread beats.
+    """Beats from the main thread once the first step is done; until then the process's own thread beats as well.
 
-    Loading and compiling may take longer than any step.
+    Loading and compiling may take longer than any step; launch.join_timeout_min bounds them.
     """
 
     def __init__(self) -> None:
@@ -41,8 +41,7 @@ class Heartbeat(TrainerCallback):
         self._beat_on()
 
     def _beat_on(self) -> None:
-        if self._begun:
-            beat()
+        beat(takes_over=self._begun)
 
 
 class ScaleFloor(TrainerCallback):

@@ -118,6 +118,8 @@ def test_70_a_pipe_that_nobody_reads_changes_no_exit_code_and_keeps_nobody_waiti
         done = subprocess.run(command, stdout=stdout, stderr=stderr, timeout=60)
         assert done.returncode == 10
         assert done.stdout is None or b'"exit_code": 10' in done.stdout
+    for closing in (">&-", "2>&-"):
+        assert subprocess.run(["sh", "-c", f'exec "$@" {closing}', "sh", *command], timeout=60).returncode == 10
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def read_everything(run: RunStore, scratch: Path) -> None:
 
     calls: list[Callable[[], object]] = [
         lambda: read_pointer(objects),
-        lambda: verify_owner(objects, "nobody"),
+        lambda: verify_owner(objects, 1, "nobody"),
         lambda: read_stage(objects, "train"),
         lambda: [list(rows) for _, _, rows in list_inventory(run.uri)],
         lambda: [list(rows) for _, _, rows in list_events(run.uri)],

@@ -17,6 +17,7 @@ import pytest
 
 from job.errors import Fenced, Interrupted
 from job.store import RunStore, Store
+from job.store.commit import fence
 from job.store.lease import OWNER, Holder, Lease, acquire_lease, verify_owner
 from job.store.records import dump
 
@@ -187,7 +188,7 @@ def test_of_eight_attempts_at_once_one_owns_the_run(objects: Store, leases: list
     for thread in threads:
         thread.join()
     assert (len(leases), len(fenced)) == (1, 7)
-    verify_owner(objects, leases[0].nonce)
+    verify_owner(objects, leases[0].epoch, leases[0].nonce)
 
 
 def test_a_killed_owner_on_this_host_is_replaced_without_waiting(tmp_path: Path, leases: list[Lease]) -> None:
@@ -219,3 +220,20 @@ def test_a_lease_that_is_damaged_or_gone_is_written_anew_by_its_owner(
         time.sleep(0.05)
     assert read_owner(objects)["nonce"] == leases[0].nonce
     leases[0].check()
+
+
+def test_a_zombie_does_not_gain_by_a_damaged_lease_of_its_successor(objects: Store, leases: list[Lease]) -> None:
+    zombie = acquire(objects, 60)
+    fence(objects, zombie.epoch, zombie.nonce)
+    objects.write(OWNER, dump(read_owner(objects) | {"released": True}))
+    leases.append(acquire(objects, 60))
+    fence(objects, leases[0].epoch, leases[0].nonce)
+    objects.write(OWNER, b"{")
+    with pytest.raises(Fenced):
+        zombie.verify()
+    zombie._renew()
+    with pytest.raises(Fenced):
+        zombie.check()
+    leases[0].verify()
+    leases[0]._renew()
+    assert read_owner(objects)["nonce"] == leases[0].nonce
