@@ -32,7 +32,7 @@ class Answer:
         return dict(json.loads(self.stdout.strip().splitlines()[-1]))
 
 
-def call_job(*words: str, env: dict[str, str] | None = None, timeout_s: int = 400) -> Answer:
+def call_job(*words: str, env: dict[str, str] | None = None, timeout_s: int = 900) -> Answer:
     """Run `python -m job` as a process of its own."""
     environment = {"HF_HUB_OFFLINE": "1"} | dict(os.environ) | (env or {})
     done = subprocess.run(
