@@ -32,7 +32,7 @@ test-all: assets ## the slow ones as well
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not cluster"
 
 test-cluster: $(STAMP) ## under a real SLURM (root on Debian: installs slurm-wlm and munge)
-	@if ! command -v slurmctld munged > /dev/null; then
+	@if ! { command -v slurmctld && command -v munged; } > /dev/null; then
 		apt-get update -qq
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge > /dev/null
 	fi

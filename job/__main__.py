@@ -39,8 +39,8 @@ app = typer.Typer(
 )
 
 _TERMINATION_BYTES = 4096
-_PATIENCE_S = (5.0, 60.0)
-"""How long the end of a run waits for who reads stderr, and for who reads its result on stdout."""
+_STDERR_PATIENCE_S, _RESULT_PATIENCE_S = 5.0, 60.0
+"""How long the end of a run waits for who reads its tables, and for who reads its result."""
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -300,8 +300,8 @@ def _leave_result(result: dict[str, Any], text: str) -> None:
     from job.launch.logs import write_where_read
 
     _leave_termination_message(result)
-    write_where_read(sys.stderr, text, _PATIENCE_S[0])
-    write_where_read(sys.stdout, json.dumps(result) + "\n", _PATIENCE_S[1])
+    write_where_read(sys.stderr, text, _STDERR_PATIENCE_S)
+    write_where_read(sys.stdout, json.dumps(result) + "\n", _RESULT_PATIENCE_S)
 
 
 def _leave_termination_message(result: dict[str, Any]) -> None:

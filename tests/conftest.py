@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from job.recipe.schema import Recipe
 from job.store import open_store
 from job.store.server import DEFAULT_BUCKET, serve
 
@@ -85,3 +86,10 @@ def assets() -> Path:
     folder = cache / "finetune-job" / "assets"
     subprocess.run([sys.executable, "-m", "job.data.assets", str(folder)], check=True)
     return folder
+
+
+@pytest.fixture
+def smallest_recipe() -> Recipe:
+    """A recipe with nothing but what every recipe must say; nothing of it exists."""
+    about = {"name": "x", "task": "text-classification", "model": {"id": "x"}, "data": {"source": "x"}}
+    return Recipe.model_validate(about | {"store": {"uri": "x"}})

@@ -47,9 +47,11 @@ def write_where_read(stream: TextIO | None, text: str, patience_s: float) -> Non
             while data:
                 data = data[os.write(handle, data) :]
 
-    with suppress(OSError, ValueError, AttributeError):  # AttributeError: Python was started without the stream
-        stream.flush()  # type: ignore[union-attr]
-        handle = stream.fileno()  # type: ignore[union-attr]
+    if stream is None:  # Python was started without it
+        return
+    with suppress(OSError, ValueError):
+        stream.flush()
+        handle = stream.fileno()
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
         writer.join(patience_s)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from job.errors import Fenced, JobError
+from job.errors import Fenced
 from job.failpoints import failpoint
 from job.recipe import hash_json
 from job.store.commit import NOTHING, fence, read_pointer, write_pointer
@@ -22,6 +22,7 @@ from job.store.probe import probe_conditional_writes
 from job.store.records import Record, dump, has_seal, new_nonce, parse_leniently, seal, swap
 from job.store.restore import Restored, list_manifests, parse_name, restore_newest
 from job.store.runs import RunStore
+from job.store.transfer import sweep_unfinished
 
 log = logging.getLogger("job.store")
 
@@ -92,13 +93,8 @@ class Attempt:
         self._ledger = ledger
         ledger.begin()
         self.verify()
-        try:
-            swept = self.store.objects.sweep()
-        except JobError as error:
-            log.warning("uploads that were never finished could not be looked for: %s", error)
-        else:
-            if swept:
-                self.note("swept", uploads=swept)
+        if swept := sweep_unfinished(self.store.objects):
+            self.note("swept", uploads=swept)
 
     def restore(self, folder: Path, max_bytes: int) -> Restored | None:
         """Fetch the newest whole checkpoint into `folder` (call 7); None only where nothing was ever committed."""

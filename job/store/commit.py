@@ -50,7 +50,7 @@ from __future__ import annotations
 
 from job.errors import Fenced, NoValidCheckpoint
 from job.failpoints import failpoint
-from job.store.lease import verify_owner
+from job.store.lease import has_overtaken, verify_owner
 from job.store.objects import PreconditionFailed, Store
 from job.store.records import Record, has_seal, new_nonce, parse_leniently, seal, swap
 
@@ -128,6 +128,5 @@ def _is_pointer(record: Record) -> bool:
 
 
 def _refuse_overtaken(objects: Store, standing: Record, epoch: int, attempt: str) -> None:
-    other = standing.get("epoch", 0)
-    if other > epoch or (other == epoch and standing.get("attempt") != attempt):
-        raise Fenced(f"{objects.uri}: attempt {other} owns this run now; this one stops")
+    if has_overtaken(standing, epoch, attempt):
+        raise Fenced(f"{objects.uri}: attempt {standing['epoch']} owns this run now; this one stops")

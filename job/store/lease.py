@@ -160,12 +160,17 @@ def _find_other(objects: Store, found: Blob | None, epoch: int, nonce: str) -> o
     Where owner.json is gone or damaged it names nobody, and its owner writes it anew at the next renewal; who has
     fenced meanwhile stands in current.json.
     """
-    standing, key = parse_leniently(found), "nonce"
-    if key not in standing:
-        standing, key = parse_leniently(objects.read("current.json")), "attempt"
-        if not has_seal(standing) or standing.get("epoch", 0) < epoch:
-            return None
-    return None if standing.get(key) == nonce else standing.get("epoch") or "unknown"
+    standing = parse_leniently(found)
+    if "nonce" in standing:
+        return None if standing["nonce"] == nonce else standing.get("epoch") or "unknown"
+    pointer = parse_leniently(objects.read("current.json"))
+    return pointer["epoch"] if has_seal(pointer) and has_overtaken(pointer, epoch, nonce) else None
+
+
+def has_overtaken(pointer: Record, epoch: int, attempt: str) -> bool:
+    """Tell whether current.json is that of a newer attempt, or of another one with the same epoch."""
+    other = pointer.get("epoch", 0)
+    return bool(other > epoch or (other == epoch and pointer.get("attempt") != attempt))
 
 
 def _take(objects: Store, me: Holder, standing: Record, etag: str | None, ttl_s: float) -> Lease:

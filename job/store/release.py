@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from job.errors import CheckpointMismatch, JobError
+from job.errors import CheckpointMismatch
 from job.failpoints import failpoint
 from job.recipe.schema import Store as Address
 from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_store
 from job.store.records import new_nonce, parse, swap
 from job.store.restore import require_manifest
-from job.store.transfer import upload_files
+from job.store.transfer import sweep_unfinished, upload_files
 
 log = logging.getLogger("job.store")
 
@@ -34,7 +34,8 @@ def publish_release(address: Address, name: str, run_id: str, folder: Path, veri
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     version = f"{run_id}-{manifest.sha256[:8]}"
     objects = _open(address, f"models/{name}/{version}")
-    _sweep_unfinished(_open(address, f"models/{name}"), run_id)
+    own = re.compile(re.escape(run_id) + "-[0-9a-f]{8}/")  # versions that earlier attempts of this run began to upload
+    sweep_unfinished(_open(address, f"models/{name}"), lambda key: bool(own.match(key)))
     failpoint("release-files")
     upload_files(objects, folder, entries)
     verify()
@@ -45,15 +46,6 @@ def publish_release(address: Address, name: str, run_id: str, folder: Path, veri
         log.info("release %s is already there", version)
     failpoint("release-manifest-written")
     return version
-
-
-def _sweep_unfinished(model: Store, run_id: str) -> None:
-    """Abort what an earlier attempt of this run began to upload as a version of `model`, and nobody else's uploads."""
-    versions = re.compile(re.escape(run_id) + "-[0-9a-f]{8}/")
-    try:
-        model.sweep(lambda key: bool(versions.match(key)))
-    except JobError as error:
-        log.warning("uploads that were never finished could not be looked for: %s", error)
 
 
 def promote_release(address: Address, name: str, version: str, verify: Verify) -> None:

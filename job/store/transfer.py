@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -11,9 +12,11 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from job.errors import NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
+from job.errors import JobError, NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
 from job.store.manifest import Manifest, ManifestEntry, hash_file
 from job.store.objects import SizeDiffers, Store, check_key
+
+log = logging.getLogger("job.store")
 
 PARALLEL_FILES = 4
 
@@ -71,6 +74,15 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
 
 def _matches(path: Path, entry: ManifestEntry) -> bool:
     return path.stat().st_size == entry.size and hash_file(path) == entry.sha256
+
+
+def sweep_unfinished(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> int:
+    """Abort uploads that nobody finishes (`Store.sweep`); where the store does not let one look, say so and go on."""
+    try:
+        return store.sweep(wanted)
+    except JobError as error:
+        log.warning("uploads that were never finished could not be looked for: %s", error)
+        return 0
 
 
 def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cache: Path) -> Path | None:

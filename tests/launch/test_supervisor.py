@@ -112,19 +112,10 @@ PROGRAM = textwrap.dedent(
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smallest_recipe: Recipe) -> Path:
     (tmp_path / "stage_for_tests.py").write_text(PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    recipe = Recipe.model_validate(
-        {
-            "name": "x",
-            "task": "text-classification",
-            "model": {"id": "x"},
-            "data": {"source": "x"},
-            "store": {"uri": "x"},
-        }
-    )
-    run = Run("run", recipe, tmp_path)
+    run = Run("run", smallest_recipe, tmp_path)
     run.save()
     return run.folder
 

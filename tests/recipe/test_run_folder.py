@@ -44,17 +44,8 @@ def test_each_living_process_has_a_folder_of_its_own_and_those_of_the_dead_go(tm
     last.communicate()
 
 
-def test_a_private_folder_is_found_again_by_the_stages(tmp_path: Path) -> None:
-    recipe = Recipe.model_validate(
-        {
-            "name": "x",
-            "task": "text-classification",
-            "model": {"id": "x"},
-            "data": {"source": "x"},
-            "store": {"uri": "x"},
-        }
-    )
-    run = Run("r", recipe, tmp_path, "r~1")
+def test_a_private_folder_is_found_again_by_the_stages(tmp_path: Path, smallest_recipe: Recipe) -> None:
+    run = Run("r", smallest_recipe, tmp_path, "r~1")
     run.save()
     assert Run.load(run.folder) == run
     assert run.cache == tmp_path / "cache"
