@@ -83,12 +83,22 @@ def run(
 
         loaded = load_recipe(recipe, set_ or [])
         from job.errors import Fenced, Interrupted
-        from job.identity import default_run_id
-        from job.pipeline import run_pipeline
-        from job.report import format_result
+        from job.identity import name_run
+        from job.launch import find_place
 
-        result = run_pipeline(loaded, _check_run_id(run_id or default_run_id(loaded, os.environ)), work, fresh)
-        _leave_result(result, format_result(result))
+        place = find_place()
+        name = _check_run_id(run_id or place.run_id or name_run(loaded))
+        if place.node_rank:
+            from job.member import run_member
+
+            result = run_member(loaded, name, work, fresh, place)
+            _leave_termination_message(result)
+        else:
+            from job.pipeline import run_pipeline
+            from job.report import format_result
+
+            result = run_pipeline(loaded, name, work, fresh, place)
+            _leave_result(result, format_result(result))
         if result["exit_code"] in (Interrupted.exit_code, Fenced.exit_code):
             os._exit(result["exit_code"])  # a transfer that was given up may still run in its threads
         return int(result["exit_code"])

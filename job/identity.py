@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -38,11 +38,11 @@ _SERIALIZES = ("torch", "transformers", "deepspeed")
 """Packages whose next major version may read a training state otherwise."""
 
 
-def default_run_id(recipe: Recipe, environment: Mapping[str, str]) -> str:
-    """Return JOB_RUN_ID, or `<name>-<8 hex of what decides training and its ranks>`."""
+def name_run(recipe: Recipe) -> str:
+    """Return `<name>-<8 hex of what decides training and its ranks>`."""
     revisions = [recipe.model.revision, recipe.data.revision]
     digest = hash_json([material_sections(recipe, (*DEFINES_TRAINING, "distributed")), revisions])
-    return environment.get("JOB_RUN_ID") or f"{recipe.name}-{digest[:8]}"
+    return f"{recipe.name}-{digest[:8]}"
 
 
 def describe_run(run_id: str, recipe: Recipe, identity: dict[str, Any]) -> dict[str, Any]:

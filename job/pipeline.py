@@ -14,129 +14,102 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from job import __version__
+from job import __version__, stages
 from job.data import derive_micro_batch
-from job.errors import CheckpointMismatch, DataError, Interrupted, JobError, NoValidCheckpoint, PeerLost, Unreachable
+from job.errors import CheckpointMismatch, DataError, JobError, NoValidCheckpoint
 from job.export import build_bundle, int8_file_name
 from job.failpoints import failpoint
-from job.identity import check_checkpoint, compare_runs, describe_checkpoint, describe_run, material_sections
-from job.launch import Limits, StopRequest, Supervisor, Topology, Verdict, find_topology, judge_error
+from job.identity import compare_runs, describe_run
+from job.launch import Place, StopRequest, Verdict, find_topology, judge_error
+from job.node import Node
 from job.recipe import Recipe, Run, hash_json, write_json
-from job.recipe.schema import DEFINES_TRAINING
 from job.report import assemble_result
+from job.stages import Stage
 from job.store import Attempt, RunStore, promote_release, publish_release
 from job.store.attempt import read_stage
 from job.store.manifest import hash_file
-from job.store.models import count_parameters
 from job.store.restore import fetch_checkpoint
+from job.training import Lead
 
 log = logging.getLogger("job.pipeline")
 
-T = TypeVar("T")
 
-_POLL_S = 0.1
-_LEAVING_S = 20.0
-"""Whoever stopped this attempt will not wait for a store that is out: the result line comes after so long at most."""
-_LEAVING_SHARE = 0.25
-"""Of the grace, for saying goodbye to the store; the rest is the ranks'."""
-_GIVE_UP_S = 1.0
-"""How long a call to the store may still take after a stop signal; most end well before."""
-_CHECKPOINT_BYTES_PER_PARAMETER = 64
-_CHECKPOINT_BYTES_BESIDE = 1 << 30
-"""No checkpoint is larger (weights and two moments in fp32 are 12 bytes a parameter); a manifest that says so lies."""
+def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Place) -> dict[str, Any]:
+    """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code.
 
-
-@dataclass(frozen=True)
-class Stage:
-    """`target` is run in a process; `reads` are recipe sections; `files` (in the run's folder) are its outputs."""
-
-    name: str
-    target: str
-    reads: tuple[str, ...]
-    files: tuple[str, ...]
-
-
-STAGES = (
-    Stage("train", "job.train:run_rank", DEFINES_TRAINING, ("final/config.json", "final/model.safetensors")),
-    Stage("evaluate", "job.evaluate:evaluate_run", ("baselines",), ("evaluate/validation.npy", "evaluate/test.npy")),
-    Stage("export", "job.export:export_run", (), ("onnx/model.onnx",)),
-    Stage("quantize", "job.export:quantize_run", ("export",), ()),
-    # numbers go into the report that no file of an earlier stage shows, so it and what follows is always made anew
-    Stage("report", "job.report:write_report", ("name", "baselines", "export"), ()),
-    Stage("rehearse", "job.export:rehearse_bundle", (), ()),
-)
-
-FETCH = "job.data:fetch_sources"
-_RELEASE_READS = ("name", "release")
-
-
-def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool) -> dict[str, Any]:
-    """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code."""
+    This is node 0's story; what the other nodes of `place` do stands in `member.py`.
+    """
     records: dict[str, dict[str, Any]] = {}
     run = Run(run_id, recipe, work.absolute())
     pipeline = Pipeline(run, StopRequest(recipe.launch.time_limit_min), fresh, records)
     try:
-        outcome = pipeline.run()
+        outcome = pipeline.run(place)
     except Exception as error:
         outcome = {"status": "failed", **judge_error(error)}
+    pipeline.dismiss_nodes(outcome)
     result = assemble_result(run_id, records) | outcome
     pipeline.leave_result(result)
     return result
 
 
 class Pipeline:
-    """One attempt of one run on this node."""
+    """One attempt of one run on node 0."""
 
     def __init__(self, run: Run, stop: StopRequest, fresh: bool, records: dict[str, dict[str, Any]]) -> None:
-        self._run, self._stop, self._fresh, self._records = run, stop, fresh, records
-        limits = Limits.of(run.recipe.launch)
-        self._leaving_s = min(_LEAVING_S, _LEAVING_SHARE * limits.grace_s)
-        limits = replace(limits, grace_s=limits.grace_s - self._leaving_s)
-        self._supervisor = Supervisor(stop, limits, self._check_lease)
+        self._run, self._fresh, self._records = run, fresh, records
+        self._node = Node(run.recipe.launch, stop, self._check_lease)
+        self._lead: Lead | None = None
         self._attempt: Attempt | None = None
         self._about: dict[str, Any] = {}
         self._retried = False
 
-    def run(self) -> dict[str, Any]:
+    def run(self, place: Place) -> dict[str, Any]:
         """Check what can be checked early, own the run, run the stages, release."""
         self._run = run = self._run.lock_folder()
         recipe = run.recipe
-        topology = find_topology(recipe.distributed)
+        topology = find_topology(recipe.distributed, place)
         derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
+        self._lead = lead = Lead(self._node, run, topology)
         where = recipe.store
         store = RunStore(where.uri, run.run_id, allow_http=where.allow_http, single_writer=where.single_writer)
-        self._transfer(store.prove_reachable)
+        self._node.transfer(store.prove_reachable)
         log.info("run %s, store %s", run.run_id, store.uri)
         run.save()
-        identity = self._process(FETCH, {"TOKENIZERS_PARALLELISM": "true"})
+        identity = self._node.run_process(stages.FETCH, run, {"TOKENIZERS_PARALLELISM": "true"})
         self._check_rows()
         self._about, inputs = describe_run(run.run_id, recipe, identity), hash_json(identity)
         if not self._fresh:
-            self._transfer(lambda: self._compare(store))
-            if finished := self._transfer(lambda: self._find_finished(store, inputs)):
+            self._node.transfer(lambda: self._compare(store))
+            if finished := self._node.transfer(lambda: self._find_finished(store, inputs)):
                 return finished
         while True:
             try:
-                return self._do_stages(self._transfer(lambda: self._own(store)), inputs, topology)
+                return self._do_stages(self._node.transfer(lambda: self._own(store)), inputs, lead)
             except JobError as error:
                 if not self._may_retry(error):
                     raise
                 self.leave_result({"status": "retried", "exit_code": error.exit_code, "reason": str(error)})
 
-    def _do_stages(self, attempt: Attempt, inputs: str, topology: Topology) -> dict[str, Any]:
-        for stage in STAGES:
-            inputs = self._do_stage(attempt, stage, inputs, topology)
+    def dismiss_nodes(self, outcome: dict[str, Any]) -> None:
+        """Tell the other nodes how this attempt ended."""
+        if self._lead:
+            self._lead.dismiss(Verdict(outcome["exit_code"], outcome["reason"], {}))
+
+    def _do_stages(self, attempt: Attempt, inputs: str, lead: Lead) -> dict[str, Any]:
+        training, *others = stages.STAGES
+        inputs = self._do_stage(attempt, training, inputs, lead)
+        lead.dismiss(Verdict(0, "the training is committed; node 0 finishes the run alone", {}))
+        for stage in others:
+            inputs = self._do_stage(attempt, stage, inputs, lead)
         return self._release(attempt, inputs)
 
     def _may_retry(self, error: JobError) -> bool:
         """Tell whether another attempt begins at once: with fewer rows at a time, or, for anything else, one only."""
-        if error.retry is None or self._stop.count or (self._retried and not error.retry):
+        if error.retry is None or self._node.stop.count or (self._retried and not error.retry):
             return False
         self._retried, self._fresh = True, False  # what this process has committed is not given up
         run = self._run
@@ -158,7 +131,7 @@ class Pipeline:
         if self._attempt:
             leaving = threading.Thread(target=self._leave_store, args=(self._attempt, result), daemon=True)
             leaving.start()
-            leaving.join(self._leaving_s)
+            leaving.join(self._node.leaving_s)
             if leaving.is_alive():
                 log.warning("the store does not answer; this attempt leaves without a word there")
 
@@ -166,45 +139,12 @@ class Pipeline:
         self._write_status(attempt, result["status"])
         attempt.leave(result)
 
-    def _process(self, target: str, environment: Mapping[str, str] = {}) -> dict[str, Any]:
-        return self._processes(target, [environment])
-
-    def _processes(self, target: str, environments: Iterable[Mapping[str, str]]) -> dict[str, Any]:
-        """Run a stage's processes; raise the error that they report."""
-        verdict = self._supervisor.run(target, self._run.folder, environments)
-        if verdict.code:
-            raise _as_error(verdict)
-        return verdict.record
-
     def _check_lease(self) -> None:
         if self._attempt:
             self._attempt.check()
 
     def _check_stop(self) -> None:
-        if self._stop.count:
-            raise Interrupted(f"{self._stop.name} before this attempt owned the run; nothing was changed")
-
-    def _transfer(self, work: Callable[[], T]) -> T:
-        """Ask the store in a thread, so that a stop signal or a lost lease waits neither for gigabytes nor an outage.
-
-        What is given up ends with this process: whoever runs it leaves without waiting for threads.
-        """
-        done: Future[T] = Future()
-
-        def carry() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:  # crosses to the caller
-                done.set_exception(error)
-
-        threading.Thread(target=carry, name="transfer", daemon=True).start()
-        while not wait([done], timeout=_POLL_S).done:
-            self._check_lease()
-            if self._stop.count and not wait([done], timeout=_GIVE_UP_S).done:
-                raise Interrupted(f"{self._stop.name} during a transfer; run again to go on from what is committed")
-        if self._stop.count and isinstance(done.exception(), Unreachable):
-            raise Interrupted(f"{self._stop.name} while the store was out; run again to go on from what is committed")
-        return done.result()
+        self._node.check_stop("before this attempt owned the run; nothing was changed")
 
     def _check_rows(self) -> None:
         """Refuse before training what the gate could never prove after it."""
@@ -251,42 +191,41 @@ class Pipeline:
     def _find_finished(self, store: RunStore, inputs: str) -> dict[str, Any] | None:
         """Return the outcome when every stage is committed for these inputs, whatever lies on this disk."""
         records = {}
-        for name, reads in [*((stage.name, stage.reads) for stage in STAGES), ("release", _RELEASE_READS)]:
-            saved = read_stage(store.objects, name)
-            if not saved or saved["key"] != self._key(name, inputs, reads):
+        for stage in (*stages.STAGES, stages.RELEASE):
+            saved = read_stage(store.objects, stage.name)
+            if not saved or saved["key"] != stage.key(self._run.recipe, inputs):
                 return None
-            records[name], inputs = saved["record"], str(saved["outputs"])
+            records[stage.name], inputs = saved["record"], str(saved["outputs"])
         self._records.update(records)
         reason = "already released; nothing was done"
         return {"status": "released", "exit_code": 0, "reason": reason, **records["release"]}
 
-    def _key(self, name: str, inputs: str, reads: tuple[str, ...]) -> str:
-        """Return the hash of all that a stage reads."""
-        return hash_json([name, inputs, material_sections(self._run.recipe, reads)])
-
-    def _do_stage(self, attempt: Attempt, stage: Stage, inputs: str, topology: Topology) -> str:
+    def _do_stage(self, attempt: Attempt, stage: Stage, inputs: str, lead: Lead) -> str:
         """Skip a committed stage or run it and commit its record; return the hash of its outputs."""
-        key = self._key(stage.name, inputs, stage.reads)
-        saved = self._transfer(lambda: read_stage(attempt.store.objects, stage.name))
+        key = stage.key(self._run.recipe, inputs)
+        saved = self._node.transfer(lambda: read_stage(attempt.store.objects, stage.name))
         if saved and saved["key"] == key and self._has_files(attempt, stage, saved):
             log.info("%s: already committed, skipped", stage.name)
             self._records[stage.name] = saved["record"]
             return str(saved["outputs"])
         self._status(stage.name)
         failpoint("stage-run")
-        record = self._train(attempt, stage, topology) if stage.name == "train" else self._run_stage(stage)
+        training = stage.name == "train"
+        record = lead.train(stage, self._run, attempt, self._about) if training else self._run_stage(stage)
         files = {name: hash_file(self._run.folder / name) for name in stage.files}
         outputs = hash_json([files, _int8_digests(record)])
         self._records[stage.name] = record
         committed = {"key": key, "outputs": outputs, "files": files, "record": record}
-        self._transfer(lambda: attempt.commit_record(stage.name, committed))
+        self._node.transfer(lambda: attempt.commit_record(stage.name, committed))
         return outputs
 
     def _run_stage(self, stage: Stage) -> dict[str, Any]:
         if stage.name == "report":
             build_bundle(self._run)
             self._run.write("records.json", self._records)
-        return self._process(stage.target, {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+        return self._node.run_process(
+            stage.target, self._run, {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        )
 
     def _has_files(self, attempt: Attempt, stage: Stage, saved: dict[str, Any]) -> bool:
         """Tell whether a committed stage's files lie here unchanged; those of training are fetched if not."""
@@ -306,7 +245,7 @@ class Pipeline:
         wanted = {Path(name).name for name in stage.files}
         pointer = saved["record"]["checkpoint"]
         try:
-            self._transfer(
+            self._node.transfer(
                 lambda: fetch_checkpoint(
                     attempt.store.objects, pointer["manifest"], pointer["manifest_sha256"], self._run.final_model,
                     only=lambda path: path in wanted,
@@ -317,63 +256,18 @@ class Pipeline:
             return False
         return all(_lies_here(self._run.folder / name, digest) for name, digest in saved["files"].items())
 
-    def _train(self, attempt: Attempt, stage: Stage, topology: Topology) -> dict[str, Any]:
-        """Start the ranks, from the newest whole checkpoint where there is one; return the training's record."""
-        folder = self._run.folder / "train"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        recipe = self._run.recipe
-        order = {
-            "epoch": attempt.epoch,
-            "nonce": attempt.nonce,
-            "since": attempt.since,
-            "keep": recipe.store.keep_checkpoints,
-            "peer_timeout_s": recipe.launch.hang_timeout_s,
-        }
-        self._run.write("attempt.json", order | self._restore(attempt, folder / "resume", topology))
-        common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        common["JOB_START_TIMEOUT_S"] = str(60 * recipe.launch.join_timeout_min)
-        record = self._processes(stage.target, [common | rank for rank in topology.rank_environments()])
-        shutil.rmtree(folder / "resume", ignore_errors=True)
-        checkpoint = self._transfer(attempt.current_checkpoint)
-        if checkpoint is None or checkpoint["step"] != record["steps"]:
-            raise PeerLost(f"the checkpoint of step {record['steps']}, the last, was not committed; run again")
-        return record | {"checkpoint": checkpoint}
-
-    def _restore(self, attempt: Attempt, folder: Path, topology: Topology) -> dict[str, Any]:
-        """Fetch the newest whole checkpoint; return what the ranks must know of it."""
-        about = describe_checkpoint(self._about)
-        max_bytes = _CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(self._run.base_model) + _CHECKPOINT_BYTES_BESIDE
-        restored = self._transfer(lambda: attempt.restore(folder, max_bytes))
-        if restored is None:
-            return {"resume": None, "resumed_from": None, "committed": [], "about": about}
-        found = restored.manifest.about
-        check_checkpoint(restored.manifest, about)
-        log.info("resuming from the checkpoint of step %s", found["step"])
-        if found["world_size"] != topology.world_size:
-            log.warning(
-                "it was written by %s ranks, these are %s: samples go on in order, but bits may differ from here on",
-                found["world_size"], topology.world_size,
-            )  # fmt: skip
-        return {
-            "resume": str(folder),
-            "resumed_from": found["step"],
-            "committed": restored.committed,
-            "about": about,
-        }
-
     def _release(self, attempt: Attempt, inputs: str) -> dict[str, Any]:
         """Publish the bundle and move the model's pointer."""
         recipe = self._run.recipe
         self._status("release")
         failpoint("stage-run")
-        version = self._transfer(
+        version = self._node.transfer(
             lambda: publish_release(recipe.store, recipe.name, self._run.run_id, self._run.bundle, attempt.verify)
         )
         promoted = recipe.release.promote_if == "proven"
         record = {"release": f"{recipe.store.uri}/models/{recipe.name}/{version}", "promoted": promoted}
-        key = self._key("release", inputs, _RELEASE_READS)
-        self._transfer(lambda: self._promote(attempt, {"key": key, "outputs": version, "record": record}))
+        key = stages.RELEASE.key(recipe, inputs)
+        self._node.transfer(lambda: self._promote(attempt, {"key": key, "outputs": version, "record": record}))
         self._records["release"] = record
         passed = any(target["accepted"] for target in self._records["quantize"]["targets"].values())
         reason = "" if passed else "no int8 target passed; fp32 is released (gate: report_only)"
@@ -391,7 +285,7 @@ class Pipeline:
         """Leave a line for `job show`; nothing depends on it."""
         attempt = self._attempt
         if attempt:
-            self._transfer(lambda: self._write_status(attempt, phase))
+            self._node.transfer(lambda: self._write_status(attempt, phase))
 
     def _write_status(self, attempt: Attempt, phase: str) -> None:
         about = {"run_id": self._run.run_id, "name": self._run.recipe.name, "phase": phase, "epoch": attempt.epoch}
@@ -404,13 +298,7 @@ class Pipeline:
 
 def _list_records() -> list[str]:
     """Return the names of all stage records, in order."""
-    return [*(stage.name for stage in STAGES), "release"]
-
-
-def _as_error(verdict: Verdict) -> JobError:
-    error = JobError(verdict.reason)
-    error.exit_code, error.retry = verdict.code, verdict.retry
-    return error
+    return [stage.name for stage in (*stages.STAGES, stages.RELEASE)]
 
 
 def _int8_digests(record: dict[str, Any]) -> dict[str, str]:

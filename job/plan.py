@@ -7,7 +7,7 @@ from pathlib import Path
 
 from job.data.batching import derive_micro_batch
 from job.errors import DataError
-from job.launch import Topology, find_topology
+from job.launch import Topology, find_place, find_topology
 from job.recipe import Recipe
 from job.store import RunStore
 
@@ -18,7 +18,7 @@ _CHECKPOINT_BYTES_PER_PARAMETER = 12
 
 def print_plan(recipe: Recipe, work: Path, offline: bool) -> None:
     """Print the plan to stdout; raise the JobError that the run would end with."""
-    topology = find_topology(recipe.distributed)
+    topology = find_topology(recipe.distributed, find_place())
     for line in describe_batches(recipe, topology):
         print(line)
     if offline:

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from job.errors import PERMANENT, Fenced, Interrupted, PeerLost
+from job.errors import Interrupted, PeerLost
 from job.launch.memory import MemoryWatch
 from job.launch.pulse import Pulse
 from job.launch.signals import StopRequest
+from job.launch.verdict import Verdict, decide
 from job.recipe.schema import Launch
 
 log = logging.getLogger("job.launch")
@@ -52,14 +53,33 @@ class Limits:
         return Limits(launch.grace_s, launch.hang_timeout_s, 60.0 * launch.join_timeout_min)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Exit code and reason of a group; `record` is what its first process returned, `retry` see JobError."""
+class Peers(Protocol):
+    """The same stage on the run's other nodes, as this one's supervisor sees it (`line.py`)."""
 
-    code: int
-    reason: str
-    record: dict[str, Any]
-    retry: dict[str, int] | None = None
+    def check(self) -> None:
+        """Raise where one of them is lost."""
+
+    def verdicts(self) -> list[Verdict]:
+        """Return how their part has ended, as far as it has."""
+
+    def wait_for_verdicts(self) -> list[Verdict]:
+        """The same after this node's part has failed: theirs may say why."""
+
+
+class Alone:
+    """No other node takes part."""
+
+    def check(self) -> None:
+        """Nobody can be lost."""
+
+    def verdicts(self) -> list[Verdict]:
+        """Nobody says anything."""
+        return []
+
+    wait_for_verdicts = verdicts
+
+
+ALONE = Alone()
 
 
 class Supervisor:
@@ -72,26 +92,31 @@ class Supervisor:
         self._stop, self._limits, self._check = stop, limits, check
         self._memory = MemoryWatch()
 
-    def run(self, target: str, folder: Path, environments: Iterable[Mapping[str, str]] = ({},)) -> Verdict:
+    def run(
+        self, target: str, folder: Path, environments: Iterable[Mapping[str, str]] = ({},), peers: Peers = ALONE
+    ) -> Verdict:
         """Run `target` ("module:function") once per environment; return when all have left.
 
-        `folder` is the run's folder, which the function gets and where outcomes are written.
+        `folder` is the run's folder, which the function gets and where outcomes are written. The verdict is that of
+        this node's processes and of `peers`.
         """
         if self._stop.count:
             return Verdict(Interrupted.exit_code, f"{self._stop.name} before {target} began", {})
         group: list[_Member] = []
-        watch = _Watch(group, self._limits, self._stop)
+        watch = _Watch(group, self._limits, self._stop, peers)
         try:
             for index, variables in enumerate(environments):
                 group.append(self._start(target, folder, index, variables))
             while watch.goes_on():
                 time.sleep(_POLL_S)
                 self._check()
+                peers.check()
                 self._stop.apply_deadline(_read_saving_s(folder))
         finally:
             for member in group:
                 member.kill()
-        return watch.ended_by or self._decide(group, watch)
+        own = watch.ended_by or decide([self._judge(member, len(group), watch) for member in group])
+        return decide([own, *peers.wait_for_verdicts()]) if own.code else own
 
     def _start(self, target: str, folder: Path, index: int, environment: Mapping[str, str]) -> _Member:
         name = f"{target.rpartition(':')[2]}-{index}"
@@ -106,15 +131,9 @@ class Supervisor:
         pulse = Pulse(process.pid, heartbeat, self._limits.hang_timeout_s, self._limits.start_timeout_s)
         return _Member(index, process, outcome, pulse)
 
-    def _decide(self, group: list[_Member], watch: _Watch) -> Verdict:
-        """The first permanent failure decides, then a lost lease, then any other failure, a stop, a lost peer last."""
-        verdicts = [self._judge(member, len(group), watch) for member in group]
-        failed = [verdict for verdict in verdicts if verdict.code]
-        return min(failed, key=_rank) if failed else verdicts[0]
-
     def _judge(self, member: _Member, size: int, watch: _Watch) -> Verdict:
         if outcome := _read_json(member.outcome):
-            return Verdict(outcome["code"], outcome["reason"], outcome.get("record") or {}, outcome.get("retry"))
+            return Verdict.parse(outcome)
         code = member.process.returncode
         if -code in _ASKED or (code == -signal.SIGKILL and watch.was_told):
             return Verdict(Interrupted.exit_code, f"{watch.why_told}; the last committed checkpoint stays", {})
@@ -142,8 +161,8 @@ class _Member:
 class _Watch:
     """When a group must be told to stop, or may be waited for no longer."""
 
-    def __init__(self, group: list[_Member], limits: Limits, stop: StopRequest) -> None:
-        self._group, self._limits, self._stop = group, limits, stop
+    def __init__(self, group: list[_Member], limits: Limits, stop: StopRequest, peers: Peers) -> None:
+        self._group, self._limits, self._stop, self._peers = group, limits, stop, peers
         self._heard, self._deadline = 0, float("inf")
         self._polled = time.monotonic()
         self.was_told, self.why_told = False, "a process was told to stop"
@@ -178,13 +197,16 @@ class _Watch:
 
     def _follow(self, running: list[_Member]) -> None:
         """When one has left otherwise than well, the others follow: asked to stop if it was, else killed soon."""
+        left = [verdict for verdict in self._peers.verdicts() if verdict.code]
         codes = [member.process.returncode for member in self._group if member.process.returncode]
+        codes += [verdict.code for verdict in left]
         if not codes:
             return
         if all(code == Interrupted.exit_code or -code in _ASKED for code in codes):
             if not self.was_told:
                 # told again, those who agreed to stop and still upload would leave at once
                 agreed = any(_read_json(member.outcome).get("together") for member in self._group)
+                agreed = agreed or any(verdict.together for verdict in left)
                 self._tell([] if agreed else running, "a peer was told to stop", self._limits.grace_s)
         elif not self.was_told:
             self._deadline = min(self._deadline, time.monotonic() + _PEERS_FOLLOW_S)
@@ -209,12 +231,6 @@ class _Watch:
             {},
         )
         return True
-
-
-def _rank(verdict: Verdict) -> int:
-    if verdict.code in PERMANENT:
-        return 0
-    return {Fenced.exit_code: 1, Interrupted.exit_code: 3, PeerLost.exit_code: 4}.get(verdict.code, 2)
 
 
 def _explain_silence(code: int, index: int, size: int) -> Verdict:

@@ -1,76 +1,203 @@
-"""How many ranks run where. This version runs on one machine."""
+"""Who this node is among the nodes of a run, and how many ranks each of them runs.
+
+`read_place` reads what Kubeflow (PET_*), SLURM (inside a step), or a Kubernetes Indexed Job says, the first
+that is there; without any, this machine is the only node. `find_topology` adds the ranks and their GPUs.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.errors import ResourceExhausted
+from job.errors import RecipeError, ResourceExhausted
 from job.recipe.schema import Distributed
+
+RENDEZVOUS_PORT = 29400
+"""Where node 0 waits for the others in Kubernetes, where every pod has an address of its own."""
+
+_PORTS = (20000, 12000)
+"""First port and how many: below those that Linux hands out by itself (from 32768 on)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """This node's number among `nodes`, where node 0 listens, and the run's id where the scheduler names one."""
+
+    nodes: int = 1
+    node_rank: int = 0
+    host: str = ""
+    port: int = 0
+    processes_per_node: int | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Nodes of this run, this node's rank, ranks per node, and the GPUs that they share."""
+    """The place of this node, ranks per node, and the GPUs that the ranks of this node share."""
 
-    nodes: int
-    node_rank: int
+    place: Place
     processes_per_node: int
     gpus: int
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of this run."""
+        return self.place.nodes
 
     @property
     def world_size(self) -> int:
         """Ranks on all nodes."""
         return self.nodes * self.processes_per_node
 
-    def rank_environments(self) -> Iterator[dict[str, str]]:
-        """Yield the variables that torch.distributed reads, and JOB_GPUS, one set per rank of this node."""
-        port = str(_free_port())
+    def rank_environments(self, port: int) -> Iterator[dict[str, str]]:
+        """Yield the variables that torch.distributed reads, and JOB_GPUS, one set per rank of this node.
+
+        `port` is one that is free on node 0, where rank 0 will listen.
+        """
         threads = max((os.cpu_count() or 1) // self.processes_per_node, 1)
         for local_rank in range(self.processes_per_node):
             variables = {
-                "RANK": self.node_rank * self.processes_per_node + local_rank,
+                "RANK": self.place.node_rank * self.processes_per_node + local_rank,
                 "LOCAL_RANK": local_rank,
                 "WORLD_SIZE": self.world_size,
                 "LOCAL_WORLD_SIZE": self.processes_per_node,
-                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_ADDR": self.place.host if self.nodes > 1 else "127.0.0.1",
                 "MASTER_PORT": port,
                 "JOB_GPUS": self.gpus,
             }
             yield {"OMP_NUM_THREADS": str(threads)} | {name: str(value) for name, value in variables.items()}
 
 
-def find_topology(distributed: Distributed) -> Topology:
-    """Return this machine's topology: one rank per GPU, one without a GPU, unless the recipe says a number.
+def find_place() -> Place:
+    """Return the place of this process, see `read_place`."""
+    return read_place(os.environ, socket.getfqdn() if "JOB_COMPLETION_INDEX" in os.environ else platform.node())
+
+
+def read_place(environment: Mapping[str, str], host_name: str) -> Place:
+    """Return this node's place; `host_name` is its fully qualified name. Pure: reads nothing else.
+
+    Raises RecipeError (10) where what a scheduler says cannot be a run of this job, naming the variable.
+    """
+    place = _read_kubeflow(environment) or _read_slurm(environment) or _read_indexed_job(environment, host_name)
+    place = place or Place(run_id=_name_slurm_run(environment))
+    if not 0 <= place.node_rank < place.nodes:
+        raise RecipeError(f"node {place.node_rank} of {place.nodes} nodes: {_JOB_NODES}")
+    return place
+
+
+_JOB_NODES = "JOB_NODES must be the Job's number of completions (and its parallelism)"
+
+
+def _read_kubeflow(environment: Mapping[str, str]) -> Place | None:
+    """Kubeflow Trainer sets what torchrun would read."""
+    if "PET_NNODES" not in environment:
+        return None
+    host, _, port = environment.get("PET_RDZV_ENDPOINT", "").partition(":")
+    processes = environment.get("PET_NPROC_PER_NODE", "auto")
+    return Place(
+        nodes=_read_number(environment, "PET_NNODES"),
+        node_rank=_read_number(environment, "PET_NODE_RANK", "0"),
+        host=environment.get("PET_MASTER_ADDR") or host,
+        port=_read_number(environment, "PET_MASTER_PORT", port or str(RENDEZVOUS_PORT)),
+        processes_per_node=int(processes) if processes.isdecimal() else None,
+    )
+
+
+def _read_slurm(environment: Mapping[str, str]) -> Place | None:
+    """Inside a step (srun). A batch script is no step, though SLURM gives it most of the same variables."""
+    if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
+        return None
+    nodes, tasks = (_read_number(environment, f"SLURM_STEP_NUM_{what}") for what in ("NODES", "TASKS"))
+    if tasks != nodes:
+        raise RecipeError(
+            f"SLURM started {tasks} tasks on {nodes} node(s); job needs one per node and starts the ranks itself: "
+            "srun --ntasks-per-node=1 …"
+        )
+    start = [environment.get(f"SLURM_{what}", "0") for what in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
+    return Place(
+        nodes=nodes,
+        node_rank=_read_number(environment, "SLURM_NODEID"),
+        host=first_host(environment["SLURM_STEP_NODELIST"]),
+        port=_choose_port("-".join(start)),
+        run_id=_name_slurm_run(environment),
+    )
+
+
+def _read_indexed_job(environment: Mapping[str, str], host_name: str) -> Place | None:
+    """In an Indexed Job every pod is called <job>-<index>.<subdomain>…, so each knows the first one's name."""
+    if "JOB_COMPLETION_INDEX" not in environment:
+        return None
+    index, nodes = _read_number(environment, "JOB_COMPLETION_INDEX"), _read_number(environment, "JOB_NODES", "1")
+    own, _, domain = host_name.partition(".")
+    job_name = own.removesuffix(f"-{index}")
+    if nodes > 1 and (job_name == own or not domain):
+        raise RecipeError(
+            f"this pod is called {host_name!r}; for {nodes} nodes the pod template needs `subdomain:` with the name of "
+            "a headless Service, and the Job completionMode: Indexed, so that the pods find each other"
+        )
+    return Place(
+        nodes=nodes,
+        node_rank=index,
+        host=f"{job_name}-0.{domain}",
+        port=_read_number(environment, "JOB_RENDEZVOUS_PORT", str(RENDEZVOUS_PORT)),
+        run_id=job_name if job_name != own else None,
+    )
+
+
+def _name_slurm_run(environment: Mapping[str, str]) -> str | None:
+    """The job's id stays the same when SLURM requeues it; of an array, every task has its own."""
+    job = environment.get("SLURM_JOB_ID")
+    return "-".join(filter(None, (environment.get("SLURM_CLUSTER_NAME"), job))) if job else None
+
+
+def first_host(nodes: str) -> str:
+    """Return the first name of a SLURM node list such as `gpu[003-005,9],login1` (slurm.conf(5), NodeName)."""
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", nodes)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group() if first else nodes)
+
+
+def _choose_port(start: str) -> int:
+    """Return the same port on every node, and another one for whoever shares a node with this job."""
+    first, count = _PORTS
+    return first + zlib.crc32(start.encode()) % count
+
+
+def _read_number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    value = environment.get(name) or default
+    if not value.isdecimal():
+        raise RecipeError(f"{name}: {value!r} is no number; set by the scheduler, or by hand where it is missing")
+    return int(value)
+
+
+def find_topology(distributed: Distributed, place: Place) -> Topology:
+    """Return the ranks of this node: one per GPU, one without a GPU, unless recipe or scheduler says a number.
 
     Raises ResourceExhausted (78) for more ranks than GPUs; without any GPU the ranks share the processors.
     """
     asked, gpus = distributed.processes_per_node, _count_gpus()
-    ranks = max(gpus, 1) if asked == "auto" else asked
-    if 0 < gpus < ranks:
+    if asked == "auto":
+        asked = place.processes_per_node or max(gpus, 1)
+    if 0 < gpus < asked:
         raise ResourceExhausted(
             f"distributed.processes_per_node: {asked}, but node {platform.node()} has {gpus} GPU(s) for this process; "
             "run on another node, lower it, or use auto"
         )
-    return Topology(nodes=1, node_rank=0, processes_per_node=ranks, gpus=gpus)
+    return Topology(place, asked, gpus)
 
 
 def _count_gpus() -> int:
     """Return the GPUs that this process may use, from CUDA_VISIBLE_DEVICES and /dev, without importing torch.
 
-    The driver's folder in /proc would show all of the node's to a container that was given none.
+    SLURM and container runtimes set the variable to what was allocated. The driver's folder in /proc would show all
+    of the node's to a container that was given none.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

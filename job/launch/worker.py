@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from job.errors import Interrupted
 from job.launch.logs import set_up_logging
-from job.launch.verdict import judge_error
+from job.launch.verdict import Verdict
 from job.liveness import die_with_parent, start_beating
 from job.recipe import Run, write_json
 
@@ -38,16 +39,14 @@ def main(target: str, folder: Path, outcome: Path) -> int:
             record = _work(target, folder, outcome.stem)
         finally:
             _handle_stops(signal.SIG_IGN)  # from here on nothing may come between the work and its outcome
-        code, reason, extra = 0, "", {}
+        verdict = Verdict(0, "", record or {})
     except BaseException as error:
         if isinstance(error, _Stopped):
             error = Interrupted("told to stop; what was committed is kept, run again to go on")
-        verdict, record = judge_error(error), {}
-        code, reason = verdict["exit_code"], verdict["reason"]
-        extra = {"retry": getattr(error, "retry", None), "together": getattr(error, "together", False)}
+        verdict = Verdict.of(error)
     reserve.unlink(missing_ok=True)
-    write_json(outcome, {"code": code, "reason": reason, "record": record or {}} | extra)
-    return int(code)
+    write_json(outcome, asdict(verdict))
+    return verdict.code
 
 
 def _reserve_disk(path: Path) -> None:

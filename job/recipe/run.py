@@ -78,14 +78,20 @@ class Run:
         saved = json.loads((folder / "recipe.json").read_text())
         return Run(saved["run_id"], Recipe.model_validate(saved["recipe"]), folder.parent.parent, folder.name)
 
-    def lock_folder(self) -> Run:
+    def lock_folder(self, node_rank: int = 0) -> Run:
         """Return this run with a folder that belongs to this process as long as it lives; others' are cleared away.
 
-        A second job, or the successor of one that was only stopped, must not write into what the first still reads.
+        A second job, or the successor of one that was only stopped, must not write into what the first still reads;
+        nor must the nodes of a run where they share a disk, so only node 0 has the folder that is named after the run.
         """
+        if node_rank:
+            return replace(self, folder_name=f"{self.run_id}~node-{node_rank}")._lock_folder()
         for left in self.folder.parent.glob(f"{self.run_id}~*"):  # no run id has a tilde
             if _lock(left):
                 shutil.rmtree(left, ignore_errors=True)
+        return self._lock_folder()
+
+    def _lock_folder(self) -> Run:
         if _lock(self.folder):
             return self
         name = uuid.uuid4().hex[:8]

@@ -6,7 +6,9 @@ compute a hash chain instead of weights. A start costs two seconds instead of ha
 The result is the last line on stdout, the exit code that of `job run`. `final_state` says what the chain must end with.
 Variables scale what takes minutes in earnest: LIGHT_STEP_S, LIGHT_PAYLOAD_MIB (of a checkpoint), LIGHT_PART_MIB (of an
 upload), LIGHT_DEADLINE_S (of one call to the store), LIGHT_MAX_UNSYNCED_S; JOB_FAILPOINT_RANK spares all ranks but one.
-LIGHT_HUNGER_MIB is what step 6 takes of memory.
+LIGHT_HUNGER_MIB is what step 6 takes of memory, LIGHT_BAD_ROW makes the fetch end with 11.
+With `--nodes 2 --node-rank 1 --port 29400` it is one node of several, which meet at that port; their ranks vote in the
+folder LIGHT_VOTES.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from job.errors import Interrupted
+from job.errors import DataError, Interrupted
 from job.failpoints import failpoint
-from job.launch import set_up_logging
+from job.launch import Place, set_up_logging
 from job.liveness import beat
 from job.recipe import Recipe, Run
 from job.store import RunStore, background
@@ -67,6 +69,8 @@ def scale_down() -> None:
 
 def fetch(run: Run) -> dict[str, Any]:
     """Stand for fetch_sources: a base model of 1600 parameters, and nothing to tokenize."""
+    if row := os.environ.get("LIGHT_BAD_ROW"):
+        raise DataError(f"row {row} is bad")
     base = run.cache / "base"
     if not base.exists():
         staging = run.cache / f"base-{os.getpid()}"
@@ -107,8 +111,8 @@ class Told:
 class Vote:
     """All ranks learn after each step whether any was told to stop, or uploads: one byte a step in a file a rank."""
 
-    def __init__(self, run: Run, rank: int, ranks: int) -> None:
-        folder = run.folder / "train" / "votes"
+    def __init__(self, run: Run, rank: int, ranks: int, epoch: int) -> None:
+        folder = Path(os.environ.get("LIGHT_VOTES", run.folder / "train")) / f"votes-{epoch}"
         folder.mkdir(parents=True, exist_ok=True)
         self._files = [folder / f"rank-{number:05d}" for number in range(ranks)]
         self._own, self._step = self._files[rank], 0
@@ -136,7 +140,7 @@ def train(run: Run) -> dict[str, Any]:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if os.environ.get("JOB_FAILPOINT_RANK", str(rank)) != str(rank):
         del os.environ["JOB_FAILPOINT"]
-    told, vote = Told(), Vote(run, rank, ranks)
+    told, vote = Told(), Vote(run, rank, ranks, attempt["epoch"])
     state, first = resume(attempt, rank)
     uploader = start_uploader(run, attempt, (rank, ranks))
     stopped, steps, every = False, recipe.training.max_steps or 0, recipe.training.save_steps or 1
@@ -229,16 +233,14 @@ def quantize(run: Run) -> dict[str, Any]:
 
 def run_light(options: argparse.Namespace) -> dict[str, Any]:
     """Run the pipeline with these stages; return its result."""
-    from job import pipeline  # the stages' own processes need not load it
+    from job import member, pipeline, stages  # the stages' own processes need not load them
 
     scale_down()
-    pipeline.FETCH = "light:fetch"
-    pipeline.STAGES = (
-        pipeline.Stage(
-            "train", "light:train", pipeline.STAGES[0].reads, ("final/config.json", "final/model.safetensors")
-        ),
-        pipeline.Stage("quantize", "light:quantize", ("export",), ()),
-        pipeline.Stage("rehearse", "light:bundle", (), ("bundle/state.txt", "bundle/report.html")),
+    stages.FETCH = "light:fetch"
+    stages.STAGES = (
+        stages.Stage("train", "light:train", stages.STAGES[0].reads, ("final/config.json", "final/model.safetensors")),
+        stages.Stage("quantize", "light:quantize", ("export",), ()),
+        stages.Stage("rehearse", "light:bundle", (), ("bundle/state.txt", "bundle/report.html")),
     )
     recipe = Recipe.model_validate(
         {
@@ -252,11 +254,17 @@ def run_light(options: argparse.Namespace) -> dict[str, Any]:
                 "global_batch_size": 2,
             },
             "distributed": {"processes_per_node": options.ranks},
-            "launch": {"grace_s": options.grace, "hang_timeout_s": options.hang_timeout},
+            "launch": {
+                "grace_s": options.grace,
+                "hang_timeout_s": options.hang_timeout,
+                "join_timeout_min": options.join_timeout,
+            },
             "store": {"uri": options.store, "lease_ttl_s": options.ttl},
         }
     )
-    return pipeline.run_pipeline(recipe, options.run_id, Path(options.work), options.fresh)
+    place = Place(options.nodes, options.node_rank, "127.0.0.1", options.port)
+    run_node = member.run_member if place.node_rank else pipeline.run_pipeline
+    return run_node(recipe, options.run_id, Path(options.work), options.fresh, place)
 
 
 def parse_options(words: list[str]) -> argparse.Namespace:
@@ -265,7 +273,8 @@ def parse_options(words: list[str]) -> argparse.Namespace:
         parser.add_argument(name)
     for name, default in (("steps", 12), ("save-steps", 2), ("ranks", 1), ("ttl", 2), ("hang-timeout", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--grace", type=int, default=20)
+    for name, default in (("grace", 20), ("nodes", 1), ("node-rank", 0), ("port", 0), ("join-timeout", 30)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--fresh", action="store_true")
     return parser.parse_args(words)
 

@@ -86,7 +86,7 @@ def test_1_a_signal_to_the_slower_of_two_ranks_commits_the_step_of_the_stop(tmp_
     case = Case(str(tmp_path / "store"), tmp_path, ranks=2)
     slow = {"JOB_FAILPOINT": "files-uploaded=sleep:3", "JOB_FAILPOINT_RANK": "0"}
     process = case.start("first", "--save-steps=100", LIGHT_STEP_S="0.5", **slow)
-    votes = case.place / "first/runs/run-1/train/votes/rank-00000"
+    votes = case.place / "first/runs/run-1/train/votes-1/rank-00000"
     wait_for(lambda: votes.exists() and votes.stat().st_size >= 2)
     first = next(pid for pid in descendants(process.pid) if b"\0RANK=0\0" in read_environment(pid))
     os.kill(first, signal.SIGTERM)

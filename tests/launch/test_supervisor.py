@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from job.errors import Fenced
-from job.launch import Limits, StopRequest, Supervisor, find_topology
+from job.launch import Limits, Place, StopRequest, Supervisor, find_topology
 from job.launch.memory import MemoryWatch
 from job.launch.supervisor import Verdict
 from job.recipe import Run
@@ -208,11 +208,13 @@ def test_what_a_worker_started_is_gone_as_well(folder: Path, stop: StopRequest) 
 
 def test_without_a_gpu_auto_is_one_rank_and_ranks_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert find_topology(Distributed()).world_size == 1
+    assert find_topology(Distributed(), Place()).world_size == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    assert find_topology(Distributed()).world_size == 3
+    assert find_topology(Distributed(), Place()).world_size == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    environments: list[dict[str, Any]] = list(find_topology(Distributed(processes_per_node=2)).rank_environments())
+    environments: list[dict[str, Any]] = list(
+        find_topology(Distributed(processes_per_node=2), Place()).rank_environments(29500)
+    )
     assert [variables["RANK"] for variables in environments] == ["0", "1"]
     assert len({variables["MASTER_PORT"] for variables in environments}) == 1
 

@@ -10,9 +10,8 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-from job import pipeline
+from job import stages, training
 from job.__main__ import main
-from job.launch import topology
 
 _others: list[socket.socket] = []
 
@@ -25,10 +24,10 @@ def _find_busy_port() -> int:
     return port
 
 
-_find_port, topology._free_port = topology._free_port, _find_busy_port
+_find_port, training.find_free_port = training.find_free_port, _find_busy_port
 
 if __name__ == "__main__":
     wanted = dict(pair.split("=") for pair in os.environ["JOB_STAND_INS"].split(","))
-    pipeline.STAGES = tuple(replace(stage, target=wanted.get(stage.name, stage.target)) for stage in pipeline.STAGES)
+    stages.STAGES = tuple(replace(stage, target=wanted.get(stage.name, stage.target)) for stage in stages.STAGES)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     main()

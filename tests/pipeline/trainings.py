@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from job.data import fetch_sources
-from job.launch import Limits, StopRequest, Supervisor, find_topology
+from job.launch import Limits, Place, StopRequest, Supervisor, find_free_port, find_topology
 from job.recipe import Run, load_recipe
 from job.store import RunStore
 from job.store.manifest import Manifest
@@ -209,7 +209,8 @@ class Trial:
         RunStore(run.recipe.store.uri, run.run_id).write_json("owner.json", order)  # committing asks who owns the run
         run.write("attempt.json", order | self._fetch(run) | {"about": {"engine": run.recipe.distributed.engine}})
         common = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE), "TRIAL_NOISE": "1" if self._noise else ""}
-        environments = [common | dict(each) for each in find_topology(run.recipe.distributed).rank_environments()]
+        topology = find_topology(run.recipe.distributed, Place())
+        environments = [common | dict(each) for each in topology.rank_environments(find_free_port())]
         environments[rank] |= {"TRIAL_ACCIDENT": accident, "JOB_FAILPOINT": failpoint}
         supervisor = Supervisor(StopRequest(), Limits.of(run.recipe.launch))
         verdict = supervisor.run("trainings:run_trial_rank", run.folder, environments)

@@ -1,0 +1,142 @@
+"""A node's part in a run that node 0 leads: its ranks, and nothing else. See `training.py` for the order of calls."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from job import stages
+from job.errors import Interrupted, JobError, NoValidCheckpoint, PeerLost
+from job.launch import Guest, Place, StopRequest, Topology, Verdict, decide, find_topology
+from job.launch.line import Message
+from job.node import Node
+from job.recipe import Recipe, Run, hash_json, write_json
+from job.store import RunStore
+from job.store.attempt import read_stage
+from job.store.restore import fetch_checkpoint
+from job.training import clear_folder, introduce, list_environments
+
+log = logging.getLogger("job.pipeline")
+
+_TRAINED = Verdict(0, "the training is committed; node 0 finishes the run alone", {})
+_POLL_S = 0.1
+_LOOK_S = 15.0
+"""How often a node that cannot reach node 0 looks into the store, whether it is needed any more."""
+
+
+def run_member(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Place) -> dict[str, Any]:
+    """Take part in the training; return a result: 0 when it is committed, else why this node leaves."""
+    run = Run(run_id, recipe, work.absolute())
+    stop = StopRequest(recipe.launch.time_limit_min)
+    try:
+        run = run.lock_folder(place.node_rank)
+        verdict = Member(run, stop, fresh, find_topology(recipe.distributed, place)).take_part()
+    except Exception as error:
+        verdict = Verdict.of(error)
+    log.info("node %d leaves with %d: %s", place.node_rank, verdict.code, verdict.reason)
+    status = {0: "trained", Interrupted.exit_code: "interrupted"}.get(verdict.code, "failed")
+    result = {"run_id": run_id, "status": status, "exit_code": verdict.code, "reason": verdict.reason}
+    with suppress(OSError):
+        write_json(run.folder / "result.json", result)
+    return result
+
+
+class Member:
+    """One attempt of one run on a node other than the first."""
+
+    def __init__(self, run: Run, stop: StopRequest, fresh: bool, topology: Topology) -> None:
+        self._run, self._fresh, self._topology = run, fresh, topology
+        self._failed: Verdict | None = None
+        launch, where = run.recipe.launch, run.recipe.store
+        self._guest = Guest(
+            topology.place, introduce(run, topology), 60.0 * launch.join_timeout_min, float(launch.hang_timeout_s)
+        )
+        self._node = Node(launch, stop, self._guest.check)
+        self._store = RunStore(where.uri, run.run_id, allow_http=where.allow_http, single_writer=where.single_writer)
+
+    def take_part(self) -> Verdict:
+        """Fetch, join, and train as often as node 0 says; return what decides this node's exit code."""
+        try:
+            last = self._follow() if self._prepare() else _TRAINED
+        except Exception as error:
+            last = Verdict.of(error)
+        verdict = decide([_TRAINED, last, *filter(None, [self._failed])])
+        self._guest.leave(verdict)
+        return verdict
+
+    def _prepare(self) -> bool:
+        """Fetch the sources and join (call a); False where the training is committed already."""
+        self._run.save()
+        identity = self._node.run_process(stages.FETCH, self._run, {"TOKENIZERS_PARALLELISM": "true"}, self._guest)
+        looked = -_LOOK_S
+        while not self._guest.has_joined:
+            self._check()
+            if time.monotonic() - looked > _LOOK_S:
+                if self._is_trained(hash_json(identity)):
+                    return False
+                looked = time.monotonic()
+            time.sleep(_POLL_S)
+        self._guest.say("ready", identity=hash_json(identity))
+        return True
+
+    def _is_trained(self, inputs: str) -> bool:
+        """Tell whether this run's training is committed; one that begins afresh has yet to forget the old."""
+        if self._fresh:
+            return False
+        saved = self._node.transfer(lambda: read_stage(self._store.objects, stages.STAGES[0].name))
+        return bool(saved and saved["key"] == stages.STAGES[0].key(self._run.recipe, inputs))
+
+    def _follow(self) -> Verdict:
+        """Do what node 0 says until its verdict, which is returned; this node's own failure is kept."""
+        while (message := self._await())["kind"] != "verdict":
+            if message["kind"] == "order":
+                self._failed = None
+                try:
+                    self._train(message)
+                except JobError as error:
+                    self._failed = Verdict.of(error)
+                self._guest.say("left", **(self._failed or _TRAINED).describe())
+        return Verdict.parse(message)
+
+    def _train(self, order: Message) -> None:
+        """Fetch the order's checkpoint, and train with this node's ranks (calls c and d)."""
+        folder = clear_folder(self._run) / "resume"
+        run = _change(self._run, int(order["max_micro_batch_size"]))
+        if order["checkpoint"]:
+            self._fetch(order["checkpoint"], folder)
+        self._guest.say("here")
+        message = self._await()
+        if message["kind"] != "start":
+            raise PeerLost(f"node 0 said {message['kind']!r} instead of starting; run again")
+        run.write("attempt.json", order | {"resume": order["checkpoint"] and str(folder)})
+        environments = list_environments(run, self._topology, int(message["port"]), self._guest)
+        self._node.run_processes(stages.STAGES[0].target, run, environments, self._guest)
+
+    def _fetch(self, checkpoint: dict[str, str], folder: Path) -> None:
+        key, sha256 = checkpoint["manifest"], checkpoint["manifest_sha256"]
+        try:
+            self._node.transfer(lambda: fetch_checkpoint(self._store.objects, key, sha256, folder))
+        except NoValidCheckpoint as error:  # node 0 found it whole: something is wrong on the way to this node
+            raise PeerLost(f"{error}; node 0 has it whole, run again") from None
+
+    def _await(self) -> Message:
+        while (message := self._guest.hear()) is None:
+            self._check()
+            time.sleep(_POLL_S)
+        return message
+
+    def _check(self) -> None:
+        self._guest.check()
+        self._node.check_stop("while waiting for node 0; run again to go on from what is committed")
+
+
+def _change(run: Run, max_micro_batch_size: int) -> Run:
+    """Return the run with what node 0 changed after a try that failed, and save it for the ranks."""
+    changed = run.recipe.training.model_copy(update={"max_micro_batch_size": max_micro_batch_size})
+    run = replace(run, recipe=run.recipe.model_copy(update={"training": changed}))
+    run.save()
+    return run

@@ -1,0 +1,76 @@
+"""What one node has for its part of a run: processes for stages, and calls to the store that a stop signal ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from job.errors import Interrupted, Unreachable
+from job.launch import ALONE, Limits, Peers, StopRequest, Supervisor
+from job.recipe import Run
+from job.recipe.schema import Launch
+
+T = TypeVar("T")
+
+_POLL_S = 0.1
+_LEAVING_S = 20.0
+"""Whoever stopped this attempt will not wait for a store that is out: the result line comes after so long at most."""
+_LEAVING_SHARE = 0.25
+"""Of the grace, for saying goodbye to the store; the rest is the ranks'."""
+_GIVE_UP_S = 1.0
+"""How long a call to the store may still take after a stop signal; most end well before."""
+
+
+class Node:
+    """`check` is asked all the while something goes on here; what it raises ends that. `leaving_s` see above."""
+
+    def __init__(self, launch: Launch, stop: StopRequest, check: Callable[[], None]) -> None:
+        limits = Limits.of(launch)
+        self.stop, self.leaving_s = stop, min(_LEAVING_S, _LEAVING_SHARE * limits.grace_s)
+        self._check = check
+        self._supervisor = Supervisor(stop, replace(limits, grace_s=limits.grace_s - self.leaving_s), check)
+
+    def run_process(
+        self, target: str, run: Run, environment: Mapping[str, str], peers: Peers = ALONE
+    ) -> dict[str, Any]:
+        """Run a stage's function in a process of its own; return its record or raise the error that it reports."""
+        return self.run_processes(target, run, [environment], peers)
+
+    def run_processes(
+        self, target: str, run: Run, environments: Iterable[Mapping[str, str]], peers: Peers = ALONE
+    ) -> dict[str, Any]:
+        """Run a stage's function in one process per environment; return the first one's record or raise."""
+        verdict = self._supervisor.run(target, run.folder, environments, peers)
+        if verdict.code:
+            raise verdict.as_error()
+        return verdict.record
+
+    def check_stop(self, when: str) -> None:
+        """Raise Interrupted (75) where a stop signal came `when`, in words."""
+        if self.stop.count:
+            raise Interrupted(f"{self.stop.name} {when}")
+
+    def transfer(self, work: Callable[[], T]) -> T:
+        """Ask the store in a thread, so that a stop signal or a lost lease waits neither for gigabytes nor an outage.
+
+        What is given up ends with this process: whoever runs it leaves without waiting for threads.
+        """
+        done: Future[T] = Future()
+
+        def carry() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # crosses to the caller
+                done.set_exception(error)
+
+        threading.Thread(target=carry, name="transfer", daemon=True).start()
+        while not wait([done], timeout=_POLL_S).done:
+            self._check()
+            if self.stop.count and not wait([done], timeout=_GIVE_UP_S).done:
+                self.check_stop("during a transfer; run again to go on from what is committed")
+        if isinstance(done.exception(), Unreachable):
+            self.check_stop("while the store was out; run again to go on from what is committed")
+        return done.result()

@@ -1,0 +1,37 @@
+"""The stages of a run in order, and the hash by which one is known to be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from job.identity import material_sections
+from job.recipe import Recipe, hash_json
+from job.recipe.schema import DEFINES_TRAINING
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`target` is run in a process; `reads` are recipe sections; `files` (in the run's folder) are its outputs."""
+
+    name: str
+    target: str
+    reads: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def key(self, recipe: Recipe, inputs: str) -> str:
+        """Return the hash of all that the stage reads; `inputs` is that of what the stage before has left."""
+        return hash_json([self.name, inputs, material_sections(recipe, self.reads)])
+
+
+FETCH = "job.data:fetch_sources"
+STAGES = (
+    Stage("train", "job.train:run_rank", DEFINES_TRAINING, ("final/config.json", "final/model.safetensors")),
+    Stage("evaluate", "job.evaluate:evaluate_run", ("baselines",), ("evaluate/validation.npy", "evaluate/test.npy")),
+    Stage("export", "job.export:export_run", (), ("onnx/model.onnx",)),
+    Stage("quantize", "job.export:quantize_run", ("export",), ()),
+    # numbers go into the report that no file of an earlier stage shows, so it and what follows is always made anew
+    Stage("report", "job.report:write_report", ("name", "baselines", "export"), ()),
+    Stage("rehearse", "job.export:rehearse_bundle", (), ()),
+)
+RELEASE = Stage("release", "", ("name", "release"), ())
+"""The last one, which the supervisor does itself."""

@@ -1,0 +1,146 @@
+"""The training stage on every node of a run: node 0 leads (`Lead`), the others follow (`member.py`).
+
+Order of calls; the numbers are those of `store/commit.py`, what is said between nodes stands in `launch/host.py`.
+
+    a  every node fetches its sources; the others tell node 0 (`ready`), which compares
+    b  node 0 fetches the newest whole checkpoint (7)
+    c  node 0 gives the order; every other node fetches the checkpoint that it names (`here`)
+    d  all nodes start their ranks (`start`), which commit checkpoints (8–13)
+    e  node 0 commits stages/train.json (14) and dismisses the others with 0; it finishes the run alone
+
+A node that dies before d is waited for; between d and e all leave with 79 and go on from the last checkpoint. After
+e the others are not needed any more: node 0 skips the training when it starts again, the others leave with 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from job.errors import PeerLost
+from job.identity import check_checkpoint, describe_checkpoint
+from job.launch import ALONE, Guest, Host, Topology, Verdict, find_free_port, find_interface
+from job.node import Node
+from job.recipe import Run, hash_json
+from job.recipe.schema import DEFINES_TRAINING
+from job.stages import Stage
+from job.store import Attempt
+from job.store.models import count_parameters
+
+log = logging.getLogger("job.pipeline")
+
+_CHECKPOINT_BYTES_PER_PARAMETER = 64
+_CHECKPOINT_BYTES_BESIDE = 1 << 30
+"""No checkpoint is larger (weights and two moments in fp32 are 12 bytes a parameter); a manifest that says so lies."""
+
+
+def introduce(run: Run, topology: Topology) -> dict[str, Any]:
+    """Return what the nodes of a run must have in common."""
+    recipe = run.recipe.hash_sections(*DEFINES_TRAINING, "distributed", "store")
+    return {"run": run.run_id, "recipe": recipe, "processes": topology.processes_per_node}
+
+
+class Lead:
+    """Node 0's part."""
+
+    def __init__(self, node: Node, run: Run, topology: Topology) -> None:
+        self._node, self._topology = node, topology
+        hello, hang_timeout_s = introduce(run, topology), run.recipe.launch.hang_timeout_s
+        self._host = Host(topology, hello, hang_timeout_s) if topology.nodes > 1 else None
+
+    def dismiss(self, verdict: Verdict) -> None:
+        """Tell the other nodes how it ended; 0: they are not needed any more."""
+        if self._host:
+            self._host.dismiss(verdict)
+
+    def train(self, stage: Stage, run: Run, attempt: Attempt, about: dict[str, Any]) -> dict[str, Any]:
+        """Have all nodes train (calls a–d), from the newest whole checkpoint where there is one; return the record.
+
+        `about` is that of `identity.describe_run`.
+        """
+        folder = clear_folder(run)
+        self._gather(run, attempt, about)
+        order = _describe_attempt(run, attempt) | self._restore(run, attempt, about)
+        port = find_free_port()
+        self._give(run, attempt, order)
+        run.write("attempt.json", order | {"resume": order["checkpoint"] and str(folder / "resume")})
+        environments = list_environments(run, self._topology, port, self._host)
+        if self._host:
+            self._host.start(port)
+        record = self._node.run_processes(stage.target, run, environments, self._host or ALONE)
+        shutil.rmtree(folder / "resume", ignore_errors=True)
+        checkpoint = self._node.transfer(attempt.current_checkpoint)
+        if checkpoint is None or checkpoint["step"] != record["steps"]:
+            raise PeerLost(f"the checkpoint of step {record['steps']}, the last, was not committed; run again")
+        return record | {"checkpoint": checkpoint}
+
+    def _gather(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> None:
+        if self._host:
+            log.info("waiting for %d other node(s) at port %d", self._topology.nodes - 1, self._topology.place.port)
+            self._host.gather(hash_json(about["identity"]), _join_timeout_s(run), lambda: self._check(attempt))
+
+    def _give(self, run: Run, attempt: Attempt, order: dict[str, Any]) -> None:
+        if self._host:
+            self._host.give(order, _join_timeout_s(run), lambda: self._check(attempt))
+
+    def _check(self, attempt: Attempt) -> None:
+        attempt.check()
+        self._node.check_stop("while waiting for the other nodes; run again to go on from what is committed")
+
+    def _restore(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> dict[str, Any]:
+        """Fetch the newest whole checkpoint; return what the ranks of all nodes must know of it."""
+        expected = describe_checkpoint(about)
+        max_bytes = _CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(run.base_model) + _CHECKPOINT_BYTES_BESIDE
+        restored = self._node.transfer(lambda: attempt.restore(run.folder / "train" / "resume", max_bytes))
+        if restored is None:
+            return {"checkpoint": None, "resumed_from": None, "committed": [], "about": expected}
+        found, world_size = restored.manifest.about, self._topology.world_size
+        check_checkpoint(restored.manifest, expected)
+        log.info("resuming from the checkpoint of step %s", found["step"])
+        if found["world_size"] != world_size:
+            log.warning(
+                "it was written by %s ranks, these are %s: samples go on in order, but bits may differ from here on",
+                found["world_size"], world_size,
+            )  # fmt: skip
+        return {
+            "checkpoint": restored.committed[0],
+            "resumed_from": found["step"],
+            "committed": restored.committed,
+            "about": expected,
+        }
+
+
+def clear_folder(run: Run) -> Path:
+    """Return the training's folder, empty."""
+    folder = run.folder / "train"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def list_environments(run: Run, topology: Topology, port: int, other: Host | Guest | None) -> list[dict[str, str]]:
+    """Return the variables of every rank of this node; `other` is whom it talks to."""
+    common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    common["JOB_START_TIMEOUT_S"] = str(_join_timeout_s(run))
+    interface = find_interface(other.own_address) if other else None
+    if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
+        common["GLOO_SOCKET_IFNAME"] = interface
+    return [common | rank for rank in topology.rank_environments(port)]
+
+
+def _join_timeout_s(run: Run) -> float:
+    return 60.0 * run.recipe.launch.join_timeout_min
+
+
+def _describe_attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
+    return {
+        "epoch": attempt.epoch,
+        "nonce": attempt.nonce,
+        "since": attempt.since,
+        "keep": run.recipe.store.keep_checkpoints,
+        "peer_timeout_s": run.recipe.launch.hang_timeout_s,
+        "max_micro_batch_size": run.recipe.training.max_micro_batch_size,
+    }
