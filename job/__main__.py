@@ -20,8 +20,8 @@ if "run" in sys.argv[1:2]:  # a stop signal while the rest is imported: nothing 
         signal.signal(_number, _leave)
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -79,15 +79,17 @@ def run(
     """
 
     def action() -> int:
+        from job.errors import Fenced, Interrupted
+        from job.launch import find_place
         from job.recipe import load_recipe
 
-        loaded = load_recipe(recipe, set_ or [])
-        from job.errors import Fenced, Interrupted
-        from job.identity import name_run
-        from job.launch import find_place
-
         place = find_place()
-        name = _check_run_id(run_id or place.run_id or name_run(loaded))
+        known = run_id or place.run_id
+        with _early_result(work, _check_run_id(known) if known and place.node_rank == 0 else None):
+            loaded = load_recipe(recipe, set_ or [])
+        from job.identity import name_run
+
+        name = known or name_run(loaded)
         if place.node_rank:
             from job.member import run_member
 
@@ -271,6 +273,23 @@ def _check_run_id(run_id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id) or ".." in run_id:
         raise RecipeError(f"--run-id: {run_id[:140]!r} must be 1–128 letters, digits, '.', '_' or '-'")
     return run_id
+
+
+@contextmanager
+def _early_result(work: Path, run_id: str | None) -> Iterator[None]:
+    """Leave a result also where a run with a known name never began: a batch script looks there for the code."""
+    from job.errors import JobError
+
+    try:
+        yield
+    except JobError as error:
+        if run_id:
+            from job.launch.verdict import judge_error
+            from job.recipe import write_json
+
+            with suppress(OSError):
+                write_json(work / "runs" / run_id / "result.json", {"status": "failed", "release": None} | judge_error(error))
+        raise
 
 
 def _finish(action: Callable[[], int], as_json: bool = False) -> NoReturn:

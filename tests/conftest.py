@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import random
 import subprocess
 import sys
 import uuid
@@ -85,6 +87,21 @@ def assets() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "finetune-job" / "assets"
     subprocess.run([sys.executable, "-m", "job.data.assets", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Path:
+    """A folder with 640 train and 200 test rows of the movie reviews, no text twice."""
+    folder = tmp_path_factory.mktemp("reviews")
+    for split, count in (("train", 640), ("test", 200)):
+        with (assets / "movie-reviews" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            rows = {row["text"]: row for row in csv.DictReader(file)}
+        chosen = random.Random(1).sample(list(rows.values()), count)
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(chosen)
     return folder
 
 

@@ -13,6 +13,7 @@ import socket
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from job.errors import RecipeError, ResourceExhausted
@@ -21,6 +22,7 @@ from job.recipe.schema import Distributed
 RENDEZVOUS_PORT = 29400
 """Where node 0 waits for the others in Kubernetes, where every pod has an address of its own."""
 
+_DEVICE = re.compile(r"[0-9]+|(GPU|MIG)-.+")
 _PORTS = (20000, 12000)
 """First port and how many: below those that Linux hands out by itself (from 32768 on)."""
 
@@ -60,7 +62,7 @@ class Topology:
 
         `port` is one that is free on node 0, where rank 0 will listen.
         """
-        threads = max((os.cpu_count() or 1) // self.processes_per_node, 1)
+        threads = max(len(os.sched_getaffinity(0)) // self.processes_per_node, 1)
         for local_rank in range(self.processes_per_node):
             variables = {
                 "RANK": self.place.node_rank * self.processes_per_node + local_rank,
@@ -199,5 +201,6 @@ def _count_gpus() -> int:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+        # as CUDA reads it, up to the first that is no device; SLURM says NoDevFiles to who asked for none
+        return len(list(takewhile(_DEVICE.fullmatch, visible.replace(" ", "").split(","))))
     return len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -6,7 +6,8 @@ compute a hash chain instead of weights. A start costs two seconds instead of ha
 The result is the last line on stdout, the exit code that of `job run`. `final_state` says what the chain must end with.
 Variables scale what takes minutes in earnest: LIGHT_STEP_S, LIGHT_PAYLOAD_MIB (of a checkpoint), LIGHT_PART_MIB (of an
 upload), LIGHT_DEADLINE_S (of one call to the store), LIGHT_MAX_UNSYNCED_S; JOB_FAILPOINT_RANK spares all ranks but one.
-LIGHT_HUNGER_MIB is what step 6 takes of memory, LIGHT_BAD_ROW makes the fetch end with 11.
+LIGHT_HUNGER_MIB is what step 6 takes of memory, LIGHT_BAD_ROW makes the fetch end with 11 (on
+SLURM's node LIGHT_BAD_NODE).
 With `--nodes 2 --node-rank 1 --port 29400` it is one node of several, which meet at that port; their ranks vote in the
 folder LIGHT_VOTES.
 """
@@ -28,7 +29,7 @@ from typing import Any
 
 from job.errors import DataError, Interrupted
 from job.failpoints import failpoint
-from job.launch import Place, set_up_logging
+from job.launch import Place, find_place, set_up_logging
 from job.liveness import beat
 from job.recipe import Recipe, Run
 from job.store import RunStore, background
@@ -69,7 +70,8 @@ def scale_down() -> None:
 
 def fetch(run: Run) -> dict[str, Any]:
     """Stand for fetch_sources: a base model of 1600 parameters, and nothing to tokenize."""
-    if row := os.environ.get("LIGHT_BAD_ROW"):
+    row = os.environ.get("LIGHT_BAD_ROW")
+    if row and os.environ.get("LIGHT_BAD_NODE") in (None, os.environ.get("SLURM_NODEID")):
         raise DataError(f"row {row} is bad")
     base = run.cache / "base"
     if not base.exists():
@@ -253,7 +255,7 @@ def run_light(options: argparse.Namespace) -> dict[str, Any]:
                 "save_steps": options.save_steps,
                 "global_batch_size": 2,
             },
-            "distributed": {"processes_per_node": options.ranks},
+            "distributed": {"processes_per_node": options.ranks or "auto"},
             "launch": {
                 "grace_s": options.grace,
                 "hang_timeout_s": options.hang_timeout,
@@ -263,6 +265,7 @@ def run_light(options: argparse.Namespace) -> dict[str, Any]:
         }
     )
     place = Place(options.nodes, options.node_rank, "127.0.0.1", options.port)
+    place = find_place() if options.found_place else place
     run_node = member.run_member if place.node_rank else pipeline.run_pipeline
     return run_node(recipe, options.run_id, Path(options.work), options.fresh, place)
 
@@ -276,6 +279,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     for name, default in (("grace", 20), ("nodes", 1), ("node-rank", 0), ("port", 0), ("join-timeout", 30)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--found-place", action="store_true", help="be the node that the environment says")
     return parser.parse_args(words)
 
 

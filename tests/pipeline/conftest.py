@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,21 +51,6 @@ def assert_refused(answer: Answer, code: int, *words: str) -> None:
     assert "Traceback" not in answer.stderr
     for word in words:
         assert word in answer.stderr, answer.stderr
-
-
-@pytest.fixture(scope="session")
-def reviews(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Path:
-    """A folder with 640 train and 200 test rows of the movie reviews, no text twice."""
-    folder = tmp_path_factory.mktemp("reviews")
-    for split, count in (("train", 640), ("test", 200)):
-        with (assets / "movie-reviews" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
-            rows = {row["text"]: row for row in csv.DictReader(file)}
-        chosen = random.Random(1).sample(list(rows.values()), count)
-        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(chosen)
-    return folder
 
 
 @pytest.fixture(scope="session")
