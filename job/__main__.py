@@ -288,7 +288,8 @@ def _early_result(work: Path, run_id: str | None) -> Iterator[None]:
             from job.recipe import write_json
 
             with suppress(OSError):
-                write_json(work / "runs" / run_id / "result.json", {"status": "failed", "release": None} | judge_error(error))
+                result = {"run_id": run_id, "status": "failed", "release": None} | judge_error(error)
+                write_json(work / "runs" / run_id / "result.json", result)
         raise
 
 

@@ -23,6 +23,7 @@ boto3, ONNX Runtime, DeepSpeed and the like are turned into one of these where t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
@@ -147,6 +148,16 @@ _NO_MEMORY = re.compile(r"can(?:'t|not) allocate memory|bad_alloc|failed to allo
 def lacks_memory(error: BaseException | str) -> bool:
     """Tell whether an error, or its text, is how Python, torch or ONNX Runtime say that memory is exhausted."""
     return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_DISK = re.compile(rf"os error ({'|'.join(map(str, _FULL))})\b")
+"""How safetensors and tokenizers, which are Rust, report a full disk and an exhausted quota: it is no OSError."""
+
+
+def lacks_disk(error: BaseException) -> bool:
+    """Tell whether an error is how Python or a library in Rust says that a disk or quota is full."""
+    return getattr(error, "errno", None) in _FULL or bool(_NO_DISK.search(str(error)))
 
 
 _SECRETS = re.compile(

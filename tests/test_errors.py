@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from job import errors
 from job.errors import PERMANENT, JobError, RecipeError, contains_secret, redact
+from job.launch import judge_error
 
 # The table that the README, the Kubernetes manifests and the sbatch scripts are written from.
 CODES = {
@@ -149,3 +150,16 @@ def test_a_megabyte_of_log_is_redacted_at_once(piece: str) -> None:
     started = time.process_time()
     redact(text)
     assert time.process_time() - started < 5
+
+
+def test_15_a_full_disk_is_78_also_where_a_library_in_rust_found_it() -> None:
+    for error in (
+        Exception("No space left on device (os error 28)"),
+        Exception("Disk quota exceeded (os error 122)"),
+        OSError(28, "No space left on device"),
+        OSError(28, "No space left on device", "/work/file"),
+    ):
+        verdict = judge_error(error)
+        assert verdict["exit_code"] == 78, error
+        assert "--work-dir" in verdict["reason"]
+    assert judge_error(Exception("os error 280"))["exit_code"] == 1

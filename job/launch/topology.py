@@ -138,7 +138,7 @@ def _read_indexed_job(environment: Mapping[str, str], host_name: str) -> Place |
     index, nodes = _read_number(environment, "JOB_COMPLETION_INDEX"), _read_number(environment, "JOB_NODES", "1")
     own, _, domain = host_name.partition(".")
     job_name = own.removesuffix(f"-{index}")
-    if nodes > 1 and (job_name == own or not domain):
+    if nodes > 1 and (job_name == own or (not domain and "KUBERNETES_SERVICE_HOST" in environment)):
         raise RecipeError(
             f"this pod is called {host_name!r}; for {nodes} nodes the pod template needs `subdomain:` with the name of "
             "a headless Service, and the Job completionMode: Indexed, so that the pods find each other"
@@ -146,7 +146,7 @@ def _read_indexed_job(environment: Mapping[str, str], host_name: str) -> Place |
     return Place(
         nodes=nodes,
         node_rank=index,
-        host=f"{job_name}-0.{domain}",
+        host=f"{job_name}-0.{domain}".rstrip("."),
         port=_read_number(environment, "JOB_RENDEZVOUS_PORT", str(RENDEZVOUS_PORT)),
         run_id=job_name if job_name != own else None,
     )

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from job.errors import PERMANENT, Fenced, Interrupted, JobError, PeerLost, ResourceExhausted, lacks_memory, redact
+from job.errors import (
+    PERMANENT,
+    Fenced,
+    Interrupted,
+    JobError,
+    PeerLost,
+    ResourceExhausted,
+    lacks_disk,
+    lacks_memory,
+    redact,
+)
 
 log = logging.getLogger("job.launch")
 
@@ -65,6 +75,9 @@ def judge_error(error: BaseException) -> dict[str, Any]:
         return {"exit_code": error.exit_code, "reason": redact(str(error))}
     if lacks_memory(error):
         reason = "memory is exhausted; use a smaller batch or a larger machine"
+        return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
+    if lacks_disk(error) and not getattr(error, "filename", None):
+        reason = f"{redact(str(error))}; free space, or give --work-dir another disk"
         return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
     if isinstance(error, OSError) and error.errno in _NODE_TROUBLE:
         reason = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from job.errors import Diverged, JobError, PeerLost, ResourceExhausted
+from job.errors import Diverged, JobError, PeerLost, ResourceExhausted, lacks_disk
 
 _LOADER = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal: \w+)")
 _PEER = re.compile(
@@ -19,8 +18,6 @@ _PEER = re.compile(
 _BUSY_PORT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _SCALE = re.compile(r"loss scale already at minimum")
 """DeepSpeed's bare Exception; under DDP torch's scaler goes on for ever, see `job.train.progress.ScaleFloor`."""
-_DISK = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT})\b")
-"""How safetensors reports a full disk and an exhausted quota."""
 
 
 @contextmanager
@@ -68,7 +65,7 @@ def explain_overflow(where: str) -> Diverged:
 def explain_failure(error: Exception) -> JobError | None:
     """Return the error of the house for one of torch's, None for anything else."""
     text = " ".join(str(error).split())
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _DISK.search(text):
+    if lacks_disk(error):
         return ResourceExhausted(f"No space left on device ({text[:200]}); free space or move --work-dir", retry={})
     if loader := _LOADER.search(text):
         return ResourceExhausted(

@@ -253,7 +253,7 @@ def run_light(options: argparse.Namespace) -> dict[str, Any]:
             "training": {
                 "max_steps": options.steps,
                 "save_steps": options.save_steps,
-                "global_batch_size": 2,
+                "global_batch_size": 12,
             },
             "distributed": {"processes_per_node": options.ranks or "auto"},
             "launch": {

@@ -65,11 +65,27 @@ PYTORCH_JOB = {
             POD,
             Place(4, 1, POD.replace("-1.", "-0."), 31000, None, "finetune-29401380"),
         ),
+        (  # podman's networks know pods by their bare names
+            {"JOB_COMPLETION_INDEX": "1", "JOB_NODES": "2"},
+            "finetune-1",
+            Place(2, 1, "finetune-0", RENDEZVOUS_PORT, None, "finetune"),
+        ),
         (TRAIN_JOB, "llama-node-0-3.llama.ns.svc.cluster.local", Place(4, 3, "llama-node-0-0.llama", 29400, 8)),
         (PYTORCH_JOB, "bert-worker-0", Place(2, 1, "bert-master-0", 23456)),
         (TRAIN_JOB | SLURM_STEP, "x", Place(4, 3, "llama-node-0-0.llama", 29400, 8)),
     ],
-    ids=["nothing", "jenkins", "batch", "step", "indexed job", "other port", "train job", "pytorch job", "first match"],
+    ids=[
+        "nothing",
+        "jenkins",
+        "batch",
+        "step",
+        "indexed job",
+        "other port",
+        "podman",
+        "train job",
+        "pytorch job",
+        "first match",
+    ],
 )
 def test_a_node_finds_its_place_in_what_the_scheduler_says(
     environment: dict[str, str], host_name: str, place: Place

@@ -1,0 +1,205 @@
+"""The image, built from docker/Dockerfile and run as clusters run it: another user, a read-only root, little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cases import wait_for
+from containers import IMAGE, ROOT, Container, build_image, configure, podman
+
+from job.store import RunStore
+from job.store.commit import read_pointer
+from job.store.inventory import verify_uri
+from job.store.server import DEFAULT_BUCKET, serve
+
+pytestmark = pytest.mark.cluster
+
+LIMITS = ["--read-only", "--user", "12345:0", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+NETWORK = "finetune-test"
+RECIPE: dict[str, Any] = {
+    "name": "pods",
+    "task": "text-classification",
+    "model": {"id": "/assets/minilm-l6"},
+    "data": {"source": "/reviews", "max_length": 64},
+    "training": {"max_steps": 8, "global_batch_size": 16, "save_steps": 4},
+    "baselines": ["majority"],
+    "export": {"int8": {"targets": ["portable"], "gate": "report_only"}},
+}
+MOUNTS: dict[str, Path] = {}
+Start = Callable[..., Container]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `make image` printed."""
+    configure(tmp_path_factory.mktemp("podman"))
+    return build_image()
+
+
+@pytest.fixture
+def start(image: str, s3: str, assets: Path, reviews: Path) -> Iterator[Start]:
+    """Return a function that starts the image as an unknown user, with the store's variables; words are `job`'s."""
+    started = []
+    keys = [word for name in os.environ if name.startswith("AWS_") for word in ("--env", name)]
+    mounts = ["-v", f"{assets}:/assets:ro", "-v", f"{reviews}:/reviews:ro"]
+
+    def start(*words: str, options: tuple[str, ...] = ()) -> Container:
+        container = Container.run("--network", "host", *LIMITS, *keys, *mounts, *options, IMAGE, *words)
+        started.append(container)
+        return container
+
+    yield start
+    for container in started:
+        container.remove()
+
+
+@pytest.fixture
+def s3_for_pods(image: str, tmp_path: Path) -> Iterator[str]:
+    """A SeaweedFS that pods on a network of their own reach at the network's gateway; yields the bucket's URI."""
+    podman("network", "create", NETWORK)
+    gateway = json.loads(podman("network", "inspect", NETWORK).stdout)[0]["subnets"][0]["gateway"]
+    # the bridge, and with it the gateway's address, is there as long as a container is
+    keeper = Container.run("--network", NETWORK, "--entrypoint", "sleep", IMAGE, "3600")
+    with serve(tmp_path / "s3", bind="0.0.0.0") as variables, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value.replace("127.0.0.1", gateway) if name.startswith("AWS_ENDPOINT") else value)
+        yield f"s3://{DEFAULT_BUCKET}"
+    keeper.remove()
+    podman("network", "rm", "--force", NETWORK)
+
+
+def slice_of_quickstart(store: str) -> list[str]:
+    options = (
+        "model.id=/assets/minilm-l6", "data.source=/reviews", f"store.uri={store}", "training.save_steps=3",
+        "training.eval_steps=18", "baselines=[majority]", "export.int8.gate=report_only", "launch.grace_s=20",
+    )  # fmt: skip
+    return ["run", "quickstart", *(word for option in options for word in ("--set", option))]
+
+
+def wait_for_commit(store: str, run_id: str) -> None:
+    objects = RunStore(store, run_id).objects
+    wait_for(lambda: objects.read("current.json") and read_pointer(objects), 240)
+
+
+def test_make_image_says_how_large_the_layers_are_and_lists_what_is_inside(image: str) -> None:
+    assert "COPY" in image
+    assert "MB" in image or "GB" in image
+    listed = json.loads((ROOT / "work/image/sbom-cpu.json").read_text())
+    names = {each["purl"].split("@")[0] for each in listed["components"]}
+    assert {"pkg:pypi/torch", "pkg:pypi/onnxruntime", "pkg:deb/debian/tini"} <= names
+
+
+def test_the_cpu_image_has_no_compiler_no_pip_cache_and_no_secret(image: str) -> None:
+    inside = podman(
+        "run", "--rm", "--entrypoint", "sh", IMAGE, "-c", "command -v gcc cc g++ pip; find / -xdev -name '*.whl'"
+    )
+    assert inside.stdout.strip() == "", inside.stdout
+    about = json.loads(podman("inspect", IMAGE).stdout)[0]
+    assert about["Config"]["User"] == "1000:0"
+    assert about["Config"]["Entrypoint"] == ["/usr/bin/tini", "--", "job"]
+    assert about["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    text = json.dumps(about) + podman("history", "--no-trunc", IMAGE).stdout
+    secrets = [
+        os.environ[name] for name in os.environ if name.endswith(("_KEY", "_TOKEN", "_PASSWORD")) and os.environ[name]
+    ]
+    assert [secret for secret in secrets if secret in text] == []
+
+
+def test_an_unknown_user_on_a_read_only_root_trains_and_releases(start: Start, s3: str, tmp_path: Path) -> None:
+    container = start(*slice_of_quickstart(f"{s3}/container"))
+    assert container.wait(500) == 0, container.logs()[-3000:]
+    result = json.loads(podman("logs", container.id).stdout.strip().splitlines()[-1])
+    assert verify_uri(result["release"], tmp_path / "verify")[1] == []
+
+
+def test_podman_stop_leaves_a_committed_checkpoint_and_75(start: Start, s3: str) -> None:
+    store = f"{s3}/stopped"
+    words = [*slice_of_quickstart(store), "--run-id", "stopped", "--set", "training.num_train_epochs=20"]
+    container = start(*words)
+    wait_for_commit(store, "stopped")
+    assert container.stop(60) == 75, container.logs()[-3000:]
+    pointer = read_pointer(RunStore(store, "stopped").objects)
+    assert pointer is not None
+    assert pointer["step"] >= 3
+
+
+def test_too_little_memory_is_78_and_says_so_or_the_next_attempt_does(start: Start, s3: str) -> None:
+    words = [*slice_of_quickstart(f"{s3}/starved"), "--run-id", "starved"]
+    little = ("--memory", "700m", "--memory-swap", "700m")
+    container = start(*words, options=little)
+    code = container.wait(300)
+    text = container.logs()
+    if code == 137:
+        container = start(*words, options=little)
+        container.wait(300)
+        text = container.logs()
+    else:
+        assert code == 78, text[-3000:]
+    assert "memory" in text
+
+
+def render_pods(overlay: str, place: Path, store: str) -> tuple[list[Path], Path]:
+    """Write what an overlay's Job would start: its pods, and the ConfigMap with a recipe that this machine can run.
+
+    podman knows no Job, so its template becomes pods with the index that a Job would give them, of this machine's size.
+    """
+    words = ["kubectl", "kustomize", str(ROOT / "k8s/overlays" / overlay)]
+    objects = list(yaml.safe_load_all(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+    job = next(each for each in objects if each["kind"] == "Job")
+    recipe = next(each for each in objects if each["kind"] == "ConfigMap")
+    recipe["data"]["recipe.yaml"] = yaml.safe_dump(RECIPE | {"store": {"uri": store}})
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    pods = []
+    for index in range(job["spec"]["completions"]):
+        pod = make_pod(job["spec"]["template"], index)
+        pods.append(place / f"pod-{index}.yaml")
+        pods[-1].write_text(yaml.safe_dump(pod))
+    return pods, place / "recipe.yaml"
+
+
+def make_pod(template: dict[str, Any], index: int) -> dict[str, Any]:
+    spec = json.loads(json.dumps(template["spec"]))
+    (container,) = spec["containers"]
+    container |= {"image": IMAGE, "imagePullPolicy": "Never", "resources": {}}
+    given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    given |= {"JOB_COMPLETION_INDEX": str(index), "JOB__STORE__ALLOW_HTTP": "true"}
+    kept = [each for each in container["env"] if each["name"] not in given]
+    container["env"] = [*kept, *({"name": name, "value": value} for name, value in given.items())]
+    for name, source in MOUNTS.items():
+        container["volumeMounts"].append({"name": name, "mountPath": f"/{name}", "readOnly": True})
+        spec["volumes"].append({"name": name, "hostPath": {"path": str(source), "type": "Directory"}})
+    labels = template["metadata"]["labels"] | {"batch.kubernetes.io/job-name": "finetune"}
+    about = {"name": f"finetune-{index}", "labels": labels}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec | {"hostname": f"finetune-{index}"}}
+
+
+@pytest.mark.parametrize("overlay", ["dev-cpu", "multi-node"])
+def test_the_pods_of_an_overlay_release(
+    overlay: str, image: str, s3_for_pods: str, assets: Path, reviews: Path, tmp_path: Path
+) -> None:
+    MOUNTS.update(assets=assets, reviews=reviews)
+    store = f"{s3_for_pods}/{overlay}"
+    pods, recipe = render_pods(overlay, tmp_path, store)
+    started = []
+    try:
+        for index, pod in enumerate(pods):
+            words = ["--network", NETWORK, "--configmap", str(recipe), str(pod)]
+            played = podman("kube", "play", *words)
+            assert played.returncode == 0, played.stderr
+            started.append(Container(f"finetune-{index}-job"))
+        codes = [container.wait(600) for container in started]
+        assert codes == [0] * len(pods), "\n".join(container.logs()[-2500:] for container in started)
+        release = json.loads(started[0].logs().strip().splitlines()[-1])["release"]
+        assert verify_uri(release, tmp_path / "verify", allow_http=True)[1] == []
+    finally:
+        for pod in pods:
+            podman("kube", "down", str(pod))
