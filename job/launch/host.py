@@ -143,8 +143,8 @@ class Host:
             verdict = caller.verdict()
             if verdict and verdict.code in PERMANENT:
                 raise verdict.as_error()
-            if verdict or caller.line.find_trouble():
-                log.warning("node %d is gone again (%s)", caller.rank, verdict.reason if verdict else "without a word")
+            if problem := caller.line.find_trouble():  # else it waits here for the next try of a part that failed
+                log.warning("node %d %s", caller.rank, f"has left: {verdict.reason}" if verdict else problem)
                 del self._guests[caller.rank]
         ready = {caller.rank for caller in self._callers() if caller.has("ready")}
         return [rank for rank in range(1, self._topology.nodes) if rank not in ready]

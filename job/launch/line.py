@@ -65,15 +65,17 @@ class Line:
         return now - self._doubted > _DOUBT_S
 
     def _read(self) -> None:
-        with suppress(OSError, ValueError), self._connection.makefile("rb") as stream:
-            while line := stream.readline(_LINE_BYTES):
-                message = json.loads(line)
-                self._heard = time.monotonic()
-                if not isinstance(message, dict):
-                    break
-                if message.get("kind") != "beat":
-                    self.received.put(message)
-        self.is_open = False
+        try:
+            with suppress(OSError, ValueError, RecursionError), self._connection.makefile("rb") as stream:
+                while line := stream.readline(_LINE_BYTES):
+                    message = json.loads(line)
+                    self._heard = time.monotonic()
+                    if not isinstance(message, dict):
+                        return
+                    if message.get("kind") != "beat":
+                        self.received.put(message)
+        finally:
+            self.is_open = False
 
     def _write(self) -> None:
         with suppress(OSError):

@@ -64,6 +64,8 @@ class Verdict:
 
     def as_error(self) -> JobError:
         """Return the error that ends the run with this verdict."""
+        if self.code == Interrupted.exit_code:
+            return Interrupted(self.reason, together=self.together)
         error = JobError(self.reason, retry=self.retry)
         error.exit_code = self.code
         return error

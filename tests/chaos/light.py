@@ -6,7 +6,8 @@ compute a hash chain instead of weights. A start costs two seconds instead of ha
 The result is the last line on stdout, the exit code that of `job run`. `final_state` says what the chain must end with.
 Variables scale what takes minutes in earnest: LIGHT_STEP_S, LIGHT_PAYLOAD_MIB (of a checkpoint), LIGHT_PART_MIB (of an
 upload), LIGHT_DEADLINE_S (of one call to the store), LIGHT_MAX_UNSYNCED_S; JOB_FAILPOINT_RANK spares all ranks but one.
-LIGHT_HUNGER_MIB is what step 6 takes of memory, LIGHT_BAD_ROW makes the fetch end with 11 (on
+LIGHT_HUNGER_MIB is what step 6 takes of memory, LIGHT_FITTING_ROWS how many rows its GPU could hold,
+LIGHT_BAD_ROW makes the fetch end with 11 (on
 SLURM's node LIGHT_BAD_NODE).
 With `--nodes 2 --node-rank 1 --port 29400` it is one node of several, which meet at that port; their ranks vote in the
 folder LIGHT_VOTES.
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from job.errors import DataError, Interrupted
+from job.errors import DataError, Interrupted, ResourceExhausted
 from job.failpoints import failpoint
 from job.launch import Place, find_place, set_up_logging
 from job.liveness import beat
@@ -39,6 +40,7 @@ from job.store.checkpoints import CheckpointWriter
 STEP_S = float(os.environ.get("LIGHT_STEP_S", "0.02"))
 MAX_UNSYNCED_S = float(os.environ.get("LIGHT_MAX_UNSYNCED_S", "60"))
 PAYLOAD_MIB = int(os.environ.get("LIGHT_PAYLOAD_MIB", "0"))
+FITTING_ROWS = int(os.environ.get("LIGHT_FITTING_ROWS", "0"))
 HUNGER_MIB = int(os.environ.get("LIGHT_HUNGER_MIB", "0"))
 SAME_REQUEST_S = 1.0
 """As in the real rank: a batch system signals every process, and the supervisor passes it on; that is one request."""
@@ -154,6 +156,8 @@ def train(run: Run) -> dict[str, Any]:
         state, step = advance(state, step), step + 1
         if step == 6:
             b"x" * (HUNGER_MIB << 20)
+        if step == 4 and 0 < FITTING_ROWS < recipe.training.max_micro_batch_size:
+            raise ResourceExhausted("too many rows", retry={"max_micro_batch_size": FITTING_ROWS})
         stopped, busy = vote.decide(told.count > 0, not uploader.is_free)
         stopped = stopped and step < steps
         if not busy:

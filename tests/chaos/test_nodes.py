@@ -13,7 +13,18 @@ import time
 from pathlib import Path
 
 import pytest
-from cases import Case, Ended, check_finished, check_store, descendants, end, resumed_from, send, wait_for_commit
+from cases import (
+    Case,
+    Ended,
+    check_finished,
+    check_store,
+    descendants,
+    end,
+    resumed_from,
+    send,
+    wait_for,
+    wait_for_commit,
+)
 
 from job.errors import NotFound
 
@@ -45,13 +56,18 @@ class TwoNodes:
     def run(self, *words: str) -> list[Ended]:
         return [end(process) for process in self.start(*words)]
 
-    def check_resumed(self) -> None:
+    @property
+    def votes(self) -> Path:
+        """Where the ranks of the first attempt of this start vote."""
+        return self._place / f"votes-of-start-{self._starts}" / "votes-1"
+
+    def check_resumed(self, least: int = 2) -> None:
         """Assert that the next start goes on from what is committed, to the state of an uninterrupted run."""
         committed = check_store(self.case)
         first, second = self.run()
         assert second.code == 0, second.stderr
         check_finished(self.case, first)
-        assert (resumed_from(self.case) or 0) >= committed >= 2
+        assert (resumed_from(self.case) or 0) >= committed >= least
 
 
 @pytest.fixture
@@ -93,6 +109,30 @@ def test_a_signal_to_one_node_stops_both_at_the_same_step_with_75(nodes: TwoNode
     os.kill(processes[told].pid, signal.SIGTERM)
     assert [end(process).code for process in processes] == [75, 75]
     nodes.check_resumed()
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_nodes_that_agreed_to_stop_wait_for_the_slower_ones_upload(nodes: TwoNodes, slow: int) -> None:
+    """The faster one has left by then; were the other told again, it would give its upload up."""
+    nodes.choose_port()
+    sleep = {"JOB_FAILPOINT": "files-uploaded=sleep:3"}
+    processes = [nodes.start_one(rank, "--save-steps=100", **SLOW, **sleep if rank == slow else {}) for rank in (0, 1)]
+    wait_for(lambda: all((nodes.votes / f"rank-0000{rank}").exists() for rank in (0, 1)))
+    os.kill(processes[slow].pid, signal.SIGTERM)
+    assert [end(process).code for process in processes] == [75, 75]
+    assert check_store(nodes.case) >= 1
+    nodes.check_resumed(least=1)
+
+
+@pytest.mark.parametrize("small", [0, 1])
+def test_too_many_rows_for_one_nodes_gpu_are_fewer_on_all_at_the_next_try(nodes: TwoNodes, small: int) -> None:
+    nodes.choose_port()
+    little = {"LIGHT_FITTING_ROWS": "8"}
+    processes = [nodes.start_one(rank, **little if rank == small else {}) for rank in (0, 1)]
+    first, second = [end(process) for process in processes]
+    check_finished(nodes.case, first)
+    assert second.code == 0, second.stderr
+    assert "Trying again from the last committed checkpoint with training.max_micro_batch_size: 8" in first.stderr
 
 
 def test_a_node_that_hangs_makes_the_other_leave_with_79(nodes: TwoNodes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from manifests import COMPONENTS, OVERLAYS, Manifest, Rendered, render, variables
+from manifests import COMPONENTS, OVERLAYS, ROOT, Manifest, Rendered, render, variables
 
 from job.errors import PERMANENT, Interrupted
 
@@ -200,17 +200,17 @@ def test_a_changed_recipe_has_another_name_so_that_a_running_pod_keeps_its_own(f
     recipe.write_text(text)
 
 
-def test_the_recipes_that_ship_with_the_manifests_are_valid(folder: Path) -> None:
+def test_the_recipes_that_ship_with_the_manifests_are_valid() -> None:
     from job.recipe import load_recipe
 
-    found = sorted(folder.glob("k8s/**/recipe.yaml"))
+    found = sorted(ROOT.glob("**/recipe.yaml"))
     assert len(found) == 2
     for recipe in found:
         assert re.fullmatch(r"[a-z0-9-]+", load_recipe(str(recipe), []).name)
 
 
-def test_the_share_is_the_only_place_that_copies(folder: Path) -> None:
-    """A component that forgot it would patch the Job and leave the nightly as it was."""
+def test_a_component_that_patches_the_job_copies_it_again() -> None:
+    """One that forgot would leave the nightly as it was."""
     for name in COMPONENTS:
-        text = (folder / f"k8s/components/{name}/kustomization.yaml").read_text()
+        text = (ROOT / f"components/{name}/kustomization.yaml").read_text()
         assert ("kind: Job" in text) == ("../../share" in text), name
