@@ -52,7 +52,7 @@ def behind(proxy: FaultProxy, **variables: str) -> dict[str, str]:
 
 def count_steps(case: Case, work: str) -> int:
     """Return how many steps an attempt's first rank has done."""
-    votes = case.place / work / "runs" / case.run_id / "train" / "votes" / "rank-00000"
+    votes = case.place / work / "runs" / case.run_id / "train" / "votes-1" / "rank-00000"
     return votes.stat().st_size if votes.exists() else 0
 
 

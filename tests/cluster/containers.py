@@ -5,6 +5,7 @@ The base of docker/Dockerfile is stood in for by a Debian of mmdebstrap's under 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "localhost/finetune-job-under-test:cpu"
@@ -109,6 +111,10 @@ class Container:
     def logs(self) -> str:
         done = podman("logs", self.id)
         return done.stdout + done.stderr
+
+    def result(self) -> dict[str, Any]:
+        """Return the last line of stdout."""
+        return dict(json.loads(podman("logs", self.id).stdout.strip().splitlines()[-1]))
 
     def inspect(self, template: str) -> str:
         return podman("inspect", "--format", template, self.id).stdout.strip()

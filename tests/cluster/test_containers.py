@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ from job.store.server import DEFAULT_BUCKET, serve
 pytestmark = pytest.mark.cluster
 
 LIMITS = ["--read-only", "--user", "12345:0", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-NETWORK = "finetune-test"
+NETWORK = f"finetune-{os.getpid()}"
 RECIPE: dict[str, Any] = {
     "name": "pods",
     "task": "text-classification",
@@ -115,8 +116,7 @@ def test_the_cpu_image_has_no_compiler_no_pip_cache_and_no_secret(image: str) ->
 def test_an_unknown_user_on_a_read_only_root_trains_and_releases(start: Start, s3: str, tmp_path: Path) -> None:
     container = start(*slice_of_quickstart(f"{s3}/container"))
     assert container.wait(500) == 0, container.logs()[-3000:]
-    result = json.loads(podman("logs", container.id).stdout.strip().splitlines()[-1])
-    assert verify_uri(result["release"], tmp_path / "verify")[1] == []
+    assert verify_uri(container.result()["release"], tmp_path / "verify")[1] == []
 
 
 def test_podman_stop_leaves_a_committed_checkpoint_and_75(start: Start, s3: str) -> None:
@@ -177,7 +177,15 @@ def make_pod(template: dict[str, Any], index: int) -> dict[str, Any]:
         spec["volumes"].append({"name": name, "hostPath": {"path": str(source), "type": "Directory"}})
     labels = template["metadata"]["labels"] | {"batch.kubernetes.io/job-name": "finetune"}
     about = {"name": f"finetune-{index}", "labels": labels}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec | {"hostname": f"finetune-{index}"}}
+    # what a cluster's DNS would answer; podman's needs a plug-in that Debian does not have
+    names = [{"ip": pod_address(number), "hostnames": [f"finetune-{number}"]} for number in range(2)]
+    spec |= {"hostname": f"finetune-{index}", "hostAliases": names}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec}
+
+
+def pod_address(index: int) -> str:
+    subnet = json.loads(podman("network", "inspect", NETWORK).stdout)[0]["subnets"][0]["subnet"]
+    return str(ipaddress.ip_network(subnet)[10 + index])
 
 
 @pytest.mark.parametrize("overlay", ["dev-cpu", "multi-node"])
@@ -191,14 +199,13 @@ def test_the_pods_of_an_overlay_release(
     started = []
     try:
         for index, pod in enumerate(pods):
-            words = ["--network", NETWORK, "--configmap", str(recipe), str(pod)]
+            words = ["--network", NETWORK, "--ip", pod_address(index), "--configmap", str(recipe), str(pod)]
             played = podman("kube", "play", *words)
             assert played.returncode == 0, played.stderr
             started.append(Container(f"finetune-{index}-job"))
         codes = [container.wait(600) for container in started]
         assert codes == [0] * len(pods), "\n".join(container.logs()[-2500:] for container in started)
-        release = json.loads(started[0].logs().strip().splitlines()[-1])["release"]
-        assert verify_uri(release, tmp_path / "verify", allow_http=True)[1] == []
+        assert verify_uri(started[0].result()["release"], tmp_path / "verify", allow_http=True)[1] == []
     finally:
         for pod in pods:
             podman("kube", "down", str(pod))

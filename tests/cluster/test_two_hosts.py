@@ -91,7 +91,7 @@ def test_a_cut_cable_is_79_on_both_sides_within_the_timeout_and_mended_they_go_o
         "task": "text-classification",
         "model": {"id": str(assets / "minilm-l6")},
         "data": {"source": str(reviews), "max_length": 64},
-        "training": {"num_train_epochs": 2, "global_batch_size": 16, "save_steps": 3, "eval_steps": 1000},
+        "training": {"num_train_epochs": 1, "global_batch_size": 16, "save_steps": 3, "eval_steps": 1000},
         "launch": {"hang_timeout_s": HANG_TIMEOUT_S},
         "baselines": ["majority"],
         "export": {"int8": {"targets": ["portable"], "gate": "report_only"}},
@@ -113,6 +113,6 @@ def test_a_cut_cable_is_79_on_both_sides_within_the_timeout_and_mended_they_go_o
 
     cable.mend()
     nodes = [cable.start(index, *words[index]) for index in (0, 1)]
-    ended = [node.communicate(timeout=400) for node in nodes]
+    ended = [node.communicate(timeout=900) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ended
     assert json.loads(ended[0][0].strip().splitlines()[-1])["train"]["resumed_from"] >= committed
