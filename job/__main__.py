@@ -79,7 +79,6 @@ def run(
     """
 
     def action() -> int:
-        from job.errors import Fenced, Interrupted
         from job.launch import find_place
         from job.recipe import load_recipe
 
@@ -101,9 +100,9 @@ def run(
 
             result = run_pipeline(loaded, name, work, fresh, place)
             _leave_result(result, format_result(result))
-        if result["exit_code"] in (Interrupted.exit_code, Fenced.exit_code):
-            os._exit(result["exit_code"])  # a transfer that was given up may still run in its threads
-        return int(result["exit_code"])
+        if result["exit_code"]:
+            os._exit(int(result["exit_code"]))  # a transfer that was given up may still run in its threads
+        return 0
 
     _finish(action, as_json=True)
 

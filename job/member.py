@@ -51,6 +51,7 @@ class Member:
     def __init__(self, run: Run, stop: StopRequest, fresh: bool, topology: Topology) -> None:
         self._run, self._fresh, self._topology = run, fresh, topology
         self._failed: Verdict | None = None
+        self._try, self._left = 0, float("inf")
         launch, where = run.recipe.launch, run.recipe.store
         self._guest = Guest(
             topology.place, introduce(run, topology), 60.0 * launch.join_timeout_min, float(launch.hang_timeout_s)
@@ -65,7 +66,7 @@ class Member:
         except Exception as error:
             last = Verdict.of(error)
         verdict = decide([_TRAINED, last, *filter(None, [self._failed])])
-        self._guest.leave(verdict)
+        self._guest.leave(self._try, verdict)
         return verdict
 
     def _prepare(self) -> bool:
@@ -92,14 +93,15 @@ class Member:
 
     def _follow(self) -> Verdict:
         """Do what node 0 says until its verdict, which is returned; this node's own failure is kept."""
-        while (message := self._await())["kind"] != "verdict":
-            if message["kind"] == "order":
-                self._failed = None
+        while (message := self._await()).get("kind") != "verdict":
+            if message.get("kind") == "order":
+                self._failed, self._try, self._left = None, int(message["number"]), float("inf")
                 try:
                     self._train(message)
                 except JobError as error:
                     self._failed = Verdict.of(error)
-                self._guest.say("left", **(self._failed or _TRAINED).describe())
+                self._guest.say("left", number=self._try, **(self._failed or _TRAINED).describe())
+                self._left = time.monotonic()
         return Verdict.parse(message)
 
     def _train(self, order: Message) -> None:
@@ -108,10 +110,11 @@ class Member:
         run = _change(self._run, int(order["max_micro_batch_size"]))
         if order["checkpoint"]:
             self._fetch(order["checkpoint"], folder)
-        self._guest.say("here")
+        self._guest.say("here", number=self._try)
         message = self._await()
-        if message["kind"] != "start":
-            raise PeerLost(f"node 0 said {message['kind']!r} instead of starting; run again")
+        if message.get("kind") != "start":
+            self._guest.put_back(message)
+            raise PeerLost("node 0 ended this try before it began")
         run.write("attempt.json", order | {"resume": order["checkpoint"] and str(folder)})
         environments = list_environments(run, self._topology, int(message["port"]), self._guest)
         self._node.run_processes(stages.STAGES[0].target, run, environments, self._guest)
@@ -119,7 +122,7 @@ class Member:
     def _fetch(self, checkpoint: dict[str, str], folder: Path) -> None:
         key, sha256 = checkpoint["manifest"], checkpoint["manifest_sha256"]
         try:
-            self._node.transfer(lambda: fetch_checkpoint(self._store.objects, key, sha256, folder))
+            self._node.transfer(lambda: fetch_checkpoint(self._store.objects, key, sha256, folder), self._check_try)
         except NoValidCheckpoint as error:  # node 0 found it whole: something is wrong on the way to this node
             raise PeerLost(f"{error}; node 0 has it whole, run again") from None
 
@@ -129,9 +132,20 @@ class Member:
             time.sleep(_POLL_S)
         return message
 
+    def _check_try(self) -> None:
+        """Raise what node 0 has said meanwhile: whatever goes on here for it has become pointless."""
+        for verdict in self._guest.verdicts():
+            raise verdict.as_error()
+
     def _check(self) -> None:
+        """Raise where node 0 is gone, or this one was told to stop.
+
+        One whose part has ended waits for node 0's word all the same, within the grace: node 0 may still upload, and
+        SLURM ends the tasks that are left when one leaves with a code.
+        """
         self._guest.check()
-        self._node.check_stop("while waiting for node 0; run again to go on from what is committed")
+        if self._left + self._run.recipe.launch.grace_s < time.monotonic() or self._left == float("inf"):
+            self._node.check_stop("while waiting for node 0; run again to go on from what is committed")
 
 
 def _change(run: Run, max_micro_batch_size: int) -> Run:

@@ -53,10 +53,10 @@ class Node:
         if self.stop.count:
             raise Interrupted(f"{self.stop.name} {when}")
 
-    def transfer(self, work: Callable[[], T]) -> T:
+    def transfer(self, work: Callable[[], T], check: Callable[[], None] = lambda: None) -> T:
         """Ask the store in a thread, so that a stop signal or a lost lease waits neither for gigabytes nor an outage.
 
-        What is given up ends with this process: whoever runs it leaves without waiting for threads.
+        `check` may raise meanwhile. What is given up ends with this process, which leaves without waiting for threads.
         """
         done: Future[T] = Future()
 
@@ -69,6 +69,7 @@ class Node:
         threading.Thread(target=carry, name="transfer", daemon=True).start()
         while not wait([done], timeout=_POLL_S).done:
             self._check()
+            check()
             if self.stop.count and not wait([done], timeout=_GIVE_UP_S).done:
                 self.check_stop("during a transfer; run again to go on from what is committed")
         if isinstance(done.exception(), Unreachable):

@@ -24,7 +24,7 @@ from job.errors import CheckpointMismatch, DataError, JobError, NoValidCheckpoin
 from job.export import build_bundle, int8_file_name
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
-from job.launch import Place, StopRequest, Verdict, find_topology, judge_error
+from job.launch import Place, StopRequest, Verdict, decide, find_topology
 from job.node import Node
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.report import assemble_result
@@ -49,7 +49,7 @@ def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Pl
     try:
         outcome = pipeline.run(place)
     except Exception as error:
-        outcome = {"status": "failed", **judge_error(error)}
+        outcome = pipeline.judge(error)
     pipeline.dismiss_nodes(outcome)
     result = assemble_result(run_id, records) | outcome
     pipeline.leave_result(result)
@@ -93,6 +93,11 @@ class Pipeline:
                 if not self._may_retry(error):
                     raise
                 self.leave_result({"status": "retried", "exit_code": error.exit_code, "reason": str(error)})
+
+    def judge(self, error: Exception) -> dict[str, Any]:
+        """Return the outcome of an attempt that `error` ended; another node may have told why this one had to stop."""
+        verdict = decide([Verdict.of(error), *(self._lead.verdicts() if self._lead else [])])
+        return {"status": "failed", "exit_code": verdict.code, "reason": verdict.reason}
 
     def dismiss_nodes(self, outcome: dict[str, Any]) -> None:
         """Tell the other nodes how this attempt ended."""

@@ -51,6 +51,10 @@ class Lead:
         hello, hang_timeout_s = introduce(run, topology), run.recipe.launch.hang_timeout_s
         self._host = Host(topology, hello, hang_timeout_s) if topology.nodes > 1 else None
 
+    def verdicts(self) -> list[Verdict]:
+        """Return how the other nodes' part ended, as far as it has."""
+        return self._host.verdicts() if self._host else []
+
     def dismiss(self, verdict: Verdict) -> None:
         """Tell the other nodes how it ended; 0: they are not needed any more."""
         if self._host:
@@ -64,8 +68,9 @@ class Lead:
         folder = clear_folder(run)
         self._gather(run, attempt, about)
         order = _describe_attempt(run, attempt) | self._restore(run, attempt, about)
-        port = find_free_port()
+        self._gather(run, attempt, about)  # again: one may have died and come back meanwhile
         self._give(run, attempt, order)
+        port = find_free_port()
         run.write("attempt.json", order | {"resume": order["checkpoint"] and str(folder / "resume")})
         environments = list_environments(run, self._topology, port, self._host)
         if self._host:
@@ -79,7 +84,6 @@ class Lead:
 
     def _gather(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> None:
         if self._host:
-            log.info("waiting for %d other node(s) at port %d", self._topology.nodes - 1, self._topology.place.port)
             self._host.gather(hash_json(about["identity"]), _join_timeout_s(run), lambda: self._check(attempt))
 
     def _give(self, run: Run, attempt: Attempt, order: dict[str, Any]) -> None:

@@ -49,6 +49,10 @@ class Guest:
         self.check()
         return self._next.pop(0) if self._next else None
 
+    def put_back(self, message: Message) -> None:
+        """Have `hear` return a message once more."""
+        self._next.insert(0, message)
+
     def check(self) -> None:
         """Raise PeerLost (79) when node 0 was not reached in time, is gone without a word, or silent."""
         if self._line is None:
@@ -75,10 +79,10 @@ class Guest:
 
     wait_for_verdicts = verdicts
 
-    def leave(self, verdict: Verdict) -> None:
-        """Say how this node's part ended, and hang up."""
+    def leave(self, number: int, verdict: Verdict) -> None:
+        """Say how this node's part, the `number`-th order's, ended, and hang up."""
         if self._line:
-            self._line.send("left", **verdict.describe())
+            self._line.send("left", number=number, **verdict.describe())
             self._line.close()
 
     def _call(self) -> None:

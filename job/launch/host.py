@@ -2,9 +2,9 @@
 
     guest   hello    run, recipe, processes    who calls; who does not belong here is answered by a verdict
             ready    identity                  sources are fetched; a hash of model, data and tokenizer
-            here                               the checkpoint of the order lies on this node
-            left     code, reason, retry, …    how this node's part ended
-    host    order    …                         the attempt and its checkpoint: everyone fetches
+            here     number                    the checkpoint of the order lies on this node
+            left     number, code, reason, …   how this node's part of that order ended
+    host    order    number, …                 the attempt and its checkpoint: everyone fetches
             start    port                      everyone starts its ranks
             verdict  code, reason              the end; 0 says that the training is committed
 
@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from job.errors import PERMANENT, JobError, PeerLost, RecipeError, ResourceExhausted
 from job.launch.line import Line, Message
@@ -44,6 +45,7 @@ class Host:
     def __init__(self, topology: Topology, hello: Message, hang_timeout_s: float) -> None:
         self._topology, self._hello, self._hang_timeout_s = topology, hello, hang_timeout_s
         self._guests: dict[int, _Caller] = {}
+        self._orders = 0
         self._verdict: Verdict | None = None
         self._misfit: JobError | None = None
         self._lock = threading.Lock()
@@ -61,6 +63,8 @@ class Host:
         Raises PeerLost (79) when one does not come, or has fetched other sources than `identity`.
         """
         deadline = time.monotonic() + timeout_s
+        if missing := self._find_missing():
+            log.info("waiting for %d other node(s) at port %d", len(missing), self._topology.place.port)
         while missing := self._find_missing():
             check()
             if time.monotonic() > deadline:
@@ -80,9 +84,10 @@ class Host:
     def give(self, order: Message, timeout_s: float, check: Callable[[], None]) -> None:
         """Send the order of an attempt, and wait until its checkpoint lies on every node; raises as `check` does."""
         deadline = time.monotonic() + timeout_s
+        self._orders += 1
         for caller in self._callers():
-            caller.begin()
-            caller.line.send("order", **order)
+            caller.order = self._orders
+            caller.line.send("order", **order | {"number": self._orders})
         while waiting := [caller.rank for caller in self._callers() if not caller.has("here")]:
             check()
             self.check()
@@ -146,12 +151,16 @@ class Host:
             if problem := caller.line.find_trouble():  # else it waits here for the next try of a part that failed
                 log.warning("node %d %s", caller.rank, f"has left: {verdict.reason}" if verdict else problem)
                 del self._guests[caller.rank]
-        ready = {caller.rank for caller in self._callers() if caller.has("ready")}
+        ready = {caller.rank for caller in self._callers() if caller.identity()}
         return [rank for rank in range(1, self._topology.nodes) if rank not in ready]
 
     def _answer(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # too many strangers at once; they are sent away soon
+                time.sleep(_POLL_S)
+                continue
             threading.Thread(target=self._admit, args=(connection,), daemon=True).start()
 
     def _admit(self, connection: socket.socket) -> None:
@@ -160,9 +169,10 @@ class Host:
         line = Line(connection, self._hang_timeout_s)
         try:
             hello = line.received.get(timeout=_INTRODUCTION_S)
-            rank, misfit = int(hello["rank"]), self._find_misfit(hello)
-        except (queue.Empty, KeyError, TypeError, ValueError):
+        except queue.Empty:
             return line.close()
+        rank: Any = hello.get("rank")
+        misfit = self._find_misfit(hello)
         with self._lock:
             known = self._guests.get(rank)
             if known and known.line.is_open:
@@ -176,9 +186,9 @@ class Host:
 
     def _find_misfit(self, hello: Message) -> JobError | None:
         """Return why a caller does not belong here; what is wrong with a node of this run ends the run."""
-        rank, ours, place = hello["rank"], self._hello, self._topology.place
-        if hello.get("run") != ours["run"] or not 0 < rank < place.nodes:
-            return PeerLost(f"run {ours['run']!r} on {place.nodes} nodes listens at port {place.port}, not yours")
+        rank, ours, place = hello.get("rank"), self._hello, self._topology.place
+        if hello.get("run") != ours["run"] or type(rank) is not int or not 0 < rank < place.nodes:
+            return PeerLost(f"another run's node 0 listens at port {place.port} of this host")
         if hello.get("recipe") != ours["recipe"]:
             self._misfit = RecipeError(f"node {rank} has another recipe than node 0; give every node the same")
         elif hello.get("processes") != ours["processes"]:
@@ -196,21 +206,19 @@ class _Caller:
 
     def __init__(self, rank: int, line: Line, own_address: str) -> None:
         self.rank, self.line, self.own_address = rank, line, own_address
+        self.order = 0
+        """The number of the order that it was given last; what it says of an older one no longer counts."""
         self._said: dict[str, Message] = {}
 
-    def begin(self) -> None:
-        """Forget what was said in the attempt before."""
-        self._listen()
-        self._said = {"ready": self._said["ready"]}
-
     def has(self, kind: str) -> bool:
-        """Tell whether the node has said so."""
+        """Tell whether the node has said so of its last order."""
         self._listen()
-        return kind in self._said
+        return self._said.get(kind, {}).get("number") == self.order
 
     def identity(self) -> str:
-        """Return the hash of what the node has fetched."""
-        return str(self._said["ready"].get("identity"))
+        """Return the hash of what the node has fetched, "" before it is ready."""
+        self._listen()
+        return str(self._said.get("ready", {}).get("identity", ""))
 
     def verdict(self) -> Verdict | None:
         """Return how the node's part ended, None where it goes on."""

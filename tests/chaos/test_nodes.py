@@ -126,9 +126,10 @@ def test_nodes_that_agreed_to_stop_wait_for_the_slower_ones_upload(nodes: TwoNod
 
 @pytest.mark.parametrize("small", [0, 1])
 def test_too_many_rows_for_one_nodes_gpu_are_fewer_on_all_at_the_next_try(nodes: TwoNodes, small: int) -> None:
+    """The other one's ranks hang meanwhile, and the next try lasts longer than their end is waited for."""
     nodes.choose_port()
-    little = {"LIGHT_FITTING_ROWS": "8"}
-    processes = [nodes.start_one(rank, **little if rank == small else {}) for rank in (0, 1)]
+    little = {"LIGHT_FITTING_ROWS": "8", "LIGHT_STEP_S": "1"}
+    processes = [nodes.start_one(rank, **little if rank == small else {"LIGHT_STEP_S": "1"}) for rank in (0, 1)]
     first, second = [end(process) for process in processes]
     check_finished(nodes.case, first)
     assert second.code == 0, second.stderr
@@ -175,16 +176,41 @@ def test_what_one_node_finds_wrong_for_good_is_every_nodes_code(nodes: TwoNodes,
 
 
 @pytest.mark.parametrize(
-    ("option", "code", "word"), [("--steps=24", 10, "another recipe"), ("--ranks=2", 10, "another recipe")]
+    ("option", "gpus", "code", "word"),
+    [("--steps=24", "0", 10, "another recipe"), ("--ranks=0", "0,1", 78, "GPUs differ")],
 )
-def test_nodes_that_were_told_different_things_do_not_train(nodes: TwoNodes, option: str, code: int, word: str) -> None:
+def test_nodes_that_differ_do_not_train(nodes: TwoNodes, option: str, gpus: str, code: int, word: str) -> None:
     nodes.choose_port()
-    first, second = nodes.start_one(0), nodes.start_one(1, option)
+    first = nodes.start_one(0, "--ranks=0", CUDA_VISIBLE_DEVICES="0")
+    second = nodes.start_one(1, "--ranks=0", option, CUDA_VISIBLE_DEVICES=gpus)
     ended = [end(first), end(second)]
     assert [each.code for each in ended] == [code, code], ended
     assert word in ended[0].result["reason"]
     with pytest.raises(NotFound):
         resumed_from(nodes.case)
+
+
+def test_a_node_that_comes_again_while_the_first_fetches_takes_part(nodes: TwoNodes) -> None:
+    processes = nodes.start(**SLOW)
+    wait_for_commit(nodes.case)
+    os.kill(processes[0].pid, signal.SIGTERM)
+    assert [end(process).code for process in processes] == [75, 75]
+    nodes.choose_port()
+    first = nodes.start_one(0, JOB_FAILPOINT="resume-fetch=sleep:6")
+    second = nodes.start_one(1)
+    time.sleep(4)
+    send(descendants(second.pid), signal.SIGKILL)
+    end(second)
+    again = nodes.start_one(1)
+    check_finished(nodes.case, end(first))
+    assert end(again).code == 0
+
+
+def test_a_first_node_that_is_stopped_before_the_start_takes_the_other_along_with_75(nodes: TwoNodes) -> None:
+    first, second = nodes.start(JOB_FAILPOINT="resume-fetch=sleep:6")
+    time.sleep(4)
+    os.kill(first.pid, signal.SIGTERM)
+    assert [end(process).code for process in (first, second)] == [75, 75]
 
 
 def test_a_stranger_who_calls_neither_joins_nor_disturbs(nodes: TwoNodes) -> None:
@@ -194,6 +220,8 @@ def test_a_stranger_who_calls_neither_joins_nor_disturbs(nodes: TwoNodes) -> Non
         b"GET / HTTP/1.1\r\n\r\n",
         b'{"kind": "hello", "run": "other", "recipe": "", "processes": 1, "rank": 1}\n',
         b'{"kind": "hello", "rank": 1}\n[]\n',
+        b'{"kind": "hello", "run": "run-1", "rank": Infinity}\n',
+        b'{"kind": "hello", "run": "run-1", "rank": "1"}\n',
         b"[" * 5000 + b"\n",
         b"\xff" * 100,
         b"x" * (3 << 20),

@@ -33,6 +33,8 @@ events_logger = "file"
 
 def podman(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     """Run podman; its failure is the caller's to judge."""
+    # its monitor leaves files where it is started
+    options |= {"cwd": tempfile.gettempdir()}
     return subprocess.run(["podman", *words], capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload]
 
 

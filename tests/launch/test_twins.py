@@ -22,6 +22,7 @@ CONTAINER = JOB["spec"]["template"]["spec"]["containers"][0]
 CODES = [0, 1, 2, *range(10, 20), 75, 76, 77, 78, 79, 137, 143]
 
 SRUN = """#!/bin/bash
+[ "$2" = mkdir ] && exit # of Pyxis
 printf '%s\\0' "$@" > "$RECORD/argv"
 env | sort > "$RECORD/env"
 mkdir -p "$JOB_WORK_DIR/runs/$JOB_RUN_ID"
@@ -31,9 +32,10 @@ echo '{
 }' > "$JOB_WORK_DIR/runs/$JOB_RUN_ID/result.json"
 [ -z "$ASKED" ] || kill -$ASKED $PPID
 sleep 0.2
-exit 75
+exit ${SRUN_CODE:-75}
 """
 """In place of srun: notes what it was called with; node 0 ends with CODE, while srun itself says something else."""
+SQUEUE = '#!/bin/bash\necho "failed starts: $FAILED"\n'
 SCONTROL = '#!/bin/bash\necho "$@" >> "$RECORD/scontrol"\n'
 
 
@@ -41,18 +43,19 @@ def run_script(place: Path, *words: str, **variables: str) -> tuple[int, list[st
     """Run the batch script beside recorders; return its code, srun's words, their environment, and whether requeued."""
     bin_ = place / "bin"
     bin_.mkdir(exist_ok=True)
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("scancel", "#!/bin/bash\n")):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("scancel", "#!/bin/bash\n"), ("squeue", SQUEUE)):
         (bin_ / name).write_text(text)
         (bin_ / name).chmod(0o755)
     (place / "scontrol").unlink(missing_ok=True)
     environment = os.environ | {
-        "PATH": f"{bin_}:{os.environ['PATH']}", "RECORD": str(place), "CODE": "0", "ASKED": "", "SLURM_JOB_ID": "17",
-        "SLURM_CLUSTER_NAME": "ci", "JOB_WORK_DIR": str(place / "work"), "JOB_VENV": "/opt/venv",
+        "PATH": f"{bin_}:{os.environ['PATH']}", "RECORD": str(place), "CODE": "0", "ASKED": "", "FAILED": "0",
+        "SLURM_JOB_ID": "17", "SLURM_CLUSTER_NAME": "ci", "JOB_WORK_DIR": str(place / "work"), "JOB_VENV": "/opt/venv",
     } | variables  # fmt: skip
     done = subprocess.run(["bash", str(SCRIPT), *words], env=environment, cwd=place, capture_output=True, text=True)
     argv = (place / "argv").read_text().removesuffix("\0").split("\0")
     seen = dict(line.split("=", 1) for line in (place / "env").read_text().splitlines() if "=" in line)
-    return done.returncode, argv, seen, (place / "scontrol").exists()
+    requeued = (place / "scontrol").exists() and "requeue" in (place / "scontrol").read_text()
+    return done.returncode, argv, seen, requeued
 
 
 def policy_of_kubernetes(code: int) -> str:
@@ -68,11 +71,10 @@ def policy_of_kubernetes(code: int) -> str:
 def policy_of_slurm(place: Path, code: int) -> str:
     returned, _, _, again = run_script(place, "recipe.yaml", CODE=str(code), ASKED="USR1" if code == 75 else "")
     assert returned == code
-    *_, capped = run_script(
-        place, "recipe.yaml", CODE=str(code), SLURM_RESTART_COUNT="20", ASKED="USR1" if code == 75 else ""
-    )
+    *_, capped = run_script(place, "recipe.yaml", CODE=str(code), FAILED="20", ASKED="USR1" if code == 75 else "")
     if again:
-        return "free" if capped else "counted"
+        # recorded runs are short, and 75 within two minutes counts
+        return "free" if capped or code == 75 else "counted"
     return "done" if code == 0 else "never"
 
 
@@ -91,6 +93,21 @@ def test_both_try_the_same_codes_again(code: int, tmp_path: Path) -> None:
 def test_a_job_that_was_cancelled_or_stopped_by_hand_is_never_requeued(asked: str, code: int, tmp_path: Path) -> None:
     returned, *_, again = run_script(tmp_path, "recipe.yaml", CODE=str(code), ASKED=asked)
     assert (returned, again) == (code, False)
+
+
+@pytest.mark.parametrize(
+    ("of_srun", "code", "again"), [(77, 77, True), (137, 137, True), (10, 75, False), (75, 75, False)]
+)
+def test_a_first_node_that_was_stopped_for_anothers_trouble_is_requeued_for_that(
+    of_srun: int, code: int, again: bool, tmp_path: Path
+) -> None:
+    returned, *_, requeued = run_script(tmp_path, "recipe.yaml", CODE="75", SRUN_CODE=str(of_srun))
+    assert (returned, requeued) == (code, again)
+
+
+def test_a_start_that_the_time_limit_ends_at_once_is_not_repeated_for_ever(tmp_path: Path) -> None:
+    assert run_script(tmp_path, "recipe.yaml", CODE="75", ASKED="USR1", FAILED="3")[3] is True
+    assert run_script(tmp_path, "recipe.yaml", CODE="75", ASKED="USR1", FAILED="20")[3] is False
 
 
 def test_75_without_a_reason_to_stop_is_not_requeued(tmp_path: Path) -> None:
