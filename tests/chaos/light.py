@@ -8,7 +8,7 @@ Variables scale what takes minutes in earnest: LIGHT_STEP_S, LIGHT_PAYLOAD_MIB (
 upload), LIGHT_DEADLINE_S (of one call to the store), LIGHT_MAX_UNSYNCED_S; JOB_FAILPOINT_RANK spares all ranks but one.
 LIGHT_HUNGER_MIB is what step 6 takes of memory, LIGHT_FITTING_ROWS how many rows its GPU could hold,
 LIGHT_BAD_ROW makes the fetch end with 11 (on
-SLURM's node LIGHT_BAD_NODE).
+SLURM's node LIGHT_BAD_NODE), LIGHT_FULL_NODE is the one whose fetch ends with 78.
 With `--nodes 2 --node-rank 1 --port 29400` it is one node of several, which meet at that port; their ranks vote in the
 folder LIGHT_VOTES.
 """
@@ -72,6 +72,9 @@ def scale_down() -> None:
 
 def fetch(run: Run) -> dict[str, Any]:
     """Stand for fetch_sources: a base model of 1600 parameters, and nothing to tokenize."""
+    if os.environ.get("LIGHT_FULL_NODE", "none") == os.environ.get("SLURM_NODEID"):
+        time.sleep(1)
+        raise ResourceExhausted("the disk is full")
     row = os.environ.get("LIGHT_BAD_ROW")
     if row and os.environ.get("LIGHT_BAD_NODE") in (None, os.environ.get("SLURM_NODEID")):
         raise DataError(f"row {row} is bad")

@@ -103,6 +103,11 @@ class Light:
         votes = str(self._place / f"votes-{self._jobs}")
         return self._submit(self.store, *options, "recipe", JOB_VENV=str(venv), LIGHT_VOTES=votes, **variables)
 
+    def wait_for_steps(self) -> None:
+        """Wait until the first attempt of the newest job has done two steps."""
+        votes = self._place / f"votes-{self._jobs}" / "votes-1" / "rank-00000"
+        wait_for(lambda: votes.exists() and votes.stat().st_size >= 2)
+
     def case(self, job: Job, ranks: int) -> Case:
         return Case(self.store, self._place, ranks=ranks, run_id=job.run.run_id)
 
@@ -187,8 +192,7 @@ def test_an_array_of_two_recipes_gives_two_releases(
 
 
 def test_5_the_time_limits_signal_commits_75_and_the_script_requeues_to_the_end(light: Light) -> None:
-    job = light.submit("--nodes=2", "--time=2", "--signal=B:USR1@60", LIGHT_STEP_S="8")
-    job.wait_for_commit()
+    job = light.submit("--nodes=2", "--time=2", "--signal=B:USR1@60", light=("--save-steps=100",), LIGHT_STEP_S="8")
     about = job.wait(400)
     assert about["JobState"] == "COMPLETED", job.text()
     assert "code 75 after start 0: requeued" in job.text()
@@ -223,9 +227,13 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, light: Light) -> None:
 
 @pytest.mark.parametrize(("name", "again"), [("USR1", True), ("USR2", False)])
 def test_a_signal_by_hand_leaves_a_committed_checkpoint(slurm: Slurm, light: Light, name: str, again: bool) -> None:
-    """USR1 goes to the queue again, USR2 stays stopped until somebody requeues it."""
-    job = light.submit("--nodes=2", LIGHT_STEP_S="0.5")
-    job.wait_for_commit()
+    """USR1 goes to the queue again, USR2 stays stopped until somebody requeues it.
+
+    Nothing was committed before, and node 0 uploads longer than the other: srun must not end it when that one leaves.
+    """
+    slow = {"JOB_FAILPOINT": "files-uploaded=sleep:8", "JOB_FAILPOINT_RANK": "0"}
+    job = light.submit("--nodes=2", light=("--save-steps=100",), LIGHT_STEP_S="0.5", **slow)
+    light.wait_for_steps()
     slurm.call("scancel", "--batch", f"--signal={name}", job.id)
     if not again:
         about = job.wait()
@@ -234,7 +242,14 @@ def test_a_signal_by_hand_leaves_a_committed_checkpoint(slurm: Slurm, light: Lig
         slurm.call("scontrol", "requeue", job.id)
     job.wait_for_start(1)
     assert job.wait()["JobState"] == "COMPLETED", job.text()
-    assert (resumed_from(light.check_finished(job, 2)) or 0) >= 2
+    assert 2 <= (resumed_from(light.check_finished(job, 2)) or 0) < 12
+
+
+def test_passing_trouble_of_another_node_is_requeued(light: Light) -> None:
+    """srun then tells node 0 to stop, which leaves with 75."""
+    job = light.submit("--nodes=2", JOB_MAX_RESTARTS="1", LIGHT_FULL_NODE="1")
+    about = job.wait(300)
+    assert (about["JobState"], about["Code"], about["Restarts"]) == ("FAILED", "78", "1"), job.text()
 
 
 def test_passing_trouble_is_requeued_up_to_the_cap(light: Light) -> None:
