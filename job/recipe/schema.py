@@ -238,7 +238,10 @@ class Store(Section):
             raise ValueError("must read s3://bucket/prefix with a valid bucket name")
         if scheme == "s3" and separator:
             return uri.rstrip("/")
-        return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        try:
+            return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        except RuntimeError:
+            raise ValueError(f"names a home folder that does not exist ({uri.split('/')[0]})") from None
 
 
 class Recipe(Section):

@@ -39,7 +39,7 @@ class FolderStore:
     """A folder; see `job.store.objects.Store` for the methods. The folder is made on the first write."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        self.root = root.absolute()
         self.uri = str(self.root)
 
     def read(self, key: str) -> Blob | None:

@@ -112,7 +112,10 @@ def open_store(uri: str, *, allow_http: bool = False, single_writer: bool = Fals
         raise NotFound(f"{uri}: is no store; write s3://bucket/prefix, file:///folder or a local path")
     from job.store.folder import FolderStore
 
-    return FolderStore(Path(uri.removeprefix("file://")))
+    try:
+        return FolderStore(Path(uri.removeprefix("file://")).expanduser())
+    except RuntimeError:
+        raise NotFound(f"{uri}: there is no such home folder; write the folder's full path") from None
 
 
 def split_uri(uri: str) -> tuple[str, str]:

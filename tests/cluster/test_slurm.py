@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def submit(slurm: Slurm, tmp_path: Path) -> Submit:
     """Return a function: sbatch options, then what the script gets; keyword arguments are variables."""
 
     def submit(store: str, *words: str, **variables: str) -> Job:
-        options = [word for word in words if word.startswith("-")]
+        options = list(takewhile(lambda word: word.startswith("-"), words))
         recipes = words[len(options) :]
         place = {"JOB_WORK_DIR": str(tmp_path / "work"), "JOB_VENV": sys.prefix} | variables
         out = f"--output={tmp_path}/%j.log"

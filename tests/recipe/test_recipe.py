@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from fuzzing import fuzz
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -205,6 +205,7 @@ def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path:
         ("data: {source: d, validation: 2}", "a fraction between 0 and 1"),
         ("data: {source: d, columns: {txt: a}}", "'text'"),
         ("store: {uri: 'gs://bucket/x'}", "has scheme 'gs'"),
+        ("store: {uri: ~nobody-here/x}", "names a home folder that does not exist"),
         ("store: {uri: 's3://B/x'}", "valid bucket name"),
         ("name: a/b", "letters, digits"),
         ("name: 2026-11-23", "valid string"),
@@ -437,5 +438,6 @@ def test_any_value_under_any_single_key_is_a_recipe_or_an_error(folder: Path, ch
 @fuzz(300)
 @given(st.lists(st.text("abc.=[]{}:,'\"&*!\n-1e ", max_size=20) | st.sampled_from(LEAVES).flatmap(
     lambda leaf: st.text(max_size=12).map(lambda value: f"{leaf}={value}")), max_size=3))  # fmt: skip
+@example(overrides=["store.uri=~nobody-here/x"])
 def test_any_override_is_accepted_or_an_error(folder: Path, overrides: list[str]) -> None:
     load_anything(folder, MINIMAL.encode(), *overrides)
