@@ -34,6 +34,8 @@ _INTRODUCTION_S = 10.0
 _POLL_S = 0.1
 _FOLLOW_S = 5.0
 """How long the others may take to report after the ranks of this node failed."""
+_LAST_CALL_S = 20.0
+"""How long whoever leaves for good waits for nodes that have not called yet, so that they need not wait for it."""
 
 
 class Host:
@@ -45,6 +47,7 @@ class Host:
     def __init__(self, topology: Topology, hello: Message, hang_timeout_s: float) -> None:
         self._topology, self._hello, self._hang_timeout_s = topology, hello, hang_timeout_s
         self._guests: dict[int, _Caller] = {}
+        self._told: set[int] = set()
         self._orders = 0
         self._verdict: Verdict | None = None
         self._misfit: JobError | None = None
@@ -124,11 +127,15 @@ class Host:
         return self.verdicts()
 
     def dismiss(self, verdict: Verdict) -> None:
-        """Tell everyone how it ended, those included that call later; only the first verdict counts."""
+        """Tell everyone how it ended, those included that call later; only the first verdict counts.
+
+        What is wrong for good is every node's code, so it is worth a wait for those that have not called yet.
+        """
         with self._lock:
             if self._verdict:
                 return
             self._verdict = verdict
+            self._told = set(self._guests)
             leaving = [threading.Thread(target=c.line.close, daemon=True) for c in self._callers()]
             for caller in self._callers():
                 caller.line.send("verdict", code=verdict.code, reason=verdict.reason)
@@ -136,6 +143,9 @@ class Host:
             thread.start()
         for thread in leaving:
             thread.join()
+        deadline = time.monotonic() + (_LAST_CALL_S if verdict.code in PERMANENT else 0)
+        while len(self._told) < self._topology.nodes - 1 and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _callers(self) -> list[_Caller]:
         return [self._guests[rank] for rank in sorted(self._guests)]
@@ -182,7 +192,10 @@ class Host:
                 return log.info("node %d of %d has joined", rank, self._topology.nodes)
         verdict = self._verdict or Verdict.of(misfit or PeerLost("nobody waits for this node"))
         line.send("verdict", code=verdict.code, reason=verdict.reason)
-        return line.close()
+        line.close()
+        if self._verdict and not misfit:
+            self._told.add(rank)
+        return None
 
     def _find_misfit(self, hello: Message) -> JobError | None:
         """Return why a caller does not belong here; what is wrong with a node of this run ends the run."""

@@ -170,8 +170,9 @@ def test_a_node_that_dies_before_the_training_is_waited_for(nodes: TwoNodes) -> 
 @pytest.mark.parametrize("unlucky", [0, 1])
 def test_what_one_node_finds_wrong_for_good_is_every_nodes_code(nodes: TwoNodes, unlucky: int) -> None:
     nodes.choose_port()
-    other = nodes.start_one(1 - unlucky)
     bad = nodes.start_one(unlucky, LIGHT_BAD_ROW="7")
+    time.sleep(3)  # it is ready to leave before the other one listens
+    other = nodes.start_one(1 - unlucky)
     assert [end(process).code for process in (other, bad)] == [11, 11]
 
 
