@@ -1,7 +1,7 @@
 """Lists what an image holds, as CycloneDX 1.5 JSON on stdout: Python distributions and Debian packages.
 
-Run inside the image: `podman run --rm -i --entrypoint python IMAGE - < docker/sbom.py`. Standard library only: the image
-has nothing else for it.
+Run inside the image: `podman run --rm -i --entrypoint python IMAGE - < docker/sbom.py`. Standard library only: the
+image has nothing else for it.
 """
 
 from __future__ import annotations
