@@ -92,7 +92,7 @@ def test_17_20_22_24_killed_in_a_bad_network_it_goes_on_in_a_bad_network(case: C
 @pytest.mark.slow
 def test_18_training_goes_on_through_an_outage_of_many_lease_times(case: Case, proxy: FaultProxy) -> None:
     """Ten minutes at a deadline of one minute and a lease of 30 s, a hundred times faster."""
-    process = case.start("first", "--ttl=1", **behind(proxy, LIGHT_DEADLINE_S="0.6", LIGHT_STEP_S="1"))
+    process = case.start("first", "--ttl=1", **behind(proxy, LIGHT_DEADLINE_S="1.5", LIGHT_STEP_S="1"))
     wait_for_commit(case)
     before = count_steps(case, "first")
     proxy.fault = lambda request: "503"
@@ -126,7 +126,7 @@ QUICK = "403"
 def test_18_to_21_26_to_28_a_trouble_without_end_has_its_code_and_loses_no_commit(
     case: Case, proxy: FaultProxy, kind: str, code: int, reason: str
 ) -> None:
-    process = case.start("first", "--ttl=1", **behind(proxy, LIGHT_MAX_UNSYNCED_S="1", **SHORT))
+    process = case.start("first", "--ttl=1", **behind(proxy, LIGHT_MAX_UNSYNCED_S="4", **SHORT))
     wait_for_commit(case)
     committed = check_store(case)
     proxy.fault = lambda request: kind
