@@ -18,11 +18,10 @@ from job.recipe import Recipe, Run, hash_json, write_json
 from job.store import RunStore
 from job.store.attempt import read_stage
 from job.store.restore import fetch_checkpoint
-from job.training import clear_folder, introduce, list_environments
+from job.training import TRAINED, clear_folder, introduce, join_timeout_s, list_environments
 
 log = logging.getLogger("job.pipeline")
 
-_TRAINED = Verdict(0, "the training is committed; node 0 finishes the run alone", {})
 _POLL_S = 0.1
 _LOOK_S = 15.0
 """How often a node that cannot reach node 0 looks into the store, whether it is needed any more."""
@@ -52,20 +51,18 @@ class Member:
         self._run, self._fresh, self._topology = run, fresh, topology
         self._failed: Verdict | None = None
         self._try, self._left = 0, float("inf")
-        launch, where = run.recipe.launch, run.recipe.store
-        self._guest = Guest(
-            topology.place, introduce(run, topology), 60.0 * launch.join_timeout_min, float(launch.hang_timeout_s)
-        )
+        launch, hello = run.recipe.launch, introduce(run, topology)
+        self._guest = Guest(topology.place, hello, join_timeout_s(run), launch.hang_timeout_s)
         self._node = Node(launch, stop, self._guest.check)
-        self._store = RunStore(where.uri, run.run_id, allow_http=where.allow_http, single_writer=where.single_writer)
+        self._store = RunStore.of(run)
 
     def take_part(self) -> Verdict:
         """Fetch, join, and train as often as node 0 says; return what decides this node's exit code."""
         try:
-            last = self._follow() if self._prepare() else _TRAINED
+            last = self._follow() if self._prepare() else TRAINED
         except Exception as error:
             last = Verdict.of(error)
-        verdict = decide([_TRAINED, last, *filter(None, [self._failed])])
+        verdict = decide([TRAINED, last, *filter(None, [self._failed])])
         self._guest.leave(self._try, verdict)
         return verdict
 
@@ -100,7 +97,7 @@ class Member:
                     self._train(message)
                 except JobError as error:
                     self._failed = Verdict.of(error)
-                self._guest.say("left", number=self._try, **(self._failed or _TRAINED).describe())
+                self._guest.say("left", number=self._try, **(self._failed or TRAINED).describe())
                 self._left = time.monotonic()
         return Verdict.parse(message)
 

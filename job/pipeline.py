@@ -33,7 +33,7 @@ from job.store import Attempt, RunStore, promote_release, publish_release
 from job.store.attempt import read_stage
 from job.store.manifest import hash_file
 from job.store.restore import fetch_checkpoint
-from job.training import Lead
+from job.training import TRAINED, Lead
 
 log = logging.getLogger("job.pipeline")
 
@@ -74,8 +74,7 @@ class Pipeline:
         topology = find_topology(recipe.distributed, place)
         derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
         self._lead = lead = Lead(self._node, run, topology)
-        where = recipe.store
-        store = RunStore(where.uri, run.run_id, allow_http=where.allow_http, single_writer=where.single_writer)
+        store = RunStore.of(run)
         self._node.transfer(store.prove_reachable)
         log.info("run %s, store %s", run.run_id, store.uri)
         run.save()
@@ -107,7 +106,7 @@ class Pipeline:
     def _do_stages(self, attempt: Attempt, inputs: str, lead: Lead) -> dict[str, Any]:
         training, *others = stages.STAGES
         inputs = self._do_stage(attempt, training, inputs, lead)
-        lead.dismiss(Verdict(0, "the training is committed; node 0 finishes the run alone", {}))
+        lead.dismiss(TRAINED)
         for stage in others:
             inputs = self._do_stage(attempt, stage, inputs, lead)
         return self._release(attempt, inputs)

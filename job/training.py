@@ -37,6 +37,10 @@ _CHECKPOINT_BYTES_BESIDE = 1 << 30
 """No checkpoint is larger (weights and two moments in fp32 are 12 bytes a parameter); a manifest that says so lies."""
 
 
+TRAINED = Verdict(0, "the training is committed; node 0 finishes the run alone", {})
+"""How the part of every node but the first ends well."""
+
+
 def introduce(run: Run, topology: Topology) -> dict[str, Any]:
     """Return what the nodes of a run must have in common."""
     recipe = run.recipe.hash_sections(*DEFINES_TRAINING, "distributed", "store")
@@ -84,11 +88,11 @@ class Lead:
 
     def _gather(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> None:
         if self._host:
-            self._host.gather(hash_json(about["identity"]), _join_timeout_s(run), lambda: self._check(attempt))
+            self._host.gather(hash_json(about["identity"]), join_timeout_s(run), lambda: self._check(attempt))
 
     def _give(self, run: Run, attempt: Attempt, order: dict[str, Any]) -> None:
         if self._host:
-            self._host.give(order, _join_timeout_s(run), lambda: self._check(attempt))
+            self._host.give(order, join_timeout_s(run), lambda: self._check(attempt))
 
     def _check(self, attempt: Attempt) -> None:
         attempt.check()
@@ -128,14 +132,15 @@ def clear_folder(run: Run) -> Path:
 def list_environments(run: Run, topology: Topology, port: int, other: Host | Guest | None) -> list[dict[str, str]]:
     """Return the variables of every rank of this node; `other` is whom it talks to."""
     common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    common["JOB_START_TIMEOUT_S"] = str(_join_timeout_s(run))
+    common["JOB_START_TIMEOUT_S"] = str(join_timeout_s(run))
     interface = find_interface(other.own_address) if other else None
     if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
         common["GLOO_SOCKET_IFNAME"] = interface
     return [common | rank for rank in topology.rank_environments(port)]
 
 
-def _join_timeout_s(run: Run) -> float:
+def join_timeout_s(run: Run) -> float:
+    """Return for how long a node is waited for."""
     return 60.0 * run.recipe.launch.join_timeout_min
 
 

@@ -10,14 +10,13 @@ from contextlib import suppress
 from typing import Any
 
 from job.errors import PERMANENT, PeerLost
-from job.launch.line import Line, Message
+from job.launch.line import LAST_CALL_S, Line, Message
 from job.launch.topology import Place
 from job.launch.verdict import Verdict
 
 _CALL_S = 10.0
 """How long one attempt to reach node 0 may take."""
 _PAUSE_S = 0.5
-_LAST_CALL_S = 20.0
 
 
 class Guest:
@@ -85,7 +84,7 @@ class Guest:
 
         What is wrong for good is node 0's code too, so it is worth a wait where node 0 is not there yet.
         """
-        deadline = time.monotonic() + (_LAST_CALL_S if verdict.code in PERMANENT else 0)
+        deadline = time.monotonic() + (LAST_CALL_S if verdict.code in PERMANENT else 0)
         while self._line is None and time.monotonic() < deadline:
             time.sleep(_PAUSE_S)
         if self._line:

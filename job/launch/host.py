@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import Any
 
 from job.errors import PERMANENT, JobError, PeerLost, RecipeError, ResourceExhausted
-from job.launch.line import Line, Message
+from job.launch.line import LAST_CALL_S, Line, Message
 from job.launch.topology import Topology
 from job.launch.verdict import Verdict
 
@@ -34,8 +34,6 @@ _INTRODUCTION_S = 10.0
 _POLL_S = 0.1
 _FOLLOW_S = 5.0
 """How long the others may take to report after the ranks of this node failed."""
-_LAST_CALL_S = 20.0
-"""How long whoever leaves for good waits for nodes that have not called yet, so that they need not wait for it."""
 
 
 class Host:
@@ -143,7 +141,7 @@ class Host:
             thread.start()
         for thread in leaving:
             thread.join()
-        deadline = time.monotonic() + (_LAST_CALL_S if verdict.code in PERMANENT else 0)
+        deadline = time.monotonic() + (LAST_CALL_S if verdict.code in PERMANENT else 0)
         while len(self._told) < self._topology.nodes - 1 and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 

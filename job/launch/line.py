@@ -18,6 +18,9 @@ import psutil
 
 Message = dict[str, Any]
 
+LAST_CALL_S = 20.0
+"""How long whoever leaves for good waits for a node that has not called yet, so that it need not wait in vain."""
+
 _LINE_BYTES = 1 << 20
 _BEAT_S = 1.0
 _DOUBT_S = 2.0

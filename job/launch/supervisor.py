@@ -54,7 +54,7 @@ class Limits:
 
 
 class Peers(Protocol):
-    """The same stage on the run's other nodes, as this one's supervisor sees it (`line.py`)."""
+    """The same stage on the run's other nodes, as this one's supervisor sees it (`host.py`, `guest.py`)."""
 
     def check(self) -> None:
         """Raise where one of them is lost."""

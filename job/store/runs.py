@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from job.recipe import Run
 from job.store.objects import PreconditionFailed, Store, open_store
 from job.store.records import Record, dump, parse
 
@@ -14,6 +15,12 @@ class RunStore:
     def __init__(self, uri: str, run_id: str, *, allow_http: bool = False, single_writer: bool = False) -> None:
         self.run_id = run_id
         self.objects: Store = open_store(f"{uri}/runs/{run_id}", allow_http=allow_http, single_writer=single_writer)
+
+    @staticmethod
+    def of(run: Run) -> RunStore:
+        """Return the store of a run, as its recipe says."""
+        where = run.recipe.store
+        return RunStore(where.uri, run.run_id, allow_http=where.allow_http, single_writer=where.single_writer)
 
     @property
     def uri(self) -> str:

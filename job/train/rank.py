@@ -117,9 +117,8 @@ class Uploads:
 
     def __init__(self, run: Run, attempt: dict[str, Any], rank: int, world_size: int) -> None:
         store = run.recipe.store
-        objects = RunStore(store.uri, run.run_id, allow_http=store.allow_http, single_writer=store.single_writer)
         self._run, self._rank = run, rank
-        self._writer = CheckpointWriter(objects, rank, world_size, attempt)
+        self._writer = CheckpointWriter(RunStore.of(run), rank, world_size, attempt)
         self._about = attempt.get("about", {}) | {"run_id": run.run_id, "world_size": world_size}
         self._written_s: dict[Path, float] = {}
         self.queue = BackgroundUploader(

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from cases import wait_for
 from containers import IMAGE, ROOT, Container, build_image, configure, podman
+from quickstart_slice import slice_of_quickstart
 
 from job.store import RunStore
 from job.store.commit import read_pointer
@@ -78,12 +79,8 @@ def s3_for_pods(image: str, tmp_path: Path) -> Iterator[str]:
     podman("network", "rm", "--force", NETWORK)
 
 
-def slice_of_quickstart(store: str) -> list[str]:
-    options = (
-        "model.id=/assets/minilm-l6", "data.source=/reviews", f"store.uri={store}", "training.save_steps=3",
-        "training.eval_steps=18", "baselines=[majority]", "export.int8.gate=report_only", "launch.grace_s=20",
-    )  # fmt: skip
-    return ["run", "quickstart", *(word for option in options for word in ("--set", option))]
+def run_slice(store: str) -> list[str]:
+    return ["run", *slice_of_quickstart("/assets/minilm-l6", "/reviews", store)]
 
 
 def test_make_image_says_how_large_the_layers_are_and_lists_what_is_inside(image: str) -> None:
@@ -108,7 +105,7 @@ def test_the_cpu_image_has_no_compiler_no_pip_cache_and_no_secret(image: str) ->
 
 
 def test_an_unknown_user_on_a_read_only_root_trains_and_releases(start: Start, s3: str, tmp_path: Path) -> None:
-    container = start(*slice_of_quickstart(f"{s3}/container"))
+    container = start(*run_slice(f"{s3}/container"))
     assert container.wait(500) == 0, container.logs()[-3000:]
     assert verify_uri(container.result()["release"], tmp_path / "verify")[1] == []
 
@@ -116,7 +113,7 @@ def test_an_unknown_user_on_a_read_only_root_trains_and_releases(start: Start, s
 def test_podman_stop_leaves_a_committed_checkpoint_and_75(start: Start, s3: str) -> None:
     store = f"{s3}/stopped"
     more = ("training.num_train_epochs=20", "training.save_steps=1000", "training.logging_steps=1")
-    words = [*slice_of_quickstart(store), "--run-id", "stopped", *(word for key in more for word in ("--set", key))]
+    words = [*run_slice(store), "--run-id", "stopped", *(word for key in more for word in ("--set", key))]
     container = start(*words)
     wait_for(lambda: "training on" in container.logs(), 240)
     time.sleep(15)  # a few steps; nothing is committed before the stop
@@ -127,7 +124,7 @@ def test_podman_stop_leaves_a_committed_checkpoint_and_75(start: Start, s3: str)
 
 
 def test_too_little_memory_is_78_and_says_so_or_the_next_attempt_does(start: Start, s3: str) -> None:
-    words = [*slice_of_quickstart(f"{s3}/starved"), "--run-id", "starved"]
+    words = [*run_slice(f"{s3}/starved"), "--run-id", "starved"]
     little = ("--memory", "700m", "--memory-swap", "700m")
     container = start(*words, options=little)
     code = container.wait(300)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from cases import Case, Ended, check_finished, check_store, descendants, resumed_from, send, wait_for
 from light_venv import make_light_venv
+from quickstart_slice import slice_of_quickstart
 from slurm_daemons import Slurm, run_slurm
 
 from job.store import RunStore
@@ -123,15 +124,6 @@ def light(submit: Submit, tmp_path: Path) -> Light:
     return Light(submit, tmp_path)
 
 
-def slice_of_quickstart(assets: Path, reviews: Path, store: str) -> list[str]:
-    """Return the shipped recipe and options that cut it to 18 steps."""
-    options = (
-        f"model.id={assets / 'minilm-l6'}", f"data.source={reviews}", f"store.uri={store}", "training.save_steps=3",
-        "training.eval_steps=18", "baselines=[majority]", "export.int8.gate=report_only", "launch.grace_s=20",
-    )  # fmt: skip
-    return ["quickstart", *(word for option in options for word in ("--set", option))]
-
-
 def final_weights(job: Job) -> str:
     record = job.run.read_json("stages/train.json") or {}
     return str(record["files"]["final/model.safetensors"])
@@ -147,7 +139,7 @@ def test_two_nodes_fine_tune_and_release_although_srun_would_not_wait_for_the_ex
     submit: Submit, s3: str, assets: Path, reviews: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     store = f"{s3}/two-nodes"
-    job = submit(store, "--nodes=2", *slice_of_quickstart(assets, reviews, store))
+    job = submit(store, "--nodes=2", *slice_of_quickstart(str(assets / "minilm-l6"), str(reviews), store))
     about = job.wait(400)
     assert (about["JobState"], about["Code"], about["Restarts"]) == ("COMPLETED", "0", "0"), job.text()
     result = job.result()
@@ -161,7 +153,7 @@ def test_a_requeued_job_and_one_whose_node_failed_resume_from_the_store_to_the_s
     slurm: Slurm, submit: Submit, s3: str, assets: Path, reviews: Path, undisturbed: dict[str, str]
 ) -> None:
     store = f"{s3}/disturbed"
-    job = submit(store, "--nodes=2", *slice_of_quickstart(assets, reviews, store))
+    job = submit(store, "--nodes=2", *slice_of_quickstart(str(assets / "minilm-l6"), str(reviews), store))
     job.wait_for_commit()
     slurm.call("scontrol", "requeue", job.id)
     job.wait_for_start(1)
@@ -179,7 +171,7 @@ def test_an_array_of_two_recipes_gives_two_releases(
     slurm: Slurm, submit: Submit, s3: str, assets: Path, reviews: Path, tmp_path: Path
 ) -> None:
     store = f"{s3}/array"
-    quickstart, *options = slice_of_quickstart(assets, reviews, store)
+    quickstart, *options = slice_of_quickstart(str(assets / "minilm-l6"), str(reviews), store)
     recipes = []
     for name in ("first", "second"):
         text = (Path(__file__).parents[2] / "job/recipes/quickstart.yaml").read_text()
