@@ -44,7 +44,8 @@ MpiDefault=none
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-ReturnToService=2
+# a node that a test set down stays down until the test says «resume»; 2 would let any registration bring it back
+ReturnToService=1
 KillWait=5
 # srun kills the tasks that are left so many seconds after the first has ended, unless it is told --wait=0
 WaitTime=3
