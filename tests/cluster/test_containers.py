@@ -161,7 +161,7 @@ class Pods:
         words = ["--network", NETWORK, "--configmap", str(self._place / "recipe.yaml"), str(path)]
         played = podman("kube", "play", *words)
         assert played.returncode == 0, played.stderr
-        return Container(f"finetune-{index}-job")
+        return Container(f"finetune-{index}-node")
 
     def remove(self) -> None:
         for path in self._played:

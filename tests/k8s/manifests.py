@@ -38,6 +38,9 @@ class Rendered:
                 yield "CronJob", each["spec"]["jobTemplate"]["spec"]
             elif each["kind"] == "JobSet":
                 yield from (("JobSet", made["template"]["spec"]) for made in each["spec"]["replicatedJobs"])
+            elif each["kind"] == "TrainingRuntime":
+                made_of = each["spec"]["template"]["spec"]["replicatedJobs"]
+                yield from (("TrainingRuntime", made["template"]["spec"]) for made in made_of)
 
     def pod_templates(self) -> Iterator[tuple[str, Manifest]]:
         """Yield (kind, pod template) of everything that makes pods."""
@@ -60,7 +63,12 @@ def render(folder: Path, overlay: str, components: Iterable[str] = (), **setting
         "components": [f"../components/{name}" for name in components],
     }
     (mine / "kustomization.yaml").write_text(yaml.safe_dump(about | settings))
-    done = subprocess.run(["kubectl", "kustomize", str(mine)], capture_output=True, text=True)
+    return render_folder(mine)
+
+
+def render_folder(folder: Path) -> Rendered:
+    """Render a kustomization as it is."""
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Rendered(list(yaml.safe_load_all(done.stdout)))
 

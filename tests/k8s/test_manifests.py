@@ -9,24 +9,30 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from manifests import COMPONENTS, OVERLAYS, ROOT, Manifest, Rendered, render, variables
+from manifests import COMPONENTS, OVERLAYS, ROOT, Manifest, Rendered, render, render_folder, variables
 
 from job.errors import PERMANENT, Interrupted
 
 pytestmark = pytest.mark.k8s
 
 VERSIONS = ("1.31", "1.37")
-OF_JOBS = [name for name in OVERLAYS if name != "trainjob"]
-"""Kubeflow makes the pods of a TrainJob; of the components only these know of it."""
-OF_TRAIN_JOB = ["kueue", "irsa"]
+PATCHING = [name for name in COMPONENTS if name not in ("irsa", "kueue", "network-policy")]
+"""Those that change the pods."""
 COMBINATIONS = [
-    *((overlay, (component,)) for overlay in OF_JOBS for component in COMPONENTS),
+    *((overlay, (component,)) for overlay in OVERLAYS for component in COMPONENTS),
     *((overlay, ()) for overlay in OVERLAYS),
-    *((overlay, tuple(COMPONENTS)) for overlay in OF_JOBS),
-    *(("trainjob", (component,)) for component in OF_TRAIN_JOB),
-    ("trainjob", tuple(OF_TRAIN_JOB)),
+    *((overlay, tuple(COMPONENTS)) for overlay in OVERLAYS),
 ]
-CRDS = {"JobSet", "TrainJob"}
+CRDS = {"JobSet", "TrainJob", "TrainingRuntime"}
+GANGS = {"JobSet", "TrainingRuntime"}
+"""What starts all pods of a run again together."""
+NAMED_BY = {
+    "Job": "batch.kubernetes.io/job-name",
+    "CronJob": "batch.kubernetes.io/job-name",
+    "JobSet": "jobset.sigs.k8s.io/jobset-name",
+    "TrainingRuntime": "jobset.sigs.k8s.io/jobset-name",  # Trainer calls the JobSet as the TrainJob
+}
+"""The label by which a controller tells its pods whose they are."""
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 """What Pod Security «restricted» lets a pod mount."""
 
@@ -102,10 +108,12 @@ def check_references(rendered: Rendered) -> None:
         if kind != "Deployment":
             assert ("ServiceAccount", spec["serviceAccountName"]) in there
             assert ("Service", spec["subdomain"]) in there
+            for service in rendered.of_kind("Service"):
+                if service["metadata"]["name"] == spec["subdomain"]:
+                    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
     for train_job in rendered.of_kind("TrainJob"):
-        (overrides,) = train_job["spec"]["podTemplateOverrides"]
-        assert ("ServiceAccount", overrides["spec"]["serviceAccountName"]) in there
-        assert ("ConfigMap", overrides["spec"]["volumes"][0]["configMap"]["name"]) in there
+        assert (train_job["spec"]["runtimeRef"]["kind"], train_job["spec"]["runtimeRef"]["name"]) in there
+        assert ("Service", train_job["metadata"]["name"]) in there  # where PET_MASTER_ADDR is
 
 
 def check_sharing(rendered: Rendered) -> None:
@@ -115,13 +123,25 @@ def check_sharing(rendered: Rendered) -> None:
     for kind, spec in specs:
         assert spec["completions"] == spec["parallelism"] == int(variables(spec["template"])["JOB_NODES"])
         assert spec["completionMode"] == "Indexed"
-        if kind != "JobSet":
-            assert spec["backoffLimit"] == 20 * spec["completions"]
+        assert spec["backoffLimit"] == (0 if kind in GANGS else 20 * spec["completions"])
         grace_s = int(variables(spec["template"])["JOB__LAUNCH__GRACE_S"])
         assert 0 < grace_s < spec["template"]["spec"]["terminationGracePeriodSeconds"]
+    for runtime in rendered.of_kind("TrainingRuntime"):
+        assert runtime["spec"]["mlPolicy"]["numNodes"] == specs[0][1]["completions"]
+    for train_job in rendered.of_kind("TrainJob"):
+        assert train_job["spec"]["trainer"]["numNodes"] == specs[0][1]["completions"]
 
 
-@pytest.mark.parametrize("overlay", OF_JOBS)
+def check_run_id(rendered: Rendered) -> None:
+    """A run is called as the object that starts it, so that two of them never share one."""
+    for kind, spec in rendered.job_specs():
+        (run_id,) = (each for each in spec["template"]["spec"]["containers"][0]["env"] if each["name"] == "JOB_RUN_ID")
+        assert run_id["valueFrom"] == {"fieldRef": {"fieldPath": f"metadata.labels['{NAMED_BY[kind]}']"}}
+    for train_job in rendered.of_kind("TrainJob"):  # what its trainer says comes before what the runtime says
+        assert "env" not in train_job["spec"]["trainer"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_policy_on_failures_is_the_table_of_exit_codes(overlay: str, folder: Path) -> None:
     for kind, spec in render(folder, overlay).job_specs():
         actions = {
@@ -130,7 +150,7 @@ def test_the_policy_on_failures_is_the_table_of_exit_codes(overlay: str, folder:
             for code in rule.get("onExitCodes", {}).get("values", [])
         }
         expected = dict.fromkeys(PERMANENT, "FailJob")
-        if kind != "JobSet":  # there the first failure starts all pods again
+        if kind not in GANGS:  # there the first failure starts all pods again
             expected[Interrupted.exit_code] = "Ignore"
             first = spec["podFailurePolicy"]["rules"][0]
             disrupted = {"type": "DisruptionTarget", "status": "True"}
@@ -142,13 +162,74 @@ def test_the_policy_on_failures_is_the_table_of_exit_codes(overlay: str, folder:
         assert named == {spec["template"]["spec"]["containers"][0]["name"]}
 
 
-@pytest.mark.parametrize("overlay", OF_JOBS)
+def test_a_permanent_code_ends_a_gang_and_all_else_starts_it_again(folder: Path) -> None:
+    (job_set,) = render(folder, "jobset").of_kind("JobSet")
+    (runtime,) = render(folder, "trainjob").of_kind("TrainingRuntime")
+    policy = job_set["spec"]["failurePolicy"]
+    assert policy == runtime["spec"]["template"]["spec"]["failurePolicy"]
+    assert (policy["maxRestarts"], policy["restartStrategy"]) == (100, "BlockingRecreate")
+    ends = [(rule["action"], rule["onJobFailureReasons"]) for rule in policy["rules"]]
+    assert ends == [("FailJobSet", ["PodFailurePolicy"])]
+
+
+def test_kubeflow_trainer_knows_the_container_and_tells_it_its_place(folder: Path) -> None:
+    """It looks for the name `node` in the Job with this label, and sets PET_* for TrainJobs with a `trainer`."""
+    rendered = render(folder, "trainjob")
+    (runtime,) = rendered.of_kind("TrainingRuntime")
+    assert "torch" in runtime["spec"]["mlPolicy"]
+    assert "network" not in runtime["spec"]["template"]["spec"]  # PET_MASTER_ADDR does not look at it
+    (made,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert made["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    assert (made["name"], made["replicas"]) == ("node", 1)
+    assert [container["name"] for container in made["template"]["spec"]["template"]["spec"]["containers"]] == ["node"]
+    (train_job,) = rendered.of_kind("TrainJob")
+    assert train_job["spec"]["trainer"]
+
+
+def test_a_runtime_is_applied_before_the_trainjob_that_needs_it(folder: Path) -> None:
+    kinds = [each["kind"] for each in render(folder, "trainjob", sortOptions={"order": "fifo"}).objects]
+    assert (kinds[0], kinds[-1]) == ("TrainingRuntime", "TrainJob")
+    assert [each["kind"] for each in render_folder(ROOT / "overlays/trainjob").objects] == kinds
+
+
+@pytest.mark.parametrize("overlay", ["nightly", "jobset", "trainjob"])  # elsewhere the Job itself is applied
+@pytest.mark.parametrize("component", PATCHING)
+def test_a_component_reaches_what_gets_a_copy_of_the_job(component: str, overlay: str, folder: Path) -> None:
+    before, after = (list(render(folder, overlay, chosen).job_specs()) for chosen in ([], [component]))
+    assert len(before) == len(after)
+    assert not [kind for kind, spec in after if (kind, spec) in before]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_image_of_ones_own_and_a_number_of_nodes_reach_all_pods(overlay: str, folder: Path) -> None:
+    env = [{"name": "JOB_NODES", "value": "4"}]
+    template = {"spec": {"containers": [{"name": "node", "env": env}]}}
+    backoff = 0 if overlay in ("jobset", "trainjob") else 80
+    spec = {"completions": 4, "parallelism": 4, "backoffLimit": backoff, "template": template}
+    patch = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "finetune"}, "spec": spec}
+    rendered = render(
+        folder,
+        overlay,
+        images=[{"name": "finetune-job", "newName": "registry.example.org/finetune-job", "newTag": "0.1"}],
+        patches=[{"patch": yaml.safe_dump(patch), "target": {"kind": "Job", "name": "finetune"}}],
+        transformers=["../share"],
+    )
+    check_sharing(rendered)
+    for _, made in rendered.job_specs():
+        assert made["completions"] == 4
+        assert made["template"]["spec"]["containers"][0]["image"] == "registry.example.org/finetune-job:0.1"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize(
     "affixes", [{"namePrefix": "team-a-"}, {"nameSuffix": "-v2"}, {"namePrefix": "a-", "nameSuffix": "-b"}]
 )
-def test_pods_still_find_each_other_under_another_name(overlay: str, affixes: dict[str, str], folder: Path) -> None:
+def test_under_another_name_pods_still_find_each_other_and_are_another_run(
+    overlay: str, affixes: dict[str, str], folder: Path
+) -> None:
     rendered = render(folder, overlay, ["cache-pvc", "network-policy", "spot"], **affixes)
     check_references(rendered)
+    check_run_id(rendered)
     subdomains = {spec["template"]["spec"]["subdomain"] for _, spec in rendered.job_specs()}
     subdomains |= {job_set["spec"]["network"]["subdomain"] for job_set in rendered.of_kind("JobSet")}
     assert subdomains == {f"{affixes.get('namePrefix', '')}finetune{affixes.get('nameSuffix', '')}"}
@@ -185,7 +266,7 @@ def test_kueue_finds_its_queue_on_what_it_admits_and_nobody_suspends(folder: Pat
     for overlay in OVERLAYS:
         for each in render(folder, overlay, ["kueue"]).objects:
             about = each["spec"]["jobTemplate"] if each["kind"] == "CronJob" else each
-            if each["kind"] in ("Job", "CronJob", *CRDS):
+            if each["kind"] in ("Job", "CronJob", "JobSet", "TrainJob"):
                 queues[f"{overlay} {each['kind']}"] = about["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
                 assert "suspend" not in about["spec"]
     assert set(queues.values()) == {"finetune"}, queues
@@ -215,4 +296,4 @@ def test_a_component_that_patches_the_job_copies_it_again() -> None:
     for name in COMPONENTS:
         about = yaml.safe_load((ROOT / f"components/{name}/kustomization.yaml").read_text())
         patched = {patch["target"]["kind"] for patch in about.get("patches", [])}
-        assert ("Job" in patched) == ("../../share" in about.get("transformers", [])), name
+        assert ("Job" in patched) == ("../../share" in about.get("transformers", [])) == (name in PATCHING), name
