@@ -1,4 +1,4 @@
-"""The verbs of the command line: `job run`, `check`, `predict`, `show`, `verify`, `schema`, `s3`.
+"""The verbs of the command line: `job run`, `check`, `predict`, `show`, `verify`, `release`, `schema`, `s3`.
 
 Only typer is imported before a verb is known, so that help and mistakes are answered at once.
 """
@@ -20,12 +20,15 @@ if "run" in sys.argv[1:2]:  # a stop signal while the rest is imported: nothing 
         signal.signal(_number, _leave)
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from job.ending import early_result, finish, leave_result, leave_termination_message
+
+if TYPE_CHECKING:
+    from job.store import ModelPointer
 
 app = typer.Typer(
     name="job",
@@ -38,10 +41,6 @@ app = typer.Typer(
     epilog="Start here:  job s3 -- job run quickstart    Every verb: job VERB --help",
 )
 
-_TERMINATION_BYTES = 4096
-_STDERR_PATIENCE_S, _RESULT_PATIENCE_S = 5.0, 60.0
-"""How long the end of a run waits for who reads its tables, and for who reads its result."""
-
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
     list[str] | None,
@@ -50,6 +49,7 @@ SetOption = Annotated[
 WorkOption = Annotated[
     Path, typer.Option("--work-dir", envvar="JOB_WORK_DIR", help="Folder for runs, caches and the embedded S3.")
 ]
+ModelArgument = Annotated[str, typer.Argument(metavar="URI", help="A model: …/models/<name>.")]
 HttpOption = Annotated[bool, typer.Option("--allow-http", help="Permit plain http to a store that is not loopback.")]
 
 
@@ -84,7 +84,7 @@ def run(
 
         place = find_place()
         known = run_id or place.run_id
-        with _early_result(work, _check_run_id(known) if known and place.node_rank == 0 else None):
+        with early_result(work, _check_run_id(known) if known and place.node_rank == 0 else None):
             loaded = load_recipe(recipe, set_ or [])
         from job.identity import name_run
 
@@ -93,18 +93,18 @@ def run(
             from job.member import run_member
 
             result = run_member(loaded, name, work, fresh, place)
-            _leave_termination_message(result)
+            leave_termination_message(result)
         else:
             from job.pipeline import run_pipeline
             from job.report import format_result
 
             result = run_pipeline(loaded, name, work, fresh, place)
-            _leave_result(result, format_result(result))
+            leave_result(result, format_result(result))
         if result["exit_code"]:
             os._exit(int(result["exit_code"]))  # a transfer that was given up may still run in its threads
         return 0
 
-    _finish(action, as_json=True)
+    finish(action, as_json=True)
 
 
 @app.command(
@@ -127,7 +127,7 @@ def check(
         print_plan(loaded, work, offline)
         return 0
 
-    _finish(action)
+    finish(action)
 
 
 @app.command(
@@ -135,30 +135,39 @@ def check(
         'job predict s3://bucket/prefix/models/reviews "what a film"          # the current release',
         'job predict s3://bucket/prefix/models/reviews/VERSION "what a film"  # a pinned one',
         "cat texts.txt | job predict ./bundle --precision fp32",
+        "job predict ./bundle --file reviews.csv > answers.jsonl            # columns text and, for pairs, text_pair",
+        "job predict ./bundle --file reviews.jsonl --bench                  # how fast is it here",
     )
 )
 def predict(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="…/models/<name>, …/models/<name>/<version>, or a folder.")
     ],
-    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Without: lines from stdin.")] = None,
+    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Without: --file, or stdin.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file of texts: lines, .jsonl, .csv or .tsv.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="auto (by the name), lines, jsonl, csv or tsv.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto (int8 where released), int8, fp32 or an int8 target.")] = "auto",
-    pairs: Annotated[bool, typer.Option("--pairs", help="Each text is two, with a tab between them.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="A line is two texts, with a tab between them.")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: one for each processor.")] = 0,
+    bench: Annotated[bool, typer.Option("--bench", help="Answer nothing: print how many texts a second.")] = False,
     allow_http: HttpOption = False,
     work: WorkOption = Path("work"),
 ) -> None:
     """Answer from the released ONNX, one JSON line per text. Imports neither torch nor transformers."""
 
     def action() -> int:
-        from job.predict import open_predictor
+        from job.predict import measure_speed, open_predictor, open_texts, split_pair
 
-        predictor = open_predictor(model, cache=work / "cache" / "bundles", precision=precision, allow_http=allow_http)
-        texts = text or [line.rstrip("\r\n") for line in sys.stdin]
-        for answer in predictor.predict([_split_pair(line) for line in texts] if pairs else texts):
-            print(json.dumps(answer, ensure_ascii=False))
+        cache = work / "cache" / "bundles"
+        predictor = open_predictor(model, cache, precision, allow_http=allow_http, threads=threads)
+        with open_texts(file, format_, pairs) as read:
+            texts = (split_pair(line) if pairs else line for line in text) if text else read
+            answers = [measure_speed(predictor, texts)] if bench else predictor.stream(texts)
+            for answer in answers:
+                print(json.dumps(answer, ensure_ascii=False))
         return 0
 
-    _finish(action)
+    finish(action)
 
 
 @app.command(
@@ -190,7 +199,7 @@ def show(
             print_listing(title, headings, rows)
         return 0
 
-    _finish(action)
+    finish(action)
 
 
 @app.command(
@@ -219,7 +228,51 @@ def verify(
         print(f"{uri}: {count} objects match their manifest")
         return 0
 
-    _finish(action)
+    finish(action)
+
+
+releases = typer.Typer(no_args_is_help=True, help="Which release of a model is the current one, and changing that.")
+app.add_typer(releases, name="release", context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@releases.command("list", epilog=_examples("job release list s3://bucket/prefix/models/reviews"))
+def list_releases(uri: ModelArgument, allow_http: HttpOption = False) -> None:
+    """List the releases of a model: which is current, and which a rollback would lead to."""
+
+    def action() -> int:
+        from job.report.console import print_listing
+        from job.store.inventory import list_versions
+
+        print_listing(*list_versions(uri, allow_http=allow_http))
+        return 0
+
+    finish(action)
+
+
+@releases.command("promote", epilog=_examples("job release promote s3://bucket/prefix/models/reviews VERSION"))
+def promote_release(
+    uri: ModelArgument,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="As `job release list` names it.")],
+    allow_http: HttpOption = False,
+) -> None:
+    """Make a release the current one, whatever is current now; nobody's gate is asked."""
+
+    def action() -> int:
+        print(f"current: {_open_pointer(uri, allow_http).promote(version).version}")
+        return 0
+
+    finish(action)
+
+
+@releases.command("rollback", epilog=_examples("job release rollback s3://bucket/prefix/models/reviews"))
+def rollback_release(uri: ModelArgument, allow_http: HttpOption = False) -> None:
+    """Make the release current again that was current before this one."""
+
+    def action() -> int:
+        print(f"current: {_open_pointer(uri, allow_http).rollback().version}")
+        return 0
+
+    finish(action)
 
 
 @app.command(epilog=_examples("job schema > recipe.schema.json   # point your editor's YAML plug-in at it"))
@@ -232,7 +285,7 @@ def schema() -> None:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
         return 0
 
-    _finish(action)
+    finish(action)
 
 
 @app.command(
@@ -261,7 +314,7 @@ def s3(
 
         return run_beside_server(command, (folder or work / "s3").absolute(), bind, [DEFAULT_BUCKET, *(bucket or [])])
 
-    _finish(action)
+    finish(action)
 
 
 def _check_run_id(run_id: str) -> str:
@@ -274,82 +327,11 @@ def _check_run_id(run_id: str) -> str:
     return run_id
 
 
-@contextmanager
-def _early_result(work: Path, run_id: str | None) -> Iterator[None]:
-    """Leave a result also where a run with a known name never began: a batch script looks there for the code."""
-    from job.errors import JobError
+def _open_pointer(uri: str, allow_http: bool) -> ModelPointer:
+    """Return the pointer of the model at `uri`."""
+    from job.store import ModelPointer, open_store
 
-    try:
-        yield
-    except JobError as error:
-        if run_id:
-            from job.launch.verdict import judge_error
-            from job.recipe import write_json
-
-            with suppress(OSError):
-                result = {"run_id": run_id, "status": "failed", "release": None} | judge_error(error)
-                write_json(work / "runs" / run_id / "result.json", result)
-        raise
-
-
-def _finish(action: Callable[[], int], as_json: bool = False) -> NoReturn:
-    """Run a verb; turn its errors into one sentence each on stderr, and an exit code."""
-    from job.launch.logs import set_up_logging
-    from job.launch.verdict import judge_error
-
-    set_up_logging(sys.stderr)
-    try:
-        code = action()
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:  # of a verb that answers: whoever read has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 0
-    except Exception as error:
-        code = _report_error(judge_error(error), as_json)
-    raise SystemExit(code)
-
-
-def _split_pair(line: str) -> str | tuple[str, str]:
-    first, tab, second = line.partition("\t")
-    return (first, second) if tab else line
-
-
-def _report_error(verdict: dict[str, Any], as_json: bool) -> int:
-    text = "".join(f"error: {line}\n" for line in verdict["reason"].splitlines() or [""])
-    if as_json:
-        _leave_result({"run_id": None, "status": "failed", **verdict, "release": None}, text)
-    else:
-        print(text, end="", file=sys.stderr)
-    return int(verdict["exit_code"])
-
-
-def _leave_result(result: dict[str, Any], text: str) -> None:
-    """Say how a run ended: `text` to people, a line of JSON to programs; no pipe that nobody reads changes its code."""
-    from job.launch.logs import write_where_read
-
-    _leave_termination_message(result)
-    write_where_read(sys.stderr, text, _STDERR_PATIENCE_S)
-    write_where_read(sys.stdout, json.dumps(result) + "\n", _RESULT_PATIENCE_S)
-
-
-def _leave_termination_message(result: dict[str, Any]) -> None:
-    """Kubernetes shows this file as the container's last word; elsewhere it does not exist."""
-    message = Path(os.environ.get("JOB_TERMINATION_LOG", "/dev/termination-log"))
-    if message.exists():
-        with suppress(OSError):
-            message.write_bytes(fit_termination_message(result))
-
-
-def fit_termination_message(result: dict[str, Any]) -> bytes:
-    """Return JSON of at most 4,096 bytes (more than that Kubernetes cuts off): texts are shortened until it fits."""
-    for length in (3000, 1000, 300, 100):
-        about = {key: result.get(key) for key in ("run_id", "status", "exit_code", "reason", "release")}
-        about = {key: value[:length] if isinstance(value, str) else value for key, value in about.items()}
-        data = json.dumps(about).encode()
-        if len(data) <= _TERMINATION_BYTES:
-            break
-    return data
+    return ModelPointer(open_store(uri.rstrip("/"), allow_http=allow_http))
 
 
 def main() -> None:

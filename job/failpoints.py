@@ -24,7 +24,7 @@ FAILPOINTS = (
     "manifest", "manifest-written", "pointer", "pointer-moved", "retire-manifest", "retire-objects", "retired",
     # a stage: job/pipeline.py
     "stage-run", "stage-record", "stage-recorded",
-    # a release: job/store/release.py
+    # a release: job/store/release.py, job/releasing.py
     "release-files", "release-manifest", "release-manifest-written", "release-pointer", "release-pointer-moved",
     # an attempt ends
     "ledger-end", "owner-release", "owner-released",

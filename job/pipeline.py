@@ -9,6 +9,7 @@ can be fetched. What a crash between any two calls leaves behind stands in `stor
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -27,9 +28,10 @@ from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
 from job.node import Node
 from job.recipe import Recipe, Run, hash_json, write_json
+from job.releasing import find_order, release_bundle
 from job.report import assemble_result
 from job.stages import Stage
-from job.store import Attempt, RunStore, promote_release, publish_release
+from job.store import Attempt, RunStore
 from job.store.attempt import read_stage
 from job.store.manifest import hash_file
 from job.store.restore import fetch_checkpoint
@@ -81,6 +83,7 @@ class Pipeline:
         identity = self._node.run_process(stages.FETCH, run, {"TOKENIZERS_PARALLELISM": "true"})
         self._check_rows()
         self._about, inputs = describe_run(run.run_id, recipe, identity), hash_json(identity)
+        run.write("about.json", self._about)
         if not self._fresh:
             self._node.transfer(lambda: self._compare(store))
             if finished := self._node.transfer(lambda: self._find_finished(store, inputs)):
@@ -174,6 +177,7 @@ class Pipeline:
             if not self._has_begun(store):
                 attempt.claim(about)
         attempt.begin(hash_json([recipe.model_dump(mode="json"), __version__]), _list_records())
+        find_order(self._run, attempt)
         self._status("claimed")
         return attempt
 
@@ -217,7 +221,8 @@ class Pipeline:
         training = stage.name == "train"
         record = lead.train(stage, self._run, attempt, self._about) if training else self._run_stage(stage)
         files = {name: hash_file(self._run.folder / name) for name in stage.files}
-        outputs = hash_json([files, _int8_digests(record)])
+        left = [files, _int8_digests(record)]
+        outputs = hash_json(left if any(left) else key)  # a stage without files passes on what it was made of
         self._records[stage.name] = record
         committed = {"key": key, "outputs": outputs, "files": files, "record": record}
         self._node.transfer(lambda: attempt.commit_record(stage.name, committed))
@@ -226,7 +231,8 @@ class Pipeline:
     def _run_stage(self, stage: Stage) -> dict[str, Any]:
         if stage.name == "report":
             build_bundle(self._run)
-            self._run.write("records.json", self._records)
+            # sorted, as records of the store are: the next attempt's report must be the same, byte for byte
+            self._run.write("records.json", json.loads(json.dumps(self._records, sort_keys=True)))
         return self._node.run_process(
             stage.target, self._run, {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         )
@@ -261,29 +267,17 @@ class Pipeline:
         return all(_lies_here(self._run.folder / name, digest) for name, digest in saved["files"].items())
 
     def _release(self, attempt: Attempt, inputs: str) -> dict[str, Any]:
-        """Publish the bundle and move the model's pointer."""
-        recipe = self._run.recipe
+        """Publish the bundle and move the model's pointer where the recipe says so."""
         self._status("release")
         failpoint("stage-run")
-        version = self._node.transfer(
-            lambda: publish_release(recipe.store, recipe.name, self._run.run_id, self._run.bundle, attempt.verify)
-        )
-        promoted = recipe.release.promote_if == "proven"
-        record = {"release": f"{recipe.store.uri}/models/{recipe.name}/{version}", "promoted": promoted}
-        key = stages.RELEASE.key(recipe, inputs)
-        self._node.transfer(lambda: self._promote(attempt, {"key": key, "outputs": version, "record": record}))
+        proven, key = self._records["rehearse"]["files"], stages.RELEASE.key(self._run.recipe, inputs)
+        record = release_bundle(self._node, self._run, attempt, proven, key)
         self._records["release"] = record
         passed = any(target["accepted"] for target in self._records["quantize"]["targets"].values())
-        reason = "" if passed else "no int8 target passed; fp32 is released (gate: report_only)"
-        return {"status": "released", "exit_code": 0, "reason": reason, **record}
-
-    def _promote(self, attempt: Attempt, committed: dict[str, Any]) -> None:
-        """Move the model's pointer to what was published where the recipe says so, and commit the stage's record."""
-        recipe = self._run.recipe
-        if committed["record"]["promoted"]:
-            promote_release(recipe.store, recipe.name, committed["outputs"], attempt.verify)
-        attempt.store.upload_report(self._run.bundle / "report.html", "report.html")
-        attempt.commit_record("release", committed)
+        reasons = [] if passed else ["no int8 target passed; fp32 is released (gate: report_only)"]
+        if not record["promoted"]:
+            reasons.append(f"not promoted: {record['promotion']['reason']}")
+        return {"status": "released", "exit_code": 0, "reason": "; ".join(reasons), **record}
 
     def _status(self, phase: str) -> None:
         """Leave a line for `job show`; nothing depends on it."""

@@ -33,5 +33,6 @@ STAGES = (
     Stage("report", "job.report:write_report", ("name", "baselines", "export"), ()),
     Stage("rehearse", "job.export:rehearse_bundle", (), ()),
 )
+COMPARE = "job.evaluate:compare_with_current"
 RELEASE = Stage("release", "", ("name", "release"), ())
 """The last one, which the supervisor does itself."""

@@ -13,7 +13,7 @@ import pytest
 import job
 
 PACKAGE = Path(job.__file__).parent
-EVERYWHERE = {"__version__", "errors", "failpoints", "liveness", "recipe", "store"}
+EVERYWHERE = {"__version__", "errors", "failpoints", "liveness", "processor", "recipe", "store"}
 MAY_IMPORT = {
     "recipe": EVERYWHERE,
     "launch": EVERYWHERE,

@@ -41,10 +41,12 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     run.write("sources.json", {"model": _describe(model), "data": _describe(source)})
     config = read_config(model.path)
     splits, labels, origin = read_splits(recipe, source, config)
-    tokenizer = _load_tokenizer(model.path, config)
+    tokenizer = load_tokenizer(model.path, config)
     max_length = _decide_max_length(recipe.data.max_length, tokenizer, config)
     run.write("data.json", _tokenize(run, splits, tokenizer, max_length) | {"labels": labels.names} | origin)
     run.write("sample.json", _sample(splits["test"]))
+    if recipe.release.promote_if == "better":  # the current release reads them with its own tokenizer
+        run.write("test.json", {"texts": splits["test"].texts, "pairs": splits["test"].pairs})
     return identify(run, model, source, splits, tokenizer)
 
 
@@ -81,9 +83,11 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
 
 
 def _sample(test: Examples) -> dict[str, Any]:
-    """Return the first test rows as texts: the release is rehearsed on them."""
-    rows = _SAMPLE_ROWS
-    return {"texts": test.texts[:rows], "pairs": test.pairs[:rows] if test.pairs else None}
+    """Return test rows as texts, the longest among them: the release is rehearsed on them."""
+    longest = max(range(len(test)), key=lambda row: len(test.texts[row]))
+    positions = sorted({longest, *range(min(len(test), _SAMPLE_ROWS))})
+    chosen = test.take(np.array(positions))
+    return {"texts": chosen.texts, "pairs": chosen.pairs, "positions": positions}
 
 
 def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:
@@ -105,7 +109,8 @@ def _read(source: DataSource, recipe: Recipe, split: str) -> RawColumns:
 
 
 def _describe(source: ModelSource | DataSource) -> dict[str, Any]:
-    return {"origin": source.origin, "path": str(source.path), "commit": source.commit}
+    about = {"origin": source.origin, "path": str(source.path), "commit": source.commit}
+    return about | ({"release": source.release} if isinstance(source, ModelSource) else {})
 
 
 def _model_labels(config: dict[str, Any]) -> list[str] | None:
@@ -118,7 +123,8 @@ def _model_labels(config: dict[str, Any]) -> list[str] | None:
     return None if not names or all(name.startswith("LABEL_") for name in names) else names
 
 
-def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+def load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+    """Return the fast tokenizer in `folder`, with a pad token and only inputs that the model of `config` takes."""
     from transformers import AutoTokenizer
 
     try:

@@ -1,11 +1,11 @@
 """Evaluation: the trained model and what it is compared with, on the same test rows.
 
 Enters: tokenized splits and model folders. Leaves: metrics with intervals, and the logits that the
-export is held against. `score.py` is the stage ·
-`inference.py` runs a model over a split · `baselines.py` measures what needs no
-training · `intervals.py` has the statistics.
+export is held against. `score.py` is the stage · `inference.py` runs a model over a split ·
+`baselines.py` measures what needs no training · `current.py` compares with the release that is current.
 """
 
+from job.evaluate.current import compare_with_current
 from job.evaluate.score import evaluate_run
 
-__all__ = ["evaluate_run"]
+__all__ = ["compare_with_current", "evaluate_run"]

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from job.data.tokenize import TokenTable
-from job.evaluate.intervals import wilson_interval
-from job.tasks import TextClassification
+from job.tasks import TextClassification, wilson_interval
 
 TOKENS_PER_BATCH = 8192
 

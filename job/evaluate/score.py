@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from job.data.tokenize import TokenTable
+from job.errors import GateFailed
 from job.evaluate.baselines import measure_baselines
 from job.evaluate.inference import compute_outputs, score_logits
 from job.recipe import Run
@@ -28,7 +29,14 @@ def evaluate_run(run: Run) -> dict[str, Any]:
 
     task = get_task(run.recipe.task)
     pad_id = run.read("data.json")["pad_id"]
-    model = AutoModelForSequenceClassification.from_pretrained(run.final_model, use_safetensors=True)
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        run.final_model, use_safetensors=True, output_loading_info=True
+    )
+    if loading["missing_keys"]:  # transformers would go on with random weights (peft #577)
+        raise GateFailed(
+            f"evaluate: the trained model lacks {sorted(loading['missing_keys'])[0]}; nothing is released, the "
+            "checkpoint is kept"
+        )
     metrics: dict[str, Any] = {}
     for split in ("validation", "test"):
         table = TokenTable.open(run.tokens(split))

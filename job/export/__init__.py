@@ -1,9 +1,10 @@
 """Export: the trained model to ONNX and int8, each held against the original before it is released.
 
 Enters: the final model folder and the logits of the fp32 torch model. Leaves: a bundle folder and
-numbers. `onnx.py` exports (the only user of optimum, with `quantize.py`) · `quantize.py` makes int8
-candidates per target · `measure.py` runs an ONNX file in a fresh process · `gate.py` decides ·
-`bundle.py` lays out what is released · `rehearse.py` opens it as consumers do.
+numbers. `onnx.py` exports · `quantize.py` is the int8 stage: `ladder.py` has the rungs, `quantizer.py`
+writes them, `sensitivity.py` ranks what int8 hurts most, `gate.py` decides · `measure.py` runs an ONNX
+file in a fresh process, `latency.py` races them · `bundle.py` lays out what is released, `triton.py` for
+Triton · `rehearse.py` opens it as consumers do. optimum is used here only.
 """
 
 from job.export.bundle import build_bundle

@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from job.export.triton import write_triton
 from job.recipe import Run
 
+INT8_FILE = "model_quantized.onnx"
+"""The portable int8 file, by the name that consumers look for."""
 _MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -24,4 +27,7 @@ def build_bundle(run: Run) -> Path:
         shutil.copyfile(path, bundle / path.name)
     for path in sorted((run.folder / "onnx").glob("model*.onnx*")):
         shutil.copyfile(path, bundle / "onnx" / path.name)
+    if run.recipe.export.triton:
+        best = bundle / "onnx" / INT8_FILE
+        write_triton(best if best.exists() else best.with_name("model.onnx"), bundle / "triton", run.recipe.name)
     return bundle

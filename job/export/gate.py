@@ -12,11 +12,11 @@ import numpy as np
 
 from job.errors import GateFailed
 from job.recipe.schema import Int8
-from job.tasks import TextClassification
+from job.tasks import TextClassification, bound_mean
 
+_SHOWN_ROWS = 5
 MAX_ABS_LOGIT_DIFF = 1e-3
 """fp32 against fp32: kernels add up in another order, which moves a logit by about 1e-5."""
-_Z95_ONE_SIDED = 1.644854
 
 
 def check_parity(expected: np.ndarray, found: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
@@ -44,6 +44,10 @@ def check_parity(expected: np.ndarray, found: np.ndarray, rows: np.ndarray) -> d
         "max_abs_logit_diff": float(f"{difference[worst]:.3g}"),
         "agreement": round(float(same.mean()), 6),
         "n": len(expected),
+        "worst": [
+            {"row": int(rows[place]), "difference": float(f"{difference[place]:.3g}")}
+            for place in np.argsort(-difference, kind="stable")[:_SHOWN_ROWS]
+        ],
     }
 
 
@@ -54,18 +58,22 @@ def compare_quality(task: TextClassification, fp32: np.ndarray, int8: np.ndarray
     that both models judge alike cancel out (drop > 0: int8 is worse; 0.01 is one point).
     """
     paired = task.per_row_score(fp32, labels) - task.per_row_score(int8, labels)
-    n = len(paired)
-    drop = float(paired.mean())
-    margin = _Z95_ONE_SIDED * float(paired.std(ddof=1)) / np.sqrt(n) if n > 1 else 1.0
-    # few changed rows make the normal margin too narrow; ln(20)/n is what none at all would prove (rule of three)
-    margin = max(margin, np.log(20) / n)
+    drop, margin = bound_mean(paired)
     return {
         "metric": round(float(task.per_row_score(int8, labels).mean()), 6),
         "drop": round(drop, 6),
         "drop_bound": round(drop + margin, 6),
         "agreement": round(float((fp32.argmax(axis=1) == int8.argmax(axis=1)).mean()), 6),
-        "n": n,
+        "n": len(paired),
     }
+
+
+def describe_quality(quality: dict[str, Any]) -> str:
+    """Say a comparison in words."""
+    return (
+        f"drop {quality['drop']:+.4f}, bound {quality['drop_bound']:+.4f}, "
+        f"agreement {quality['agreement']:.4f} on {quality['n']} rows"
+    )
 
 
 def passes(quality: dict[str, Any], gate: Int8) -> bool:

@@ -1,16 +1,14 @@
-"""Running ONNX files over a split in a fresh process that never imports torch.
+"""Running an ONNX file over a split in a fresh process that never imports torch.
 
-`python -m job.export.measure logits …` computes every row once; `… time …` races several files
-against each other on the same rows, turn by turn, so that a busy machine slows all alike.
+`python -m job.export.measure FOLDER PAD_ID MODEL OUTPUT` computes every row once.
 """
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,6 @@ from job.liveness import die_with_parent
 from job.recipe import Run
 
 MICRO_BATCH_ROWS = 16
-_TIMED_ROWS = 256
-_ROUNDS = 5
 
 
 def compute_logits(run: Run, model: Path, split: str) -> np.ndarray:
@@ -33,67 +29,62 @@ def compute_logits(run: Run, model: Path, split: str) -> np.ndarray:
     """
     output = run.folder / "measured" / f"{model.stem}-{split}.npy"
     output.parent.mkdir(exist_ok=True)
-    _call(run, split, ["logits", str(output), str(model)])
+    pad_id = str(run.read("data.json")["pad_id"])
+    call_process("job.export.measure", [str(run.tokens(split)), pad_id, str(model), str(output)])
     return np.asarray(np.load(output, allow_pickle=False))
 
 
-def time_models(run: Run, models: list[Path]) -> list[float]:
-    """Return milliseconds per test row of each file: the fastest of rounds in which all take turns."""
-    output = run.folder / "measured" / "times.json"
-    _call(run, "test", ["time", str(output), *map(str, models)])
-    return [float(value) for value in json.loads(output.read_text())]
-
-
-def _call(run: Run, split: str, words: list[str]) -> None:
-    pad_id = run.read("data.json")["pad_id"]
-    command = [sys.executable, "-m", "job.export.measure", str(run.tokens(split)), str(pad_id), *words]
-    result = subprocess.run(command, capture_output=True, text=True)
+def call_process(module: str, words: list[str]) -> None:
+    """Run a module of this room as a process of its own; see `compute_logits` for what it raises."""
+    result = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["killed"])[-1][:300]
-        names = ", ".join(Path(word).name for word in words[2:])
+        names = ", ".join(Path(word).name for word in words if ".onnx" in word)
         if result.returncode == -signal.SIGKILL or lacks_memory(result.stderr):
             raise ResourceExhausted(f"export: memory is too small to run {names} ({reason}); use a larger machine")
         raise GateFailed(f"export: {names} does not run: {reason}; nothing is released, the checkpoint is kept")
 
 
-def run_table(session: Any, table: TokenTable, pad_id: int, positions: np.ndarray) -> np.ndarray:
-    """Compute rows at `positions` in micro-batches of like length; return float32 [len(positions), labels]."""
-    wanted = {node.name for node in session.get_inputs()}
-    order = np.argsort(-table.lengths[positions], kind="stable")
-    parts = []
-    for start in range(0, len(order), MICRO_BATCH_ROWS):
-        batch = table.pad(positions[order[start : start + MICRO_BATCH_ROWS]], pad_id)
-        batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-        parts.append(session.run(["logits"], {name: batch[name] for name in wanted})[0])
-    outputs = np.empty_like(sorted_outputs := np.concatenate(parts))
-    outputs[order] = sorted_outputs
-    return np.asarray(outputs, dtype=np.float32)
-
-
-def _race(sessions: list[Any], table: TokenTable, pad_id: int) -> list[float]:
-    """Return milliseconds per row of each session, the minimum over rounds."""
-    sample = np.linspace(0, len(table) - 1, min(_TIMED_ROWS, len(table))).astype(np.int64)
-    best = [float("inf")] * len(sessions)
-    for _ in range(_ROUNDS):
-        for index, session in enumerate(sessions):
-            started = time.perf_counter()
-            run_table(session, table, pad_id, sample)
-            best[index] = min(best[index], 1000 * (time.perf_counter() - started) / len(sample))
-    return best
-
-
-def main(folder: str, pad_id: str, mode: str, output: str, *models: str) -> None:
-    """Measure once in this process; the arguments are those of the command line."""
-    die_with_parent()
+def open_session(path: Path, threads: int = 0) -> Any:
+    """Return an ONNX Runtime session on the processor; `threads` 0: one for each core."""
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_micro_batches(
+    answer: Callable[[dict[str, np.ndarray]], Any], table: TokenTable, pad_id: int, positions: np.ndarray
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield (places in `positions`, answer) of micro-batches of like length, longest first."""
+    order = np.argsort(-table.lengths[positions], kind="stable")
+    for start in range(0, len(order), MICRO_BATCH_ROWS):
+        places = order[start : start + MICRO_BATCH_ROWS]
+        yield places, answer(table.pad(positions[places], pad_id))
+
+
+def run_table(session: Any, table: TokenTable, pad_id: int, positions: np.ndarray) -> np.ndarray:
+    """Compute rows at `positions`; return float32 [len(positions), labels]."""
+    wanted = {node.name for node in session.get_inputs()}
+
+    def answer(batch: dict[str, np.ndarray]) -> np.ndarray:
+        filled = {"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}
+        return np.asarray(session.run(["logits"], {name: filled[name] for name in wanted})[0])
+
+    parts = list(run_micro_batches(answer, table, pad_id, positions))
+    outputs = np.empty((len(positions), *parts[0][1].shape[1:]), dtype=np.float32)
+    for places, logits in parts:
+        outputs[places] = logits
+    return outputs
+
+
+def main(folder: str, pad_id: str, model: str, output: str) -> None:
+    """Measure once in this process; the arguments are those of the command line."""
+    die_with_parent()
     table = TokenTable.open(Path(folder))
-    sessions = [onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in models]
-    if mode == "time":
-        Path(output).write_text(json.dumps([round(value, 4) for value in _race(sessions, table, int(pad_id))]))
-    else:
-        np.save(output, run_table(sessions[0], table, int(pad_id), np.arange(len(table))), allow_pickle=False)
+    logits = run_table(open_session(Path(model)), table, int(pad_id), np.arange(len(table)))
+    np.save(output, logits, allow_pickle=False)
 
 
 if __name__ == "__main__":

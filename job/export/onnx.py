@@ -56,6 +56,20 @@ def export_run(run: Run) -> dict[str, Any]:
     return parity | {"model_sha256": hash_file(folder / "model.onnx"), "size": onnx_size(folder / "model.onnx")}
 
 
+def move_model(source: Path, target: Path) -> None:
+    """Move an ONNX file; external data comes along as `<target>_data`, which consumers look for."""
+    import onnx
+
+    parts = [path for path in source.parent.glob(f"{source.name}?*") if path.is_file()]
+    if not parts:
+        shutil.move(source, target)
+        return
+    target.with_name(f"{target.name}_data").unlink(missing_ok=True)  # onnx would append to it
+    onnx.save_model(onnx.load(str(source)), str(target), save_as_external_data=True, location=f"{target.name}_data")
+    for path in (source, *parts):
+        path.unlink()
+
+
 def onnx_size(path: Path) -> int:
     """Return the bytes of an ONNX file and its external data."""
     return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))

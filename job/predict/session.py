@@ -8,7 +8,8 @@ may shift slightly with the company that a row is in; those of fp32 do not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Predictor:
         self._labels = _read_labels(config, folder)
         self._tokenizer = BundleTokenizer(folder, config)
         self.model_path = folder / choose_model(list_bundle(folder), precision, str(folder))
-        self._session = _load_session(self.model_path, threads)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._session = _load_session(self.model_path, self.threads)
         self._inputs = [item.name for item in self._session.get_inputs()]
         unknown = [name for name in self._inputs if name not in self._tokenizer.columns]
         if unknown:
@@ -65,6 +67,12 @@ class Predictor:
             window = texts[start : start + _WINDOW_ROWS]
             answers += [self._answer(text, row) for text, row in zip(window, self._compute_logits(window), strict=True)]
         return answers
+
+    def stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
+        """Yield an answer for each text as `predict` does; so many are read at a time that like lengths meet."""
+        source = iter(texts)
+        while window := list(islice(source, _WINDOW_ROWS)):
+            yield from self.predict(window)
 
     def _compute_logits(self, texts: Sequence[Text]) -> list[np.ndarray]:
         """Return float64 [labels] for each text."""
@@ -134,7 +142,7 @@ def _read_labels(config: dict[str, Any], folder: Path) -> list[str]:
 
 def _load_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:

@@ -177,7 +177,9 @@ class Int8(Section):
     """Quantization and its gate."""
 
     targets: list[Target] = Field(["portable", "avx512_vnni"], min_length=1)
-    mode: Literal["auto", "dynamic"] = "auto"
+    mode: Literal["auto", "dynamic", "static", "weights"] = Field(
+        "auto", description="auto: the ladder, dynamic before static; else that kind alone (weights: 8 bits in blocks)"
+    )
     max_metric_drop: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="largest drop of the metric (0.01 is one point) that the one-sided 95 % bound may show"
     )
@@ -205,13 +207,17 @@ class Export(Section):
     """ONNX export."""
 
     int8: Int8 = Int8()
-    triton: Literal[False] = Field(False, description="Triton layout; not offered by this version")
+    latency: bool = Field(True, description="measure torch and every file at batch 1 and 8, 16 to 512 tokens, too")
+    triton: bool = Field(False, description="also lay out triton/<name> as a Triton server takes it")
 
 
 class Release(Section):
     """When the pointer of the model moves to the new release."""
 
-    promote_if: Literal["proven", "never"] = Field("proven", description="proven: when every gate passed")
+    promote_if: Literal["proven", "better", "never"] = Field(
+        "proven",
+        description="proven: when every gate passed; better: when it also beats the current release on the test rows",
+    )
     skip_if_unchanged: Literal[False] = Field(False, description="not offered by this version")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from job import __version__
@@ -35,19 +37,38 @@ ONNX fp32 equals torch on all {parity_n} test rows (max |Δlogit| {difference:.1
 ## Use
 
 ```python
+from transformers import {auto_class}                      # torch
+model = {auto_class}.from_pretrained(folder)
+
 from optimum.onnxruntime import {ort_class}
 model = {ort_class}.from_pretrained(folder, subfolder="onnx", file_name="{best}")
 
-from transformers import {auto_class}
-model = {auto_class}.from_pretrained(folder)
+import onnxruntime, tokenizers                             # nothing else
+session = onnxruntime.InferenceSession(f"{{folder}}/onnx/{best}")
+tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
 ```
 
-Texts are cut after {max_length} tokens. Numbers hold for rows like those of the test split, and int8 numbers for the
-processor that is named. The licences of `{base}` and of the data apply.
+```js
+import {{ pipeline }} from '@huggingface/transformers';
+const classify = await pipeline('{task}', folder, {{ dtype: '{dtype}' }});
+```
+
+`job predict {folder_or_model} TEXT` answers from the shell, without torch.{triton}
+
+## Limits
+
+- Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The labels are {labels}; the model
+  answers one of them to any text, also to one that has nothing to do with them.
+- Numbers hold for rows like those of the test split. int8 numbers hold for the processor that is named: another one
+  computes int8 otherwise; `onnx/model_quantized.onnx` is the file that overflows on none.
+- Licence of the base model: {licence}. The licence of the data (`{source}`) applies as well.
 
 Made by finetune-job {version}, run `{run_id}`; base model {base_commit}, data {data_commit}. `manifest.json` has the
-sha256 of every file; `metrics.json` all numbers; `report.html` the curves and the recipe.
+sha256 of every file and where all came from; `metrics.json` all numbers; `report.html` the curves and the recipe.
 """
+
+
+_LICENCE = re.compile(r"\A---\n(?:.*\n)*?licen[sc]e:\s*(.+)\n(?:.*\n)*?---", re.IGNORECASE)
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -76,8 +97,18 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
         run_id=run.run_id, base_commit=sources["model"]["commit"] or "without a commit",
         data_commit=sources["data"]["commit"] or "without a commit",
         best="model_quantized.onnx" if _has_portable(result) else "model.onnx",
+        dtype="q8" if _has_portable(result) else "fp32", folder_or_model=f"…/models/{recipe.name}",
+        triton="\n`triton/` is a model repository for a Triton server." if recipe.export.triton else "",
+        truncated=data["truncated_share"], licence=find_licence(run.base_model),
         ort_class="ORTModelForSequenceClassification", auto_class="AutoModelForSequenceClassification",
     )  # fmt: skip
+
+
+def find_licence(folder: Path) -> str:
+    """Return what the front matter of a model folder's README.md says of its licence."""
+    path = folder / "README.md"
+    found = _LICENCE.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return f"{found.group(1).strip()} (its own card says so)" if found else "not said in its folder"
 
 
 def _has_portable(result: dict[str, Any]) -> bool:

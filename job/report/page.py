@@ -15,6 +15,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{margin-bottom:0}h2{margin-top:2rem}table{border-collapse:collapse;display:block;overflow-x:auto}
 td,th{padding:.3rem .8rem;border-bottom:1px solid #d8dde6;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}pre{background:#f4f6f9;padding:1rem;overflow-x:auto}
+.bar{display:inline-block;height:.4rem;background:#2f6fde;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 svg{width:100%;height:auto;max-width:46rem}.ok{color:#17803d}.no{color:#b3261e}small{color:#5b6675}
 @media(prefers-color-scheme:dark){body{background:#14181f;color:#e4e8ee}td,th{border-color:#333b47}pre{background:#1d232c}}
 """
@@ -30,6 +31,7 @@ def render_page(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
         f"<h1>{html.escape(run.recipe.name)}</h1><small>run {html.escape(run.run_id)}</small>",
         "<h2>Quality on test</h2>", _quality(result, metric),
         "<h2>Exports</h2>", _exports(result, metric),
+        "<h2>Latency</h2>", _latency(records["quantize"].get("latency", [])),
         "<h2>Training loss</h2>", draw_curve([(e["step"], e["loss"]) for e in history if "loss" in e], "loss"),
         "<h2>Validation accuracy</h2>",
         draw_curve([(e["step"], e[f"eval_{metric}"]) for e in history if f"eval_{metric}" in e], metric),
@@ -98,6 +100,25 @@ def _exports(result: dict[str, Any], metric: str) -> str:
             [f"int8 {target}<br><small>{n['rung']}</small>", *numbers, verdicts[n["accepted"]], n["measured_on"]]
         )
     return _table(["file", metric, "agreement", "drop (95 % bound)", "ms/row", "MiB", "verdict", "measured on"], rows)
+
+
+def _latency(cells: list[dict[str, Any]]) -> str:
+    """A table of milliseconds, each cell with a bar as long as its share of the row's slowest."""
+    names = list(cells[0]["ms"]) if cells else []
+    rows = []
+    for cell in cells:
+        what = f"a row of {cell['rows']} real ones" if "rows" in cell else f"{cell['batch']} × {cell['tokens']} tokens"
+        threads = "1 thread" if cell["threads"] == 1 else "all threads"
+        slowest = max(cell["ms"].values())
+        rows.append([f"{what}<br><small>{threads}</small>", *(_bar(cell["ms"].get(n), slowest) for n in names)])
+    note = "<p>Milliseconds for a batch; lengths of real rows, sorted, in batches of 16. Fastest of several turns.</p>"
+    return _table(["batch × length", *names], rows) + note
+
+
+def _bar(value: float | None, slowest: float) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}<br><span class=bar style='width:{4 * value / slowest:.2f}rem'></span>"
 
 
 def _recipe(run: Run) -> str:

@@ -83,6 +83,7 @@ class Attempt:
             self.verify()
             objects.delete([f"stages/{name}.json"])
         self.verify()
+        objects.delete(["order.json"])  # it begins now, as far as its model's releases are concerned
         objects.delete([key for key in list_manifests(objects) if (parse_name(key) or (0, 0))[0] < self.epoch])
 
     def begin(self, work: str, stages: list[str]) -> None:

@@ -5,7 +5,7 @@ Layout under the store's URI (DESIGN §5):
     runs/<run-id>/run.json · owner.json · current.json · status.json · result.json · report.html
     runs/<run-id>/checkpoints/e0001-s00000250-<nonce>/{…, rank-00000.json, manifest.json}
     runs/<run-id>/stages/<stage>.json · attempts/<epoch>.json · attempts/<epoch>-checkpoints.json
-    models/<name>/<version>/{…, manifest.json} · models/<name>/current.json
+    models/<name>/<version>/{…, manifest.json} · models/<name>/current.json · order/<name>.json
 
 An attempt begins, in the supervisor's process on node 0 (attempt.py, lease.py):
 
@@ -16,6 +16,8 @@ An attempt begins, in the supervisor's process on node 0 (attempt.py, lease.py):
                                                              from here on an older attempt cannot commit
      4. claim         PUT run.json If-None-Match, or compare with the one that is there (16)
      5. ledger        GET the attempts before (18); PUT attempts/<epoch>.json
+    5a. order         PUT order/<name>.json If-Match: the number of this run among those of its model; PUT
+                      order.json of the run                  crash in between: a number that nobody uses
      6. sweep         abort uploads that no living attempt can finish
      7. restore       current.json → manifest → files, verified; else the next older (restore.py)
     renewal           PUT owner.json If-Match every TTL/4 in a thread; a 412 of somebody else's → 76
@@ -34,11 +36,12 @@ A stage record, in the supervisor's process after the stage has left:
 
     14. GET stages/<stage>.json; GET owner.json (76); PUT If-Match of that GET, or If-None-Match
 
-A release (release.py):
+A release (release.py, promotion.py; `job/releasing.py` calls):
 
     15. aborts what an earlier attempt left half uploaded; uploads the bundle's files; GET owner.json;
         PUT manifest.json, If-None-Match
-    16. GET models/<name>/current.json; GET owner.json; PUT If-Match    ← the release is visible
+    16. GET models/<name>/current.json; perhaps a comparison with what is current; GET owner.json;
+        PUT If-Match    ← the release is visible
     17. stage record as in 14; PUT attempts/<epoch>.json; PUT owner.json {released}
 
 A 412 may answer one's own write whose answer was lost: read, compare the nonce (`records.swap`). In

@@ -10,6 +10,7 @@ from typing import Any
 from job.errors import PERMANENT, JobError, NotFound, NoValidCheckpoint
 from job.store.commit import read_pointer
 from job.store.objects import Store, open_store, split_uri
+from job.store.promotion import ModelPointer
 from job.store.records import parse
 from job.store.release import latest_release, read_release_manifest
 from job.store.restore import list_manifests, list_older, read_manifest
@@ -37,6 +38,25 @@ def list_inventory(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
         ["model", "version", "current", "MiB"],
         [_describe_release(store, name, version, keys) for name, version in models],
     )
+
+
+def list_versions(uri: str, *, allow_http: bool = False) -> Listing:
+    """Return (title, headings, rows) of the releases of one model; raise NotFound when it has none."""
+    store = open_store(uri.rstrip("/"), allow_http=allow_http)
+    sizes: dict[str, int] = {}
+    for item in store.list(""):
+        version = item.key.partition("/")[0]
+        sizes[version] = sizes.get(version, 0) + item.size
+    versions = [version for version in sorted(sizes) if store.read(f"{version}/manifest.json")]
+    if not versions:
+        raise NotFound(
+            f"{uri}: no release of a model lies there; name …/models/<name>, `job show` of the store lists them"
+        )
+    standing = ModelPointer(store).read()
+    marks = {version: f"before, {number}" for number, version in reversed([*enumerate(standing.before, 1)])}
+    marks |= {standing.version: "current"} if standing.version else {}
+    rows = [[version, marks.get(version, ""), str(sizes[version] >> 20)] for version in versions]
+    return f"releases of {uri}; {standing.why.get('reason', '')}", ["version", "current", "MiB"], rows
 
 
 def verify_uri(uri: str, scratch: Path, *, allow_http: bool = False) -> tuple[int, list[str]]:

@@ -28,11 +28,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A resolved model: `path` is local; `commit` is the Hub's, or None; `origin` is what the recipe named."""
+    """A resolved model: `path` is local; `origin` is what the recipe named; `commit` is the Hub's, or None.
+
+    `release` is the URI of the release that it is, or None.
+    """
 
     origin: str
     path: Path
     commit: str | None
+    release: str | None = None
 
 
 def fetch_model(origin: str, revision: str, cache: Path, *, allow_http: bool = False) -> ModelSource:
@@ -42,9 +46,11 @@ def fetch_model(origin: str, revision: str, cache: Path, *, allow_http: bool = F
     Hub id whose `revision` is resolved to a commit first.
     """
     if origin.startswith("s3://"):
-        source = ModelSource(origin, _fetch_from_store(origin, cache, allow_http), None)
+        source = _fetch_from_store(origin, cache, allow_http)
     elif Path(origin).is_dir():
-        source = ModelSource(origin, Path(latest_release(origin)).absolute(), None)
+        folder = Path(latest_release(origin)).absolute()
+        released = (folder / "manifest.json").is_file()
+        source = ModelSource(origin, folder, None, str(folder) if released else None)
     elif is_repository(origin):
         commit = resolve_commit(origin, "model", revision)
         refuse_pickles(list_files(origin, "model", commit), origin)
@@ -88,19 +94,19 @@ def refuse_pickles(names: list[str], origin: str) -> None:
     raise NotFound(f"model.id: {origin!r} holds no model.safetensors; name a folder with weights")
 
 
-def _fetch_from_store(uri: str, cache: Path, allow_http: bool) -> Path:
+def _fetch_from_store(origin: str, cache: Path, allow_http: bool) -> ModelSource:
     """Download a release (verified by its manifest) or a plain folder of objects."""
-    uri = latest_release(uri, allow_http=allow_http)
+    uri = latest_release(origin, allow_http=allow_http)
     objects = open_store(uri, allow_http=allow_http)
     if objects.read("manifest.json"):
         store, manifest = read_release_manifest(uri, allow_http=allow_http)
         release = cache / "models" / manifest.sha256
         download_files(store, manifest, release, [path for path in manifest.files if "/" not in path])
-        return release
+        return ModelSource(origin, release, None, uri)
     folder = mirror_objects(objects, "", lambda key: "/" not in key, cache / "models")
     if folder is None:
         raise NotFound(f"model.id: nothing lies under {uri}; check the address with `job show`")
-    return folder
+    return ModelSource(origin, folder, None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Releases: publishing a bundle, moving a model's pointer, finding one again. Calls 15–16 of `commit.py`."""
+"""Releases: publishing a bundle (call 15 of `commit.py`), and finding one again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from job.errors import CheckpointMismatch
+from job.errors import CheckpointMismatch, SecurityRefused
 from job.failpoints import failpoint
 from job.recipe.schema import Store as Address
 from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_store
-from job.store.records import new_nonce, parse, swap
+from job.store.records import Record, parse
 from job.store.restore import require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
 
@@ -22,15 +22,21 @@ Verify = Callable[[], None]
 """Raises Fenced (76) when the caller does not own its run any more."""
 
 
-def publish_release(address: Address, name: str, run_id: str, folder: Path, verify: Verify) -> str:
-    """Upload the bundle in `folder` as an immutable version of model `name`; return the version.
+def publish_release(
+    address: Address, folder: Path, about: Record, verify: Verify, proven: dict[str, str] | None = None
+) -> str:
+    """Upload the bundle in `folder` as an immutable version of a model; return the version.
 
-    The manifest that is written last also stays in `folder`. A version that exists already with the
-    same manifest is left as it is.
+    `about` goes into the manifest: name (of the model), run_id, and where all comes from.
+    The manifest that is written last also stays in `folder`. A version that exists already with the same manifest is
+    left as it is. Raises SecurityRefused (19) where `proven` (path → sha256) is given and the folder differs.
     """
     paths = [path for path in list_files(folder) if path != "manifest.json"]
     entries = {path: ManifestEntry(e.size, e.sha256, path) for path, e in describe_files(folder, paths, "").items()}
-    manifest = Manifest("release", entries, {"name": name, "run_id": run_id})
+    if proven is not None:
+        _refuse_changed(folder, {path: entry.sha256 for path, entry in entries.items()}, proven)
+    manifest = Manifest("release", entries, about)
+    name, run_id = about["name"], about["run_id"]
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     version = f"{run_id}-{manifest.sha256[:8]}"
     objects = _open(address, f"models/{name}/{version}")
@@ -48,19 +54,13 @@ def publish_release(address: Address, name: str, run_id: str, folder: Path, veri
     return version
 
 
-def promote_release(address: Address, name: str, version: str, verify: Verify) -> None:
-    """Move models/<name>/current.json to `version`; another run's promotion in between is overwritten."""
-    objects = _open(address, f"models/{name}")
-    while True:
-        found = objects.read("current.json")
-        verify()
-        failpoint("release-pointer")
-        try:
-            swap(objects, "current.json", {"version": version, "nonce": new_nonce()}, found.etag if found else None)
-        except PreconditionFailed:
-            continue
-        failpoint("release-pointer-moved")
-        return
+def _refuse_changed(folder: Path, found: dict[str, str], proven: dict[str, str]) -> None:
+    changed = sorted(path for path in {*found, *proven} if found.get(path) != proven.get(path))
+    if changed:
+        raise SecurityRefused(
+            f"{folder / changed[0]}: was changed after the bundle had been proven; nothing is released. Find out who "
+            "else writes into the work folder, then run again"
+        )
 
 
 def latest_release(uri: str, *, allow_http: bool = False) -> str:

@@ -1,11 +1,14 @@
-"""Confidence intervals."""
+"""Confidence intervals and bounds."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 _Z95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
+_Z95_ONE_SIDED = 1.644854
 
 
 def wilson_interval(share: float, n: int) -> list[float]:
@@ -14,3 +17,14 @@ def wilson_interval(share: float, n: int) -> list[float]:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return [round(max(centre - half, 0.0), 6), round(min(centre + half, 1.0), 6)]
+
+
+def bound_mean(paired: np.ndarray) -> tuple[float, float]:
+    """Return the mean of paired differences float [rows], each within ±1, and the margin of its one-sided 95 % bound.
+
+    Few rows that differ make the normal margin too narrow; ln(20)/n is what none at all would prove (rule of three,
+    Hanley & Lippman-Hand 1983).
+    """
+    n = len(paired)
+    margin = _Z95_ONE_SIDED * float(paired.std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
+    return float(paired.mean()), max(margin, math.log(20) / n)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.__main__ import fit_termination_message
+from job.ending import fit_termination_message
 
 
 def wait_until_caught(pid: int, number: signal.Signals) -> None:

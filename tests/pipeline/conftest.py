@@ -91,7 +91,7 @@ def recipe(tmp_path: Path, tiny_model: Path, reviews: Path) -> dict[str, Any]:
         "data": {"source": str(reviews), "max_length": 64},
         "training": {"max_steps": 6, "global_batch_size": 16, "learning_rate": 1e-3, "save_steps": 3, "eval_steps": 6},
         "baselines": ["majority"],
-        "export": {"int8": {"targets": ["portable"], "gate": "report_only"}},
+        "export": {"int8": {"targets": ["portable"], "gate": "report_only"}, "latency": False},
         "store": {"uri": str(tmp_path / "store")},
     }
 

@@ -47,7 +47,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_mode
             "seed": 3,
         },
         baselines=[],
-        export={"int8": {"targets": ["portable"], "gate": "report_only"}},
+        export={"int8": {"targets": ["portable"], "gate": "report_only"}, "latency": False},
         store={"uri": str(folder / "store")},
     )
     return {

@@ -179,6 +179,29 @@ def test_show_lists_run_and_release(released: Released) -> None:
     assert "train" in call_job("show", f"{store}/runs/{released.result['run_id']}").stdout
 
 
+def test_the_manifest_says_what_the_release_was_made_of(released: Released) -> None:
+    about = read_release_manifest(released.uri)[1].about
+    assert (about["name"], about["run_id"]) == ("quickstart", released.result["run_id"])
+    assert about["model"]["sha256"] and about["data"]["fingerprint"] and about["recipe_sha256"]
+    assert about["versions"]["onnxruntime"]
+    assert about["parent"] is None
+    assert not str(about).count("/")
+
+
+def test_the_card_tells_licence_limits_and_how_each_consumer_opens_it(bundle: Path) -> None:
+    card = (bundle / "README.md").read_text()
+    for words in (
+        "ORTModelForSequence",
+        "AutoModelForSequence",
+        "@huggingface/transformers",
+        "onnxruntime",
+        "job predict",
+    ):
+        assert words in card
+    assert "Licence of the base model: apache-2.0" in card
+    assert "overflows on none" in card
+
+
 def test_the_bundle_has_the_files_of_the_contract(bundle: Path) -> None:
     names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     wanted = {

@@ -17,7 +17,7 @@ from job.predict import open_predictor
 from job.predict.bundle import fetch_bundle
 from job.predict.session import _group_by_length
 from job.recipe.schema import Store as Address
-from job.store import open_store, promote_release, publish_release
+from job.store import ModelPointer, open_store, publish_release
 
 WORDS = ["good", "bad", "film", "plot", "actor", "never", "always", "the", "a", "of", "not", "very", "dull", "bright"]
 LABELS = ["awful", "dull", "fair", "great"]
@@ -97,11 +97,11 @@ def store(tmp_path: Path) -> str:
 
 
 def publish(base: str, folder: Path, run_id: str = "run-1") -> str:
-    return publish_release(Address(uri=base), "tiny", run_id, folder, lambda: None)
+    return publish_release(Address(uri=base), folder, {"name": "tiny", "run_id": run_id}, lambda: None)
 
 
 def promote(base: str, version: str) -> None:
-    promote_release(Address(uri=base), "tiny", version, lambda: None)
+    ModelPointer.of(Address(uri=base), "tiny").promote(version)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -22,7 +22,7 @@ from job.errors import (
     Unreachable,
 )
 from job.recipe.schema import Store as Address
-from job.store import RunStore, Store, latest_release, open_store, promote_release, publish_release
+from job.store import ModelPointer, RunStore, Store, latest_release, open_store, publish_release
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import fence, move_pointer, read_pointer
 from job.store.folder import FolderStore
@@ -522,16 +522,16 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_release_is_found_by_its_model_once_it_is_promoted(store_uri: str, bundle: Path) -> None:
     model = f"{store_uri}/models/tiny"
-    first = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
+    first = publish_release(Address(uri=store_uri), bundle, {"name": "tiny", "run_id": "run-1"}, lambda: None)
     assert latest_release(model) == model, "nothing is promoted yet"
-    promote_release(Address(uri=store_uri), "tiny", first, lambda: None)
+    ModelPointer.of(Address(uri=store_uri), "tiny").promote(first)
     assert latest_release(model) == latest_release(f"{model}/") == f"{model}/{first}"
     (bundle / "config.json").write_text('{"changed": true}')
-    second = publish_release(Address(uri=store_uri), "tiny", "run-2", bundle, lambda: None)
+    second = publish_release(Address(uri=store_uri), bundle, {"name": "tiny", "run_id": "run-2"}, lambda: None)
     assert latest_release(model) == f"{model}/{first}"
-    promote_release(Address(uri=store_uri), "tiny", second, lambda: None)
+    ModelPointer.of(Address(uri=store_uri), "tiny").promote(second)
     assert latest_release(model) == f"{model}/{second}"
-    promote_release(Address(uri=store_uri), "tiny", first, lambda: None)
+    ModelPointer.of(Address(uri=store_uri), "tiny").promote(first)
     assert latest_release(model) == f"{model}/{first}", "a rollback is a promotion"
     for version in (first, second):
         assert latest_release(f"{model}/{version}") == f"{model}/{version}"
@@ -542,16 +542,16 @@ def test_a_release_is_found_by_its_model_once_it_is_promoted(store_uri: str, bun
 
 
 def test_the_same_bundle_published_again_is_the_same_release(store_uri: str, bundle: Path) -> None:
-    version = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
+    version = publish_release(Address(uri=store_uri), bundle, {"name": "tiny", "run_id": "run-1"}, lambda: None)
     stored = open_store(f"{store_uri}/models/tiny/{version}").read("manifest.json")
-    assert publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None) == version
+    assert publish_release(Address(uri=store_uri), bundle, {"name": "tiny", "run_id": "run-1"}, lambda: None) == version
     assert open_store(f"{store_uri}/models/tiny/{version}").read("manifest.json") == stored
     assert stored is not None
     assert stored.data == (bundle / "manifest.json").read_bytes()
 
 
 def test_a_release_without_its_manifest_does_not_exist(store_uri: str, bundle: Path) -> None:
-    version = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
+    version = publish_release(Address(uri=store_uri), bundle, {"name": "tiny", "run_id": "run-1"}, lambda: None)
     uri = f"{store_uri}/models/tiny/{version}"
     open_store(uri).delete(["manifest.json"])
     with pytest.raises(NotFound, match=r"manifest\.json: no such object"):
@@ -582,11 +582,11 @@ def test_a_pointer_to_a_hostile_version_is_refused(tmp_path: Path, version: str)
 
 def test_a_damaged_model_pointer_is_17_and_a_promotion_mends_it(tmp_path: Path, bundle: Path) -> None:
     store_uri = str(tmp_path / "store")
-    version = publish_release(Address(uri=store_uri), "tiny", "run-1", bundle, lambda: None)
+    version = publish_release(Address(uri=store_uri), bundle, {"name": "tiny", "run_id": "run-1"}, lambda: None)
     FolderStore(tmp_path / "store/models/tiny").write("current.json", b"{")
     with pytest.raises(NoValidCheckpoint):
         latest_release(f"{store_uri}/models/tiny")
-    promote_release(Address(uri=store_uri), "tiny", version, lambda: None)
+    ModelPointer.of(Address(uri=store_uri), "tiny").promote(version)
     assert latest_release(f"{store_uri}/models/tiny").endswith(version)
 
 
@@ -598,15 +598,11 @@ def test_a_pointer_whose_epoch_is_no_number_fences_nobody(run: RunStore, epoch: 
     assert run.read_json("current.json") == seal(pointer)
 
 
-def test_who_lost_the_run_neither_publishes_nor_promotes(tmp_path: Path, bundle: Path) -> None:
+def test_who_lost_the_run_does_not_publish(tmp_path: Path, bundle: Path) -> None:
     def refuse() -> None:
         raise Fenced("a newer attempt owns this run")
 
     address = Address(uri=str(tmp_path / "store"))
     with pytest.raises(Fenced):
-        publish_release(address, "tiny", "run-1", bundle, refuse)
+        publish_release(address, bundle, {"name": "tiny", "run_id": "run-1"}, refuse)
     assert not list((tmp_path / "store").rglob("manifest.json"))
-    version = publish_release(address, "tiny", "run-1", bundle, lambda: None)
-    with pytest.raises(Fenced):
-        promote_release(address, "tiny", version, refuse)
-    assert not list((tmp_path / "store").rglob("current.json"))

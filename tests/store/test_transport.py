@@ -65,7 +65,7 @@ def test_a_release_aborts_what_its_own_run_left_half_uploaded_and_nothing_else(s
     model = S3Store(f"{uri}/models/m")
     for version in ("run-0123abcd", "run-1-0123abcd", "run-0123abcd-89abcdef"):
         begin_upload(model, f"{version}/onnx/model.onnx")
-    publish_release(Address(uri=uri), "m", "run", tmp_path / "bundle", lambda: None)
+    publish_release(Address(uri=uri), tmp_path / "bundle", {"name": "m", "run_id": "run"}, lambda: None)
     left = {upload["Key"].split("/")[-3] for upload in model._list_uploads()}
     assert left == {"run-1-0123abcd", "run-0123abcd-89abcdef"}
 

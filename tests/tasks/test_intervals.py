@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from job.evaluate.intervals import wilson_interval
+from job.tasks.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,23 @@
 """Which processor measured a number, and which int8 targets it can judge.
 
 The same int8 file is right on one processor and saturates on another (onnxruntime #5849), so every
-int8 number carries the processor's name and flags.
+int8 number carries the processor's name and flags. With JOB_HIDE_CPU_FLAGS=avx512_vnni,… nothing is
+judged by those instruction sets, as on a processor without them.
 """
 
 from __future__ import annotations
 
+import os
 import platform
-from functools import lru_cache
 from pathlib import Path
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
 
-@lru_cache
 def describe_processor() -> str:
     """Return model name and the instruction sets that matter for int8, such as `… (avx2 avx512_vnni)`."""
-    return f"{_read_cpuinfo('model name') or platform.machine()} ({' '.join(_flags())})"
+    hidden = f"; hidden: {' '.join(_hidden())}" if _hidden() else ""
+    return f"{_read_cpuinfo('model name') or platform.machine()} ({' '.join(_flags())}{hidden})"
 
 
 def can_judge(target: str) -> bool:
@@ -32,7 +33,11 @@ def can_judge(target: str) -> bool:
 
 def _flags() -> list[str]:
     present = set((_read_cpuinfo("flags") or _read_cpuinfo("Features")).split())
-    return [flag for flag in _FLAGS if flag in present]
+    return [flag for flag in _FLAGS if flag in present and flag not in _hidden()]
+
+
+def _hidden() -> list[str]:
+    return [flag for flag in os.environ.get("JOB_HIDE_CPU_FLAGS", "").split(",") if flag]
 
 
 def _read_cpuinfo(key: str) -> str:

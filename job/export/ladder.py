@@ -1,0 +1,75 @@
+"""The ladder of int8: the ways to quantize that a target tries in order, gentlest loss of speed and size first.
+
+Full range → reduced range (7-bit weights, which cannot overflow the 16-bit sums of processors without
+VNNI, onnxruntime #5849) → per tensor instead of per channel → embeddings left alone → the most
+sensitive matrices left alone, few at a time → static with ranges calibrated on train rows. The first
+rung that passes is taken; where none does, the target is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Kind = Literal["dynamic", "static", "weights"]
+MATRICES = ("MatMul", "Gemm")
+"""Operators whose constant weights are quantized; all kinds do."""
+EMBEDDINGS = ("Gather",)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to quantize: what with `kind` says, `embeddings` too or not, `left_out` the most sensitive matrices.
+
+    dynamic: int8 weights, activations by the range of each batch · static: by ranges that were calibrated · weights:
+    activations stay floating-point. `left_out` is the share of matrices that stay floating-point.
+    """
+
+    kind: Kind = "dynamic"
+    unsigned_weights: bool = False
+    per_channel: bool = True
+    reduce_range: bool = False
+    embeddings: bool = True
+    left_out: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Say it as reports do: `dynamic u8s8 per channel, reduced range`."""
+        if self.kind == "weights":
+            return "weights only, 8 bits in blocks of 32"
+        words = [f"{self.kind} {'u8u8' if self.unsigned_weights else 'u8s8'} {_granularity(self.per_channel)}"]
+        words += ["reduced range"] if self.reduce_range else []
+        words += [] if self.embeddings else ["embeddings left alone"]
+        words += [f"the {self.left_out:.0%} most sensitive matrices left alone"] if self.left_out else []
+        return ", ".join(words)
+
+
+_FULL, _REDUCED = Rung(), Rung(reduce_range=True)
+_WIDE = Rung(unsigned_weights=True, per_channel=False)
+"""Unsigned weights are widened to 16 bits before they are multiplied: slow, but nothing overflows anywhere."""
+_LEFT_OUT = (0.1, 0.2, 0.4)
+
+
+def list_rungs(target: str, mode: str) -> Iterator[Rung]:
+    """Yield the rungs of a target (`Recipe.export.int8.targets`) in order; `mode` pins a kind instead of `auto`.
+
+    portable and avx2 begin with what overflows on no processor.
+    """
+    if mode == "weights":
+        yield Rung(kind="weights")
+        return
+    safe = target in ("portable", "avx2")
+    if mode in ("auto", "dynamic"):
+        yield from (_REDUCED, replace(_REDUCED, per_channel=False), _WIDE) if safe else (
+            _FULL, _REDUCED, replace(_FULL, per_channel=False)
+        )  # fmt: skip
+        gentle = replace(_REDUCED if safe else _FULL, embeddings=False)
+        yield gentle
+        yield from (replace(gentle, left_out=share) for share in _LEFT_OUT)
+    if mode in ("auto", "static"):
+        yield Rung(kind="static", reduce_range=safe, embeddings=False)
+
+
+def _granularity(per_channel: bool) -> str:
+    return "per channel" if per_channel else "per tensor"

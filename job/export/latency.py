@@ -1,0 +1,142 @@
+"""Latency of the exported files and of torch, on made-up shapes and on the test split's real lengths.
+
+`python -m job.export.latency FOLDER PAD_ID THREADS SHAPES OUTPUT NAME=PATH…` races contenders against each
+other in a fresh process, turn by turn, so that a busy machine slows all alike, and keeps each one's
+fastest turn. A path that is a folder is a torch model. Times are milliseconds of wall clock.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.data.tokenize import TokenTable
+from job.export.measure import call_process, open_session, run_micro_batches
+from job.liveness import die_with_parent
+from job.recipe import Run
+
+BATCHES, TOKENS = (1, 8), (16, 128, 512)
+_ROWS = 128
+_TURN_S = 0.3
+"""A contender has as many turns as fit into this, three at least."""
+
+Answer = Callable[[dict[str, np.ndarray]], Any]
+
+
+def measure_latency(run: Run, files: dict[str, Path]) -> list[dict[str, Any]]:
+    """Race the ONNX `files` (by name), and torch where the recipe wants all shapes; return a list of cells.
+
+    A cell is {threads, batch, tokens, ms: {name: milliseconds of a batch}}, or, on real lengths in length-sorted
+    micro-batches, {threads, rows, ms: {name: milliseconds of a row}}. threads: 1, and 0 for all processors.
+    """
+    if not run.recipe.export.latency:
+        return _race(run, files, threads=0, shapes=False)
+    cells = []
+    for threads in (1, 0):
+        raced = _race(run, files, threads, shapes=True)
+        for cell, torch in zip(raced, _race(run, {"torch": run.final_model}, threads, shapes=True), strict=True):
+            cells.append(cell | {"ms": torch["ms"] | cell["ms"]})
+    return cells
+
+
+def find_real(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """Return name → milliseconds of a row on real lengths with all processors."""
+    return next(cell["ms"] for cell in cells if "rows" in cell and cell["threads"] == 0)
+
+
+def _race(run: Run, contenders: dict[str, Path], threads: int, shapes: bool) -> list[dict[str, Any]]:
+    output = run.folder / "measured" / "latency.json"
+    output.parent.mkdir(exist_ok=True)
+    data = run.read("data.json")
+    lengths = ",".join(str(tokens) for tokens in TOKENS if tokens <= data["max_length"]) if shapes else ""
+    words = [str(threads), lengths, str(output), *(f"{name}={path}" for name, path in contenders.items())]
+    call_process("job.export.latency", [str(run.tokens("test")), str(data["pad_id"]), *words])
+    return list(json.loads(output.read_text()))
+
+
+def _open_torch(folder: Path, threads: int) -> Answer:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+
+    def answer(batch: dict[str, np.ndarray]) -> Any:
+        with torch.inference_mode():
+            return model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits
+
+    return answer
+
+
+def _open_onnx(path: Path, threads: int) -> Answer:
+    session = open_session(path, threads)
+    wanted = {entry.name for entry in session.get_inputs()}
+
+    def answer(batch: dict[str, np.ndarray]) -> Any:
+        filled = {"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}
+        return session.run(["logits"], {name: filled[name] for name in wanted})
+
+    return answer
+
+
+def _take_turns(work: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return name → milliseconds of the fastest turn."""
+    best = dict.fromkeys(work, float("inf"))
+    turns, started = 0, time.perf_counter()
+    while turns < 3 or time.perf_counter() - started < _TURN_S * len(work):
+        for name, call in work.items():
+            began = time.perf_counter()
+            call()
+            best[name] = min(best[name], 1000 * (time.perf_counter() - began))
+        turns += 1
+    return best
+
+
+def _make_batch(table: TokenTable, rows: int, tokens: int) -> dict[str, np.ndarray]:
+    ids = np.resize(table.tokens, rows * tokens).astype(np.int64).reshape(rows, tokens)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def _measure_shapes(answers: dict[str, Answer], table: TokenTable, lengths: list[int]) -> Iterator[dict[str, Any]]:
+    for rows in BATCHES:
+        for tokens in lengths:
+            batch = _make_batch(table, rows, tokens)
+            turns = {name: partial(answer, batch) for name, answer in answers.items()}
+            yield {"batch": rows, "tokens": tokens, "ms": _take_turns(turns)}
+
+
+def _measure_real(answers: dict[str, Answer], table: TokenTable, pad_id: int) -> dict[str, Any]:
+    sample = np.linspace(0, len(table) - 1, min(_ROWS, len(table))).astype(np.int64)
+    turns = {name: partial(_answer_rows, answer, table, pad_id, sample) for name, answer in answers.items()}
+    return {"rows": len(sample), "ms": {name: total / len(sample) for name, total in _take_turns(turns).items()}}
+
+
+def _answer_rows(answer: Answer, table: TokenTable, pad_id: int, sample: np.ndarray) -> None:
+    for _ in run_micro_batches(answer, table, pad_id, sample):
+        pass
+
+
+def main(folder: str, pad_id: str, threads: str, lengths: str, output: str, *contenders: str) -> None:
+    """Measure in this process; the arguments are those of the command line."""
+    die_with_parent()
+    table = TokenTable.open(Path(folder))
+    answers = {}
+    for name, _, path in (contender.partition("=") for contender in contenders):
+        answers[name] = (_open_torch if Path(path).is_dir() else _open_onnx)(Path(path), int(threads))
+    shapes = _measure_shapes(answers, table, [int(tokens) for tokens in lengths.split(",") if tokens])
+    cells = [{"threads": int(threads)} | cell for cell in (*shapes, _measure_real(answers, table, int(pad_id)))]
+    for cell in cells:
+        cell["ms"] = {name: float(f"{value:.4g}") for name, value in cell["ms"].items()}
+    Path(output).write_text(json.dumps(cells))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,131 @@
+"""Writes int8 files of one fp32 ONNX model, one for each rung of the ladder; decides nothing.
+
+Dynamic and static go through Optimum's ORTQuantizer, weight-only through onnxruntime's MatMulNBits (the
+two owners of what they write). What a rung needs to know of the model (the most sensitive matrices,
+calibrated ranges) is found out once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.data.tokenize import TokenTable
+from job.export.ladder import EMBEDDINGS, MATRICES, Rung
+from job.export.onnx import move_model, onnx_size
+from job.export.sensitivity import list_dynamic_products, rank_matrices
+from job.recipe import Run
+
+WEIGHT_BITS, BLOCK = 8, 32
+_CALIBRATION_ROWS, _CALIBRATION_BATCH = 256, 16
+_LARGE_BYTES = 7 << 30
+"""Of fp32; its int8 file would pass the 2 GB that one protobuf can hold."""
+
+
+class Quantizer:
+    """Quantizes `onnx/model.onnx` of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._model = run.folder / "onnx" / "model.onnx"
+        self._scratch = run.folder / "rungs"
+        self._pad_id = int(run.read("data.json")["pad_id"])
+        self._validation, self._train = run.tokens("validation"), run.tokens("train")
+
+    def write(self, rung: Rung, output: Path) -> Path:
+        """Write the model of one rung to `output` and return it; a file above 2 GB has its data beside it."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if rung.kind == "weights":
+            self._write_weights(output)
+        else:
+            self._write_int8(rung, output)
+        return output
+
+    def list_left_out(self, rung: Rung) -> list[str]:
+        """Return the matrices that a rung leaves alone: products of two activations, and the most sensitive ones."""
+        return self._products + [name for name, _ in self.ranking[: round(rung.left_out * len(self.ranking))]]
+
+    @cached_property
+    def ranking(self) -> list[tuple[str, float]]:
+        """Matrices with constant weights by their own int8 error on validation rows, the largest first."""
+        return rank_matrices(self._model, TokenTable.open(self._validation), self._pad_id)
+
+    @cached_property
+    def _products(self) -> list[str]:
+        return list_dynamic_products(self._model)
+
+    def _write_int8(self, rung: Rung, output: Path) -> None:
+        from onnxruntime.quantization import QuantFormat, QuantizationMode, QuantType
+        from optimum.onnxruntime import ORTQuantizer
+        from optimum.onnxruntime.configuration import QuantizationConfig
+
+        static = rung.kind == "static"
+        config = QuantizationConfig(
+            is_static=static,
+            format=QuantFormat.QDQ if static else QuantFormat.QOperator,
+            mode=QuantizationMode.QLinearOps if static else QuantizationMode.IntegerOps,
+            activations_dtype=QuantType.QUInt8,
+            weights_dtype=QuantType.QUInt8 if rung.unsigned_weights else QuantType.QInt8,
+            per_channel=rung.per_channel,
+            reduce_range=rung.reduce_range,
+            operators_to_quantize=[*MATRICES, *(EMBEDDINGS if rung.embeddings else ())],
+            nodes_to_exclude=self.list_left_out(rung) if rung.left_out else self._products,
+        )
+        scratch = output.with_name(f"{output.stem}-scratch")
+        ORTQuantizer.from_pretrained(self._model.parent, file_name=self._model.name).quantize(
+            config,
+            scratch,
+            calibration_tensors_range=self._ranges if static else None,
+            use_external_data_format=onnx_size(self._model) > _LARGE_BYTES,
+        )
+        move_model(scratch / "model_quantized.onnx", output)
+        shutil.rmtree(scratch)
+
+    def _write_weights(self, output: Path) -> None:
+        import onnx
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        # accuracy_level 4: activations are rounded to int8 inside the kernel, which is where its speed comes from
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(str(self._model)), bits=WEIGHT_BITS, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+        )
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(output), onnx_size(self._model) > _LARGE_BYTES)
+
+    @cached_property
+    def _ranges(self) -> Any:
+        """Smallest and largest value of every tensor that a matrix takes or gives, on train rows."""
+        from onnxruntime.quantization import create_calibrator
+
+        calibrator = create_calibrator(
+            self._model, MATRICES, augmented_model_path=str(self._model.with_name("calibrated.onnx"))
+        )
+        try:
+            calibrator.collect_data(_Rows(self._list_batches(calibrator.infer_session)))
+            return calibrator.compute_data()
+        finally:
+            for path in self._model.parent.glob("calibrated.onnx*"):
+                path.unlink()
+
+    def _list_batches(self, session: Any) -> Iterator[dict[str, np.ndarray]]:
+        table, names = TokenTable.open(self._train), [entry.name for entry in session.get_inputs()]
+        chosen = np.linspace(0, len(table) - 1, min(_CALIBRATION_ROWS, len(table))).astype(np.int64)
+        chosen = chosen[np.argsort(table.lengths[chosen], kind="stable")]
+        for start in range(0, len(chosen), _CALIBRATION_BATCH):
+            batch = table.pad(chosen[start : start + _CALIBRATION_BATCH], self._pad_id)
+            batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
+            yield {name: batch[name] for name in names}
+
+
+class _Rows:
+    """Batches as onnxruntime's calibrators ask for them: one after the other, then None."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        self._batches = batches
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._batches, None)

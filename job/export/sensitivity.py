@@ -1,0 +1,101 @@
+"""How much each matrix of a model loses by int8, on real rows: the most sensitive are left out first.
+
+The error is a node's own: its inputs, as the fp32 model computes them, go through a simulation of
+dynamic quantization (u8 activations per tensor, s8 weights per channel), and the product is compared
+with the exact one. So no node is blamed for what nodes before it have done, as it would be where whole
+models are compared (onnxruntime's qdq_loss_debug).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.data.tokenize import TokenTable
+from job.export.ladder import MATRICES
+
+ROWS = 32
+
+
+def rank_matrices(model: Path, table: TokenTable, pad_id: int) -> list[tuple[str, float]]:
+    """Return (node name, error) of every matrix with constant weights, the largest error first.
+
+    The error is that of the product, relative to its size: 0.1 is a tenth. `ROWS` rows of `table` are run.
+    """
+    import onnx
+
+    graph = onnx.load(str(model)).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type in MATRICES and node.input[1] in weights]
+    inputs = _capture(model, sorted({node.input[0] for node in nodes}), table, pad_id)
+    errors = []
+    for node in nodes:
+        weight = onnx.numpy_helper.to_array(weights[node.input[1]], base_dir=str(model.parent)).astype(np.float32)
+        if _is_transposed(node):
+            weight = weight.T
+        errors.append((node.name, estimate_error(inputs[node.input[0]], weight)))
+    return sorted(errors, key=lambda entry: -entry[1])
+
+
+def list_dynamic_products(model: Path) -> list[str]:
+    """Return the matrix products of two activations (attention): int8 makes them neither smaller nor faster."""
+    import onnx
+
+    graph = onnx.load(str(model), load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in MATRICES and node.input[1] not in constant]
+
+
+def estimate_error(rows: np.ndarray, weight: np.ndarray) -> float:
+    """Return |exact − int8| / |exact| of the product of activations float [rows, k] and weights float [k, n]."""
+    exact = rows @ weight
+    size = float(np.linalg.norm(exact))
+    return float(np.linalg.norm(exact - _round_unsigned(rows) @ _round_signed(weight))) / max(size, 1e-12)
+
+
+def _round_unsigned(values: np.ndarray) -> np.ndarray:
+    """Round to 256 steps between the smallest and the largest value, zero among them."""
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    scale = (high - low) / 255 or 1.0
+    zero = round(-low / scale)
+    return np.asarray((np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale)
+
+
+def _round_signed(weight: np.ndarray) -> np.ndarray:
+    """Round each column to 255 steps around zero."""
+    scale = np.maximum(np.abs(weight).max(axis=0, keepdims=True) / 127, 1e-12)
+    return np.asarray(np.clip(np.round(weight / scale), -127, 127) * scale)
+
+
+def _is_transposed(node: Any) -> bool:
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+
+
+def _capture(model: Path, names: list[str], table: TokenTable, pad_id: int) -> dict[str, np.ndarray]:
+    """Return what the fp32 model computes for the tensors `names` on the first rows, as float [tokens, k]."""
+    import onnx
+    import onnxruntime
+
+    watched = onnx.load(str(model), load_external_data=False)
+    known = {output.name for output in watched.graph.output} | {entry.name for entry in watched.graph.input}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    path = model.with_name(f"{model.stem}-watched.onnx")  # beside its external data
+    onnx.save_model(watched, str(path))
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink()
+    batch = table.pad(np.arange(min(ROWS, len(table))), pad_id)
+    batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
+    feed = {entry.name: batch[entry.name] for entry in session.get_inputs()}
+    values = session.run(names, feed)
+    mask = batch["attention_mask"].astype(bool)
+    return {name: _pick_tokens(value, mask) for name, value in zip(names, values, strict=True)}
+
+
+def _pick_tokens(value: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return rows of real tokens; a tensor that has no token axis as it is."""
+    value = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
+    return np.asarray(value, dtype=np.float32)

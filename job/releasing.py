@@ -1,0 +1,126 @@
+"""The release of a run, on node 0: the bundle becomes a version of its model, and the version perhaps the current one.
+
+Order of calls; the numbers are those of `store/commit.py`:
+
+    a  publish the bundle (15)
+    b  read the model's pointer. It stays where this version is current already (a crash after d), where that of a run
+       that began later is, or where the recipe says `never`; what was decided for this run before is not decided again
+    c  promote_if: better: a process runs the current release on this run's test rows and compares row by row
+    d  swap the pointer that b has read (16); where another run moved it meanwhile, again from b
+    e  commit the stage's record (17)
+
+A crash before d leaves a version that nobody follows; the next attempt publishes the same one again, and decides anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from job import stages
+from job.failpoints import failpoint
+from job.node import Node
+from job.recipe import Run, hash_json
+from job.report.result import hide_paths
+from job.store import Attempt, ModelPointer, publish_release
+from job.store.promotion import Standing, take_order
+
+log = logging.getLogger("job.pipeline")
+
+Promotion = dict[str, Any]
+"""{promoted, reason}, and where two releases were compared {against, gain, gain_bound, n}."""
+
+_BEFORE = {"reason": "an earlier attempt of this run promoted it"}
+
+
+def find_order(run: Run, attempt: Attempt) -> int:
+    """Return this run's number among those of its model, which it takes when it begins (call 5a)."""
+    saved = attempt.store.read_json("order.json") or {}
+    if saved.get("model") != run.recipe.name:
+        saved = {"model": run.recipe.name, "order": take_order(run.recipe.store, run.recipe.name)}
+        attempt.verify()
+        attempt.store.write_json("order.json", saved)
+    return int(saved["order"])
+
+
+def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str], key: str) -> dict[str, Any]:
+    """Publish, promote, commit the stage's record under `key`; return it: {release, promoted, promotion}.
+
+    `proven` is what the rehearsal has seen of the bundle: path → sha256.
+    """
+    recipe = run.recipe
+    version = node.transfer(
+        lambda: publish_release(recipe.store, run.bundle, describe_lineage(run), attempt.verify, proven)
+    )
+    promoted = _promote(node, run, attempt, version)
+    log.info("%s: %s", "promoted" if promoted["promoted"] else "not promoted", promoted["reason"])
+    release = f"{recipe.store.uri}/models/{recipe.name}/{version}"
+    record = {"release": release, "promoted": promoted["promoted"], "promotion": promoted}
+    node.transfer(lambda: _commit(run, attempt, {"key": key, "outputs": version, "record": record}))
+    return record
+
+
+def describe_lineage(run: Run) -> dict[str, Any]:
+    """Return what a release's manifest says beside its files: what it was made of, and by what."""
+    sources, about = run.read("sources.json"), run.read("about.json")
+    return {
+        "name": run.recipe.name,
+        "run_id": run.run_id,
+        "parent": hide_paths(sources["model"]["release"]),
+        "model": hide_paths(about["identity"]["model"]),
+        "data": hide_paths(about["identity"]["data"]),
+        "tokenizer_sha256": about["identity"]["tokenizer_sha256"],
+        "recipe_sha256": hash_json(run.recipe.model_dump(mode="json")),
+        "versions": about["versions"],
+    }
+
+
+def _promote(node: Node, run: Run, attempt: Attempt, version: str) -> Promotion:
+    """Decide, and move the pointer where it is to be moved (calls b–d)."""
+    order, pointer = node.transfer(lambda: find_order(run, attempt)), ModelPointer.of(run.recipe.store, run.recipe.name)
+    while True:
+        standing = node.transfer(pointer.read)
+        if standing.version == version:
+            return {**_BEFORE, **standing.why, "promoted": True}
+        own = (standing.version or "").startswith(f"{run.run_id}-")  # an earlier attempt's, of another report perhaps
+        promotion = {**_BEFORE, **standing.why, "promoted": True} if own else _decide(node, run, standing, order)
+        if not promotion["promoted"]:
+            return promotion
+        attempt.verify()
+        failpoint("release-pointer")
+        moved = node.transfer(lambda: pointer.move(standing, version, order, promotion))  # noqa: B023  # called at once
+        if moved:
+            failpoint("release-pointer-moved")
+            return promotion
+
+
+def _decide(node: Node, run: Run, standing: Standing, order: int) -> Promotion:
+    wanted = run.recipe.release.promote_if
+    if wanted == "never":
+        return {"promoted": False, "reason": "release.promote_if: never"}
+    if standing.order > order:
+        reason = f"{standing.version} is current, and its run began later"
+        return {"promoted": False, "reason": reason}
+    if wanted == "better" and standing.version:
+        return _compare(node, run, standing.version)
+    return {"promoted": True, "reason": "all gates passed" if standing.version else "it is the first"}
+
+
+def _compare(node: Node, run: Run, current: str) -> Promotion:
+    """Run the current release on this run's test rows: better is a gain that is no loss beyond the gate's limit."""
+    store = run.recipe.store
+    run.write("current.json", {"release": f"{store.uri}/models/{run.recipe.name}/{current}"})
+    compared = node.run_process(stages.COMPARE, run, {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"})
+    limit = run.recipe.export.int8.max_metric_drop
+    better = compared["gain"] > 0 and compared["gain_bound"] > -limit
+    reason = (
+        f"{'' if better else 'not '}better than {current}: gain {compared['gain']:+.4f}, at least "
+        f"{compared['gain_bound']:+.4f} (95 %), on {compared['n']} test rows; better is a gain above 0 and a bound "
+        f"above {-limit:g}"
+    )
+    return {"promoted": better, "reason": reason, "against": current, **compared}
+
+
+def _commit(run: Run, attempt: Attempt, committed: dict[str, Any]) -> None:
+    attempt.store.upload_report(run.bundle / "report.html", "report.html")
+    attempt.commit_record(stages.RELEASE.name, committed)

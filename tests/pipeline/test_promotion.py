@@ -1,0 +1,88 @@
+"""Which release users get: a better one, never an older night's, and by hand whichever a person names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Answer, call_job, write_recipe
+
+from job.store import latest_release
+
+GOOD = ("training.max_steps=150", "training.learning_rate=2e-3")
+BAD = ("training.max_steps=1", "training.learning_rate=1e-6")
+
+
+class Nights:
+    """Runs of one recipe into one store; each night has its own run id."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        self.folder, self.model = folder, f"{folder / 'store'}/models/tiny"
+        release = {"promote_if": "better"}
+        store = {"uri": str(folder / "store")}
+        self.recipe = str(write_recipe(folder / "recipe.yaml", **recipe | {"release": release, "store": store}))
+
+    def run(self, night: str, *options: str, env: dict[str, str] | None = None) -> Answer:
+        words = [word for option in options for word in ("--set", option)]
+        return call_job("run", self.recipe, "--run-id", night, "--work-dir", str(self.folder / "work"), *words, env=env)
+
+    def current(self) -> str:
+        return latest_release(self.model)
+
+    def call(self, *words: str) -> str:
+        answer = call_job(*words)
+        assert answer.code == 0, answer.stderr
+        return answer.stdout
+
+
+@pytest.fixture
+def nights(tmp_path: Path, recipe: dict[str, Any]) -> Nights:
+    return Nights(tmp_path, recipe)
+
+
+def test_the_pointer_moves_to_a_better_release_only_and_back_by_hand(nights: Nights) -> None:
+    late = nights.run("monday", *GOOD, env={"JOB_FAILPOINT": "stage-recorded=kill@1"})
+    assert late.code == -9, late.stderr
+
+    bad = nights.run("tuesday", *BAD).result
+    assert (bad["promoted"], bad["promotion"]["reason"]) == (True, "it is the first")
+
+    good = nights.run("wednesday", *GOOD).result
+    assert (good["promoted"], good["promotion"]["against"]) == (True, Path(bad["release"]).name)
+    assert good["promotion"]["gain"] > 0.1
+    assert good["promotion"]["gain"] == pytest.approx(
+        good["metrics"]["test"]["accuracy"] - bad["metrics"]["test"]["accuracy"], abs=1e-6
+    ), "the current release, run again on the same rows, answers as it did"
+
+    worse = nights.run("thursday", *BAD, "training.seed=7")
+    assert (worse.code, worse.result["status"], worse.result["promoted"]) == (0, "released", False)
+    assert f"not better than {Path(good['release']).name}" in worse.result["reason"]
+    assert nights.current() == good["release"]
+
+    older = nights.run("monday", *GOOD, "release.promote_if=proven").result
+    assert (older["promoted"], older["exit_code"]) == (False, 0)
+    assert "began later" in older["reason"]
+    assert nights.current() == good["release"], "an older night that ends late changes nothing"
+
+    listed = nights.call("release", "list", nights.model)
+    assert f"{Path(good['release']).name}\tcurrent" in listed
+    assert all(Path(run["release"]).name in listed for run in (bad, worse.result, older))
+    nights.call("release", "rollback", nights.model)
+    assert nights.current() == bad["release"]
+    scores = nights.call("predict", nights.model, "a waste of time", "--work-dir", str(nights.folder / "work"))
+    pinned = nights.call("predict", bad["release"], "a waste of time", "--work-dir", str(nights.folder / "work"))
+    assert json.loads(scores) == json.loads(pinned)
+    nights.call("release", "promote", nights.model, Path(worse.result["release"]).name)
+    assert nights.current() == worse.result["release"]
+
+
+@pytest.mark.slow
+def test_a_promotion_that_was_killed_before_its_record_is_not_decided_again(nights: Nights) -> None:
+    nights.run("monday", *BAD)
+    killed = nights.run("tuesday", *GOOD, env={"JOB_FAILPOINT": "release-pointer-moved=kill"})
+    assert killed.code == -9, killed.stderr
+    again = nights.run("tuesday", *GOOD).result
+    assert again["promoted"] is True
+    assert again["promotion"]["against"].startswith("monday-"), "not compared with itself"

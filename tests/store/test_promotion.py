@@ -1,0 +1,111 @@
+"""The pointer of a model: promotion by hand and by order, rollback, and what two at once leave."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from job.errors import CheckpointMismatch, Fenced, NotFound, SecurityRefused
+from job.recipe.schema import Store as Address
+from job.store import ModelPointer, latest_release, open_store
+from job.store.manifest import Manifest, ManifestEntry
+from job.store.promotion import take_order
+
+
+@pytest.fixture
+def pointer(store_uri: str) -> ModelPointer:
+    """The pointer of a model with the releases a, b and c."""
+    objects = open_store(f"{store_uri}/models/tiny")
+    for version in "abc":
+        entry = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+        objects.write(f"{version}/manifest.json", Manifest("release", entry).to_bytes())
+    return ModelPointer(objects)
+
+
+def test_a_rollback_goes_back_to_what_was_current_before_step_by_step(pointer: ModelPointer, store_uri: str) -> None:
+    for version in "abc":
+        pointer.promote(version)
+    assert [pointer.rollback().version for _ in range(2)] == ["b", "a"]
+    assert latest_release(f"{store_uri}/models/tiny").endswith("/a")
+    with pytest.raises(NotFound, match="no version was current before"):
+        pointer.rollback()
+    assert pointer.promote("c").before == ["a"], "and from there a rollback leads back again"
+    assert pointer.rollback().version == "a"
+
+
+def test_promoting_the_current_release_again_changes_no_history(pointer: ModelPointer) -> None:
+    for version in "abb":
+        pointer.promote(version)
+    assert pointer.rollback().version == "a"
+
+
+@pytest.mark.parametrize("version", ["d", "a/config.json", "..", "../tiny/a"])
+def test_only_a_release_can_be_promoted(pointer: ModelPointer, version: str) -> None:
+    pointer.promote("a")
+    with pytest.raises((NotFound, SecurityRefused)):
+        pointer.promote(version)
+    assert pointer.read().version == "a"
+
+
+def test_a_pointer_that_was_moved_meanwhile_is_left_alone(
+    pointer: ModelPointer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pointer.promote("a")
+    pointer.promote("b")
+    seen = pointer.read()
+    pointer.promote("c")
+    assert pointer.move(seen, "a", 1, {}) is False
+    monkeypatch.setattr(pointer, "read", lambda: seen)
+    with pytest.raises(Fenced, match="moved meanwhile"):
+        pointer.rollback()
+    monkeypatch.undo()
+    assert pointer.read().version == "c"
+
+
+def test_every_run_gets_a_number_of_its_own_and_later_ones_higher_ones(store_uri: str) -> None:
+    def take() -> int:
+        return take_order(Address(uri=store_uri), "tiny")
+
+    first = take()
+    with ThreadPoolExecutor(4) as pool:
+        numbers = [task.result() for task in [pool.submit(take) for _ in range(12)]]
+    assert len({first, *numbers}) == 13
+    assert min(numbers) > first
+    assert take() > max(numbers)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"last": "x"}', None])
+def test_a_lost_counter_goes_on_above_what_is_current(
+    pointer: ModelPointer, store_uri: str, damage: bytes | None
+) -> None:
+    pointer.move(pointer.read(), "a", 41, {})
+    if damage:
+        open_store(store_uri).write("order/tiny.json", damage)
+    assert take_order(Address(uri=store_uri), "tiny") == 42
+
+
+def test_going_back_by_hand_keeps_older_nights_away_and_lets_newer_ones_come(pointer: ModelPointer) -> None:
+    pointer.move(pointer.read(), "a", 1, {})
+    pointer.move(pointer.read(), "b", 2, {})
+    assert pointer.rollback().order == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"null", b'{"version": 7}', b'{"version": "a", "before": 3, "order": "x"}']
+)
+def test_a_damaged_pointer_is_mended_by_the_next_promotion(
+    pointer: ModelPointer, store_uri: str, content: bytes
+) -> None:
+    open_store(f"{store_uri}/models/tiny").write("current.json", content)
+    assert pointer.read().version in (None, "a")
+    assert pointer.promote("b").version == "b"
+    assert latest_release(f"{store_uri}/models/tiny").endswith("/b")
+
+
+def test_a_runs_pointer_is_not_taken_for_a_models(store_uri: str) -> None:
+    objects = open_store(f"{store_uri}/runs/r")
+    objects.write("current.json", json.dumps({"manifest": None, "epoch": 1}).encode())
+    with pytest.raises(CheckpointMismatch, match="is a run"):
+        ModelPointer(objects).read()
