@@ -18,7 +18,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-cluster k8s-validate image chaos s3-conformance lint assets lock clean
+.PHONY: help run test test-all test-cluster k8s-validate image chaos bench s3-conformance lint assets lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,11 @@ SEED ?= 1
 
 chaos: assets ## kill real trainings N times (N=20 SEED=1), restart them, compare the weights at the end
 	@HF_HUB_OFFLINE=1 $(BIN)/python tests/chaos/driver.py $(ASSETS) --kills $(N) --seed $(SEED)
+
+ONLY ?= export
+
+bench: assets ## what a user would run instead, beside it, in one run: ONLY=export (optimum-cli)
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/$(ONLY).py $(ASSETS) work/bench
 
 s3-conformance: assets ## what the commit protocol needs of an S3 server, asked of yours: ENDPOINT=https://... BUCKET=...
 	@test -n "$(BUCKET)" || { echo "make s3-conformance ENDPOINT=https://host BUCKET=name  (keys in AWS_*; leaves nothing)"; exit 2; }

@@ -29,6 +29,10 @@ from job.tasks import get_task
 log = logging.getLogger("job.export")
 
 
+MAX_SIZE_RATIO = 0.9
+"""An int8 file that is hardly smaller than fp32's is nothing that anybody wants, however right its answers."""
+
+
 def int8_file_name(target: str) -> str:
     """Return a target's file name in onnx/: the portable one has the name that consumers look for."""
     return INT8_FILE if target == "portable" else f"model_int8_{target}.onnx"
@@ -118,8 +122,13 @@ def _choose_rung(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> t
     tried = []
     for number, rung in enumerate(list_rungs(target, gate.mode)):
         candidate = quantizer.write(rung, run.folder / "rungs" / f"{target}-{number}.onnx")
+        ratio = round(onnx_size(candidate) / onnx_size(run.folder / "onnx" / "model.onnx"), 4)
+        if ratio > MAX_SIZE_RATIO and candidates and gate.mode == "auto":
+            log.info("int8 %s: no (%s): %.0f %% of the size, which gains nothing", target, rung.name, 100 * ratio)
+            tried.append({"rung": rung.name, "size_ratio": ratio})
+            continue
         quality = judge.compare(candidate, "validation")
-        tried.append({"rung": rung.name, "size": onnx_size(candidate), "validation": quality})
+        tried.append({"rung": rung.name, "size_ratio": ratio, "validation": quality})
         # few validation rows cannot prove a rung, but they can choose one: n is demanded of the test rows alone
         if passes(quality | {"n": gate.min_rows}, gate):
             return rung, candidate, tried

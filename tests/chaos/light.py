@@ -36,6 +36,7 @@ from job.recipe import Recipe, Run
 from job.store import RunStore, background
 from job.store.background import BackgroundUploader
 from job.store.checkpoints import CheckpointWriter
+from job.store.manifest import hash_file, list_files
 
 STEP_S = float(os.environ.get("LIGHT_STEP_S", "0.02"))
 MAX_UNSYNCED_S = float(os.environ.get("LIGHT_MAX_UNSYNCED_S", "60"))
@@ -88,7 +89,7 @@ def fetch(run: Run) -> dict[str, Any]:
             staging.rename(base)
         except OSError:
             shutil.rmtree(staging)
-    run.write("sources.json", {"model": {"path": str(base)}})
+    run.write("sources.json", {"model": {"path": str(base), "release": None}})
     run.write("data.json", {"rows": {"test": 1000}})
     part = {"commit": None}
     return {"model": part, "data": part, "tokenizer_sha256": "0"}
@@ -232,7 +233,7 @@ def bundle(run: Run) -> dict[str, Any]:
         (run.bundle / name).write_text(text)
     if PAYLOAD_MIB:
         (run.bundle / "payload.bin").write_bytes(bytes.fromhex(state) * (PAYLOAD_MIB << 15))
-    return {}
+    return {"files": {path: hash_file(run.bundle / path) for path in list_files(run.bundle) if path != "manifest.json"}}
 
 
 def quantize(run: Run) -> dict[str, Any]:
