@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import pytest
 
 from job import processor
 
+Have = Callable[[str], None]
+
 
 @pytest.fixture
-def have(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def have(monkeypatch: pytest.MonkeyPatch) -> Have:
     """Return a function that gives the processor these flags."""
 
     def give(flags: str) -> None:
@@ -35,12 +38,12 @@ def judged() -> set[str]:
         ("avx2 avx_vnni", {"portable"}),
     ],
 )
-def test_a_target_is_judged_where_its_own_kernels_run(have, flags: str, targets: set[str]) -> None:  # type: ignore[no-untyped-def]
+def test_a_target_is_judged_where_its_own_kernels_run(have: Have, flags: str, targets: set[str]) -> None:
     have(flags)
     assert judged() == targets
 
 
-def test_what_is_hidden_judges_nothing_and_is_said(have, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_hidden_judges_nothing_and_is_said(have: Have, monkeypatch: pytest.MonkeyPatch) -> None:
     have("avx2 avx512f avx512_vnni")
     monkeypatch.setenv("JOB_HIDE_CPU_FLAGS", "avx512_vnni")
     assert judged() == {"portable"}, "AVX2 files still run on VNNI's kernels here, which do not overflow"
