@@ -90,7 +90,7 @@ def _open_as_users(bundle: Path, sample: dict[str, Any]) -> dict[str, np.ndarray
             answers = {"model.safetensors": trained(**batch).logits}
         exported = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx")
         answers["onnx/model.onnx"] = exported(**batch).logits
-    except (TypeError, ValueError, RuntimeError, OSError, KeyError, IndexError) as error:
+    except Exception as error:  # loaders of dozens of models and tokenizers raise errors of any kind
         if lacks_memory(error):
             raise
         raise GateFailed(f"release: the bundle does not open as consumers open it: {str(error)[:300]}") from None
