@@ -240,8 +240,8 @@ def report_other_words(run: Run) -> dict[str, Any]:
 
 
 def report_case(run: Run) -> dict[str, Any]:
-    """The tokenizer of the bundle does not lower the case of letters any more."""
-    return _report_then(run, "tokenizer.json", lambda content: content.update(normalizer=None))
+    """tokenizer.json keeps capitals; transformers mends that by tokenizer_config.json, others do not."""
+    return _report_then(run, "tokenizer.json", lambda content: content["normalizer"].update(lowercase=False))
 
 
 def report_short(run: Run) -> dict[str, Any]:
