@@ -21,7 +21,7 @@ if "run" in sys.argv[1:2]:  # a stop signal while the rest is imported: nothing 
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -145,7 +145,10 @@ def predict(
     ],
     text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Without: --file, or stdin.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file of texts: lines, .jsonl, .csv or .tsv.")] = None,
-    format_: Annotated[str, typer.Option("--format", help="auto (by the name), lines, jsonl, csv or tsv.")] = "auto",
+    format_: Annotated[
+        Literal["auto", "lines", "jsonl", "csv", "tsv"],
+        typer.Option("--format", help="Of --file or stdin; auto: by name."),
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto (int8 where released), int8, fp32 or an int8 target.")] = "auto",
     pairs: Annotated[bool, typer.Option("--pairs", help="A line is two texts, with a tab between them.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: one for each processor.")] = 0,
@@ -154,6 +157,9 @@ def predict(
     work: WorkOption = Path("work"),
 ) -> None:
     """Answer from the released ONNX, one JSON line per text. Imports neither torch nor transformers."""
+
+    if text and file:
+        raise typer.BadParameter("give texts or --file, not both")
 
     def action() -> int:
         from job.predict import measure_speed, open_predictor, open_texts, split_pair

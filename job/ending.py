@@ -26,6 +26,7 @@ def finish(action: Callable[[], int], as_json: bool = False) -> NoReturn:
     set_up_logging(sys.stderr)
     try:
         code = action()
+        sys.stdout.flush()  # here, where a pipe that nobody reads any more is no error
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # of a verb that answers: whoever read has read enough

@@ -270,7 +270,7 @@ class Pipeline:
         """Publish the bundle and move the model's pointer where the recipe says so."""
         self._status("release")
         failpoint("stage-run")
-        proven, key = self._records["rehearse"]["files"], stages.RELEASE.key(self._run.recipe, inputs)
+        proven, key = self._records["rehearse"].get("files"), stages.RELEASE.key(self._run.recipe, inputs)
         record = release_bundle(self._node, self._run, attempt, proven, key)
         self._records["release"] = record
         passed = any(target["accepted"] for target in self._records["quantize"]["targets"].values())

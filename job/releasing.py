@@ -15,9 +15,11 @@ A crash before d leaves a version that nobody follows; the next attempt publishe
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from job import stages
+from job.errors import PERMANENT, JobError
 from job.failpoints import failpoint
 from job.node import Node
 from job.recipe import Run, hash_json
@@ -30,8 +32,6 @@ log = logging.getLogger("job.pipeline")
 Promotion = dict[str, Any]
 """{promoted, reason}, and where two releases were compared {against, gain, gain_bound, n}."""
 
-_BEFORE = {"reason": "an earlier attempt of this run promoted it"}
-
 
 def find_order(run: Run, attempt: Attempt) -> int:
     """Return this run's number among those of its model, which it takes when it begins (call 5a)."""
@@ -43,7 +43,7 @@ def find_order(run: Run, attempt: Attempt) -> int:
     return int(saved["order"])
 
 
-def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str], key: str) -> dict[str, Any]:
+def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str] | None, key: str) -> dict[str, Any]:
     """Publish, promote, commit the stage's record under `key`; return it: {release, promoted, promotion}.
 
     `proven` is what the rehearsal has seen of the bundle: path → sha256.
@@ -52,7 +52,7 @@ def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str
     version = node.transfer(
         lambda: publish_release(recipe.store, run.bundle, describe_lineage(run), attempt.verify, proven)
     )
-    promoted = _promote(node, run, attempt, version)
+    promoted = _promote(node, run, attempt, version, (proven or {}).get("model.safetensors"))
     log.info("%s: %s", "promoted" if promoted["promoted"] else "not promoted", promoted["reason"])
     release = f"{recipe.store.uri}/models/{recipe.name}/{version}"
     record = {"release": release, "promoted": promoted["promoted"], "promotion": promoted}
@@ -75,15 +75,14 @@ def describe_lineage(run: Run) -> dict[str, Any]:
     }
 
 
-def _promote(node: Node, run: Run, attempt: Attempt, version: str) -> Promotion:
-    """Decide, and move the pointer where it is to be moved (calls b–d)."""
+def _promote(node: Node, run: Run, attempt: Attempt, version: str, weights: str | None) -> Promotion:
+    """Decide, and move the pointer where it is to be moved (calls b–d); `weights` is the sha256 of the trained ones."""
     order, pointer = node.transfer(lambda: find_order(run, attempt)), ModelPointer.of(run.recipe.store, run.recipe.name)
     while True:
         standing = node.transfer(pointer.read)
         if standing.version == version:
-            return {**_BEFORE, **standing.why, "promoted": True}
-        own = (standing.version or "").startswith(f"{run.run_id}-")  # an earlier attempt's, of another report perhaps
-        promotion = {**_BEFORE, **standing.why, "promoted": True} if own else _decide(node, run, standing, order)
+            return {"reason": "it is current already", **standing.why, "promoted": True}
+        promotion = _decide(node, run, standing, order, weights) | {"weights_sha256": weights}
         if not promotion["promoted"]:
             return promotion
         attempt.verify()
@@ -94,13 +93,17 @@ def _promote(node: Node, run: Run, attempt: Attempt, version: str) -> Promotion:
             return promotion
 
 
-def _decide(node: Node, run: Run, standing: Standing, order: int) -> Promotion:
+def _decide(node: Node, run: Run, standing: Standing, order: int, weights: str | None) -> Promotion:
     wanted = run.recipe.release.promote_if
     if wanted == "never":
         return {"promoted": False, "reason": "release.promote_if: never"}
+    own = re.fullmatch(re.escape(run.run_id) + "-[0-9a-f]{8}", standing.version or "")
     if standing.order > order:
-        reason = f"{standing.version} is current, and its run began later"
-        return {"promoted": False, "reason": reason}
+        return {"promoted": False, "reason": f"{standing.version} is current, and its run began later"}
+    if standing.order == order and not own:  # by a rollback: only this run has this number
+        return {"promoted": False, "reason": f"{standing.version} was made current by hand, after this run's"}
+    if own and weights and standing.why.get("weights_sha256") == weights:
+        return {**standing.why, "promoted": True}  # the same model in another wrapping, decided by an attempt before
     if wanted == "better" and standing.version:
         return _compare(node, run, standing.version)
     return {"promoted": True, "reason": "all gates passed" if standing.version else "it is the first"}
@@ -110,7 +113,15 @@ def _compare(node: Node, run: Run, current: str) -> Promotion:
     """Run the current release on this run's test rows: better is a gain that is no loss beyond the gate's limit."""
     store = run.recipe.store
     run.write("current.json", {"release": f"{store.uri}/models/{run.recipe.name}/{current}"})
-    compared = node.run_process(stages.COMPARE, run, {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"})
+    try:
+        compared = node.run_process(stages.COMPARE, run, {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"})
+    except JobError as error:
+        if error.exit_code not in PERMANENT:
+            raise
+        reason = (
+            f"the current release, {current}, cannot be compared with ({error}); `job release promote` names another"
+        )
+        return {"promoted": False, "reason": reason, "against": current}
     limit = run.recipe.export.int8.max_metric_drop
     better = compared["gain"] > 0 and compared["gain_bound"] > -limit
     reason = (

@@ -13,6 +13,11 @@ INT8_FILE = "model_quantized.onnx"
 _MODEL_FILES = ("config.json", "model.safetensors")
 
 
+def int8_file_name(target: str) -> str:
+    """Return a target's file name in onnx/: the portable one has the name that consumers look for."""
+    return INT8_FILE if target == "portable" else f"model_int8_{target}.onnx"
+
+
 def build_bundle(run: Run) -> Path:
     """Lay out `bundle/` from the final model, the tokenizer, and the ONNX files that stages left; return it.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from job.errors import GateFailed
 from job.recipe.schema import Int8
-from job.tasks import TextClassification, bound_mean
+from job.tasks import TextClassification, bound_mean, estimate_margin
 
 _SHOWN_ROWS = 5
 MAX_ABS_LOGIT_DIFF = 1e-3
@@ -59,9 +59,12 @@ def compare_quality(task: TextClassification, fp32: np.ndarray, int8: np.ndarray
     """
     paired = task.per_row_score(fp32, labels) - task.per_row_score(int8, labels)
     drop, margin = bound_mean(paired)
+    if not np.isfinite(int8).all():  # whatever its label is, nobody can use such an answer
+        return {"metric": 0.0, "drop": 1.0, "margin": 0.0, "drop_bound": 1.0, "agreement": 0.0, "n": len(paired)}
     return {
         "metric": round(float(task.per_row_score(int8, labels).mean()), 6),
         "drop": round(drop, 6),
+        "margin": round(estimate_margin(paired), 6),
         "drop_bound": round(drop + margin, 6),
         "agreement": round(float((fp32.argmax(axis=1) == int8.argmax(axis=1)).mean()), 6),
         "n": len(paired),
@@ -74,6 +77,12 @@ def describe_quality(quality: dict[str, Any]) -> str:
         f"drop {quality['drop']:+.4f}, bound {quality['drop_bound']:+.4f}, "
         f"agreement {quality['agreement']:.4f} on {quality['n']} rows"
     )
+
+
+def looks_good(quality: dict[str, Any], gate: Int8) -> bool:
+    """Tell whether a comparison on validation rows promises to pass: few of them can choose a rung, if not prove it."""
+    within = quality["drop"] + quality["margin"] <= gate.max_metric_drop
+    return bool(within and quality["agreement"] >= gate.min_agreement)
 
 
 def passes(quality: dict[str, Any], gate: Int8) -> bool:

@@ -14,7 +14,7 @@ from typing import Literal
 
 Kind = Literal["dynamic", "static", "weights"]
 MATRICES = ("MatMul", "Gemm")
-"""Operators whose constant weights are quantized; all kinds do."""
+"""Operators whose constant weights are quantized (weight-only: MatMul alone)."""
 EMBEDDINGS = ("Gather",)
 
 

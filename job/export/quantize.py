@@ -7,15 +7,16 @@ candidate. Test rows decide, once, whether it is released.
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from job.data.tokenize import TokenTable
-from job.errors import GateFailed
-from job.export.bundle import INT8_FILE
-from job.export.gate import compare_quality, describe_quality, passes
+from job.errors import GateFailed, ResourceExhausted, lacks_disk, lacks_memory
+from job.export.bundle import int8_file_name
+from job.export.gate import compare_quality, describe_quality, looks_good, passes
 from job.export.ladder import Rung, list_rungs
 from job.export.latency import find_real, measure_latency
 from job.export.measure import compute_logits
@@ -33,16 +34,12 @@ MAX_SIZE_RATIO = 0.9
 """An int8 file that is hardly smaller than fp32's is nothing that anybody wants, however right its answers."""
 
 
-def int8_file_name(target: str) -> str:
-    """Return a target's file name in onnx/: the portable one has the name that consumers look for."""
-    return INT8_FILE if target == "portable" else f"model_int8_{target}.onnx"
-
-
 def quantize_run(run: Run) -> dict[str, Any]:
     """Quantize for every target of the recipe; return numbers per target.
 
     Raises GateFailed (15) when no target that this processor can judge passes, unless the gate only reports.
     """
+    _clear(run)
     judge, quantizer = Judge(run), Quantizer(run)
     gate = run.recipe.export.int8
     targets: dict[str, Any] = {target: _climb(run, target, judge, quantizer) for target in gate.targets}
@@ -56,6 +53,14 @@ def quantize_run(run: Run) -> dict[str, Any]:
     cells = _add_speed(run, targets)
     fp32 = {"ms_per_row": find_real(cells)["fp32"], "size": onnx_size(run.folder / "onnx" / "model.onnx")}
     return {"targets": targets, "fp32": fp32 | judge.score_fp32("test"), "latency": cells}
+
+
+def _clear(run: Run) -> None:
+    """Remove what an attempt before has left for targets that are not asked for any more, or half-written."""
+    shutil.rmtree(run.folder / "rungs", ignore_errors=True)
+    for path in (run.folder / "onnx").glob("*.onnx*"):
+        if path.name not in ("model.onnx", "model.onnx_data"):
+            path.unlink()
 
 
 class Judge:
@@ -87,12 +92,13 @@ class Judge:
 def _climb(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> dict[str, Any]:
     """Try a target's rungs on validation rows; judge the first that passes on test rows."""
     final = run.folder / "onnx" / int8_file_name(target)
-    final.unlink(missing_ok=True)
-    about: dict[str, Any] = dict.fromkeys(("sha256", "size", "size_ratio", "ms_per_row", "speedup"))
+    about: dict[str, Any] = dict.fromkeys(("sha256", "size", "size_ratio", "ms_per_row", "speedup", "rung"))
     about["measured_on"] = describe_processor()
     if not can_judge(target):  # what nobody has judged is not released either
-        return about | {"accepted": None, "rung": None}
+        return about | {"accepted": None}
     rung, candidate, tried = _choose_rung(run, target, judge, quantizer)
+    if rung is None or candidate is None:
+        return about | {"accepted": False, "tried": tried}
     judged = judge.compare(candidate, "test")
     result = about | judged | {"accepted": passes(judged, run.recipe.export.int8), "rung": rung.name, "tried": tried}
     result["size"] = onnx_size(candidate)
@@ -115,30 +121,53 @@ def _add_speed(run: Run, targets: dict[str, Any]) -> list[dict[str, Any]]:
     return cells
 
 
-def _choose_rung(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> tuple[Rung, Path, list[dict[str, Any]]]:
-    """Return the first rung that passes on validation rows, else the one with the smallest bound; and all numbers."""
-    gate = run.recipe.export.int8
+def _choose_rung(
+    run: Run, target: str, judge: Judge, quantizer: Quantizer
+) -> tuple[Rung | None, Path | None, list[dict[str, Any]]]:
+    """Return the first rung that looks good on validation rows, else the one with the smallest bound; and all numbers.
+
+    None where none could be written and run.
+    """
+    gate, fp32_size = run.recipe.export.int8, onnx_size(run.folder / "onnx" / "model.onnx")
     candidates: list[tuple[float, int, Rung, Path]] = []
-    tried = []
+    tried: list[dict[str, Any]] = []
     for number, rung in enumerate(list_rungs(target, gate.mode)):
-        candidate = quantizer.write(rung, run.folder / "rungs" / f"{target}-{number}.onnx")
-        ratio = round(onnx_size(candidate) / onnx_size(run.folder / "onnx" / "model.onnx"), 4)
-        if ratio > MAX_SIZE_RATIO and candidates and gate.mode == "auto":
-            log.info("int8 %s: no (%s): %.0f %% of the size, which gains nothing", target, rung.name, 100 * ratio)
-            tried.append({"rung": rung.name, "size_ratio": ratio})
+        path = run.folder / "rungs" / f"{target}-{number}.onnx"
+        about, quality = _try_rung(rung, path, judge, quantizer)
+        tried.append(about)
+        if quality is None:
             continue
-        quality = judge.compare(candidate, "validation")
-        tried.append({"rung": rung.name, "size_ratio": ratio, "validation": quality})
-        # few validation rows cannot prove a rung, but they can choose one: n is demanded of the test rows alone
-        if passes(quality | {"n": gate.min_rows}, gate):
-            return rung, candidate, tried
-        log.info("int8 %s: no (%s): %s", target, rung.name, describe_quality(quality))
-        candidates.append((quality["drop_bound"], number, rung, candidate))
-    _, _, rung, candidate = min(candidates)
-    return rung, candidate, tried
+        about["size_ratio"] = round(onnx_size(path) / fp32_size, 4)
+        useless = about["size_ratio"] > MAX_SIZE_RATIO and candidates and gate.mode == "auto"
+        if looks_good(quality, gate) and not useless:
+            return rung, path, tried
+        said = f"{describe_quality(quality)}, {about['size_ratio']:.2f} of the size"
+        log.info("int8 %s: no (%s): %s", target, rung.name, said)
+        if not useless:
+            candidates.append((quality["drop_bound"], number, rung, path))
+    if not candidates:
+        return None, None, tried
+    _, _, rung, path = min(candidates)
+    return rung, path, tried
+
+
+def _try_rung(
+    rung: Rung, path: Path, judge: Judge, quantizer: Quantizer
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what is to be recorded of a rung, and its quality on validation rows; None where it does not run."""
+    try:
+        quality = judge.compare(quantizer.write(rung, path), "validation")
+    except Exception as error:  # of quantizers, which meet models that they were not made for; the next rung may work
+        if isinstance(error, ResourceExhausted) or lacks_memory(error) or lacks_disk(error):
+            raise
+        log.warning("int8: no (%s): %s", rung.name, " ".join(str(error).split())[:300])
+        return {"rung": rung.name, "error": type(error).__name__}, None
+    return {"rung": rung.name, "validation": quality}, quality
 
 
 def _explain(target: str, result: dict[str, Any]) -> str:
     if result["accepted"] is None:
         return f"{target}: this processor cannot judge it"
+    if result["rung"] is None:
+        return f"{target} left out: no way to quantize runs with this model"
     return f"{target} {'accepted' if result['accepted'] else 'left out'}: {describe_quality(result)}"

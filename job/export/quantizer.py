@@ -23,8 +23,8 @@ from job.recipe import Run
 
 WEIGHT_BITS, BLOCK = 8, 32
 _CALIBRATION_ROWS, _CALIBRATION_BATCH = 256, 16
-_LARGE_BYTES = 7 << 30
-"""Of fp32; its int8 file would pass the 2 GB that one protobuf can hold."""
+_LARGE_BYTES = 2 << 30
+"""Of fp32: what is made of it on the way may pass the 2 GB that one protobuf can hold, so its data lie beside it."""
 
 
 class Quantizer:
@@ -94,7 +94,9 @@ class Quantizer:
             onnx.load(str(self._model)), bits=WEIGHT_BITS, block_size=BLOCK, is_symmetric=True, accuracy_level=4
         )
         quantizer.process()
-        quantizer.model.save_model_to_file(str(output), onnx_size(self._model) > _LARGE_BYTES)
+        written = output.with_name(f"{output.stem}-scratch.onnx")
+        quantizer.model.save_model_to_file(str(written), onnx_size(self._model) > _LARGE_BYTES)
+        move_model(written, output)
 
     @cached_property
     def _ranges(self) -> Any:
@@ -102,7 +104,10 @@ class Quantizer:
         from onnxruntime.quantization import create_calibrator
 
         calibrator = create_calibrator(
-            self._model, MATRICES, augmented_model_path=str(self._model.with_name("calibrated.onnx"))
+            self._model,
+            MATRICES,
+            augmented_model_path=str(self._model.with_name("calibrated.onnx")),
+            use_external_data_format=onnx_size(self._model) > _LARGE_BYTES,
         )
         try:
             calibrator.collect_data(_Rows(self._list_batches(calibrator.infer_session)))

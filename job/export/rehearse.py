@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from job.errors import GateFailed, ResourceExhausted, lacks_memory
+from job.export.bundle import int8_file_name
 from job.export.gate import MAX_ABS_LOGIT_DIFF
+from job.export.measure import MICRO_BATCH_ROWS
 from job.recipe import Run
 from job.store.manifest import hash_file, list_files
 
@@ -58,8 +62,6 @@ def _check_labels(bundle: Path, labels: list[str]) -> None:
 
 def _check_files(run: Run) -> None:
     """Hold every ONNX file of the bundle against the digest with which it passed."""
-    from job.export.quantize import int8_file_name  # the gate's side of this room
-
     records = run.read("records.json")
     passed = {"model.onnx": records["export"]["model_sha256"]}
     for target, numbers in records["quantize"]["targets"].items():
@@ -82,33 +84,39 @@ def _open_as_users(bundle: Path, sample: dict[str, Any]) -> dict[str, np.ndarray
 
     texts = [part for part in (sample["texts"], sample["pairs"]) if part]
     try:
-        batch = AutoTokenizer.from_pretrained(bundle)(*texts, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            trained, loading = AutoModelForSequenceClassification.from_pretrained(
-                bundle, use_safetensors=True, output_loading_info=True
-            )
-            answers = {"model.safetensors": trained(**batch).logits}
+        tokenizer = AutoTokenizer.from_pretrained(bundle)
+        trained, loading = AutoModelForSequenceClassification.from_pretrained(
+            bundle, use_safetensors=True, output_loading_info=True
+        )
         exported = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx")
-        answers["onnx/model.onnx"] = exported(**batch).logits
+        answers: dict[str, list[np.ndarray]] = {"model.safetensors": [], "onnx/model.onnx": []}
+        for start in range(0, len(texts[0]), MICRO_BATCH_ROWS):
+            rows = [part[start : start + MICRO_BATCH_ROWS] for part in texts]
+            batch = tokenizer(*rows, padding=True, truncation=True, return_tensors="pt")
+            with torch.inference_mode():
+                for name, model in zip(answers, (trained, exported), strict=True):
+                    answers[name].append(model(**batch).logits.numpy())
     except Exception as error:  # loaders of dozens of models and tokenizers raise errors of any kind
         if lacks_memory(error):
             raise
         raise GateFailed(f"release: the bundle does not open as consumers open it: {str(error)[:300]}") from None
     if loading["missing_keys"]:
         raise GateFailed(f"release: model.safetensors lacks {sorted(loading['missing_keys'])[0]}; nothing is released")
-    return {name: logits.numpy() for name, logits in answers.items()}
+    return {name: np.concatenate(parts) for name, parts in answers.items()}
 
 
 def _compare_scores(bundle: Path, sample: dict[str, Any], expected: np.ndarray, labels: list[str]) -> None:
     """Ask `job predict`, which knows neither torch nor transformers, for the scores of the fp32 file."""
     lines = [json.dumps([text, pair] if pair else text) for text, pair in _pair_up(sample)]
     command = [sys.executable, "-m", "job", "predict", str(bundle), "--precision", "fp32", "--format", "jsonl"]
-    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
-    if done.returncode == ResourceExhausted.exit_code or lacks_memory(done.stderr):
+    utf8 = os.environ | {"PYTHONUTF8": "1"}
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, encoding="utf-8", env=utf8)
+    if done.returncode in (-signal.SIGKILL, ResourceExhausted.exit_code) or lacks_memory(done.stderr):
         raise ResourceExhausted("release: memory is too small for `job predict`; use a larger machine")
     if done.returncode:
         raise GateFailed(f"release: `job predict` does not open the bundle: {done.stderr.strip()[-300:]}")
-    answers = [json.loads(line)["scores"] for line in done.stdout.splitlines()]
+    # not splitlines(): texts may hold what it takes for the end of a line
+    answers = [json.loads(line)["scores"] for line in done.stdout.split("\n") if line]
     found = np.array([[scores[label] for label in labels] for scores in answers])
     _compare("`job predict`", expected, found)
 

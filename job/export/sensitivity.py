@@ -97,5 +97,5 @@ def _capture(model: Path, names: list[str], table: TokenTable, pad_id: int) -> d
 
 def _pick_tokens(value: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return rows of real tokens; a tensor that has no token axis as it is."""
-    value = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
+    value = value[mask] if value.ndim > 2 and value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
     return np.asarray(value, dtype=np.float32)

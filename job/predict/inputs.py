@@ -6,14 +6,12 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TextIO
 
 from job.errors import DataError, NotFound
 from job.predict.tokens import Text
 
-FORMATS = ("lines", "jsonl", "csv", "tsv")
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 _COLUMNS = ("text", "text_pair")
 _MAX_FIELD = 16 << 20
@@ -24,12 +22,11 @@ def open_texts(source: Path | None, format_: str = "auto", pairs: bool = False) 
     """Yield the texts of a file (None: stdin); `format_` auto: by the file's name, else lines.
 
     lines: a text each, or with `pairs` two with a tab between them · jsonl: a string, [text, pair], or an object with
-    `text` and perhaps `text_pair` · csv, tsv: those columns. Raises DataError (11) naming the row that is none.
+    `text` and perhaps `text_pair` · csv, tsv: those columns. A byte order mark is left out.
+    Raises DataError (11) naming the row that is none, NotFound (13) for a file that is not there.
     """
     if format_ == "auto":
         format_ = _SUFFIXES.get(source.suffix.lower() if source else "", "lines")
-    if format_ not in FORMATS:
-        raise DataError(f"--format {format_!r}: must be auto, {', '.join(FORMATS)}")
     with _open(source) as file:
         if format_ in ("csv", "tsv"):
             yield _read_table(file, "\t" if format_ == "tsv" else ",")
@@ -47,17 +44,20 @@ def split_pair(line: str) -> Text:
 
 
 @contextmanager
-def _open(source: Path | None) -> Iterator[TextIO]:
-    if source is None:
-        yield sys.stdin
-        return
+def _open(source: Path | None) -> Iterator[Iterator[str]]:
+    name = source or "stdin"
     try:
-        with source.open(encoding="utf-8", newline="") as file:
-            yield file
-    except FileNotFoundError:
-        raise NotFound(f"{source}: no such file; name a file of texts, or leave --file out for stdin") from None
+        with source.open(encoding="utf-8-sig", newline="") if source else nullcontext(sys.stdin) as file:
+            yield _without_mark(file)
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(f"{name}: no such file; name a file of texts, or leave --file out for stdin") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{source}: is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+        raise DataError(f"{name}: is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+
+
+def _without_mark(lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix("\ufeff")
 
 
 def _parse_json(line: str, row: int) -> Text:
@@ -66,8 +66,8 @@ def _parse_json(line: str, row: int) -> Text:
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
-        value = [value.get(name) for name in _COLUMNS if value.get(name) is not None]
-        value = value[0] if len(value) == 1 else value
+        text, pair = value.get("text"), value.get("text_pair")
+        value = text if pair is None else [text, pair]
     if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
         return value[0], value[1]
     if not isinstance(value, str):
@@ -79,13 +79,17 @@ def _parse_json(line: str, row: int) -> Text:
 
 def _read_table(file: Iterable[str], delimiter: str) -> Iterator[Text]:
     csv.field_size_limit(_MAX_FIELD)
-    reader = csv.DictReader(file, delimiter=delimiter)
-    if "text" not in (reader.fieldnames or []):
-        raise DataError(f"the first row names the columns {reader.fieldnames}; one must be called `text`")
+    # nobody quotes in a table of tabs: a text may begin with a quotation mark
+    plain = delimiter == "\t"
+    reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
+    names = reader.fieldnames or []
+    if "text" not in names:
+        raise DataError(f"the first row names the columns {list(names)}; one must be called `text`")
     try:
         for row, entry in enumerate(reader, 1):
-            if entry["text"] is None:
-                raise DataError(f"row {row}: has no text; correct the row")
-            yield (entry["text"], entry["text_pair"]) if entry.get("text_pair") is not None else entry["text"]
+            texts = [entry[name] for name in _COLUMNS if name in names]
+            if None in texts:
+                raise DataError(f"row {row}: has fewer columns than the first; correct the row")
+            yield (texts[0], texts[1]) if len(texts) > 1 else texts[0]
     except csv.Error as error:
         raise DataError(f"row {reader.line_num}: {error}; correct the file") from None

@@ -68,7 +68,7 @@ sha256 of every file and where all came from; `metrics.json` all numbers; `repor
 """
 
 
-_LICENCE = re.compile(r"\A---\n(?:.*\n)*?licen[sc]e:\s*(.+)\n(?:.*\n)*?---", re.IGNORECASE)
+_LICENCE = re.compile(r"\A---\n(?:(?!---).*\n)*?licen[sc]e:\s*(.+)\n", re.IGNORECASE)
 
 
 def write_report(run: Run) -> dict[str, Any]:

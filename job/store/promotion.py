@@ -101,6 +101,8 @@ class ModelPointer:
 
     def _require(self, version: str) -> None:
         key = f"{check_key(version)}/manifest.json"
+        if "/" in version:
+            raise NotFound(f"{version}: is no version; `job release list` shows what there is")
         if require_manifest(self._objects, key).kind != "release":
             raise NotFound(f"{self._objects.uri}/{key}: is no release; `job release list` shows what there is")
 

@@ -5,9 +5,9 @@ loads a model folder for a task · `intervals.py` has the statistics. No torch o
 import: a task names its model class, and imports torch only inside its loss.
 """
 
-from job.tasks.intervals import bound_mean, wilson_interval
+from job.tasks.intervals import bound_mean, estimate_margin, wilson_interval
 from job.tasks.loading import load_model
 from job.tasks.registry import get_task
 from job.tasks.text_classification import TextClassification
 
-__all__ = ["TextClassification", "bound_mean", "get_task", "load_model", "wilson_interval"]
+__all__ = ["TextClassification", "bound_mean", "estimate_margin", "get_task", "load_model", "wilson_interval"]

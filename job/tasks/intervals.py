@@ -19,12 +19,16 @@ def wilson_interval(share: float, n: int) -> list[float]:
     return [round(max(centre - half, 0.0), 6), round(min(centre + half, 1.0), 6)]
 
 
+def estimate_margin(paired: np.ndarray) -> float:
+    """Return the margin of the one-sided 95 % bound of the mean of paired differences float [rows], if it is normal."""
+    n = len(paired)
+    return _Z95_ONE_SIDED * float(paired.std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
+
+
 def bound_mean(paired: np.ndarray) -> tuple[float, float]:
     """Return the mean of paired differences float [rows], each within ±1, and the margin of its one-sided 95 % bound.
 
     Few rows that differ make the normal margin too narrow; ln(20)/n is what none at all would prove (rule of three,
     Hanley & Lippman-Hand 1983).
     """
-    n = len(paired)
-    margin = _Z95_ONE_SIDED * float(paired.std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
-    return float(paired.mean()), max(margin, math.log(20) / n)
+    return float(paired.mean()), max(estimate_margin(paired), math.log(20) / len(paired))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.errors import GateFailed
-from job.export.gate import check_parity, compare_quality, passes
+from job.export.gate import check_parity, compare_quality, looks_good, passes
 from job.recipe.schema import Int8
 from job.tasks import get_task
 
@@ -43,6 +43,19 @@ def test_an_equal_model_passes_and_a_worse_one_does_not() -> None:
     assert passes(judge(2000, 20, 10), Int8())
     assert not passes(judge(2000, 60), Int8())
     assert not passes(judge(2000, 100, 100), Int8()), "agreement 0.90"
+
+
+def test_one_answer_that_is_no_number_is_one_too_many() -> None:
+    labels = np.zeros(2000, dtype=np.int64)
+    int8 = logits(labels)
+    int8[7] = np.nan
+    assert not passes(compare_quality(TASK, logits(labels), int8, labels), Int8())
+
+
+def test_few_validation_rows_can_choose_a_rung_though_they_prove_none() -> None:
+    assert looks_good(judge(50, 0), Int8())
+    assert not passes(judge(50, 0), Int8())
+    assert not looks_good(judge(50, 2), Int8())
 
 
 def test_too_few_rows_prove_nothing() -> None:

@@ -30,7 +30,10 @@ def read(path: Path | None, **options: object) -> list[object]:
         ("a.jsonl", '"one"\n{"text": "two"}\n\n["a", "b"]\n{"text": "c", "text_pair": "d", "id": 7}\n',
          ["one", "two", ("a", "b"), ("c", "d")]),
         ("a.csv", 'id,text\n1,"one, and\nmore"\n2,two\n', ["one, and\nmore", "two"]),
-        ("a.tsv", "text\ttext_pair\na\tb\n", [("a", "b")]),
+        ("a.tsv", 'text\ttext_pair\na\tb\n"c\td\n', [("a", "b"), ('"c', "d")]),
+        ("bom.csv", "\ufefftext\nx\n", ["x"]),
+        ("bom.txt", "\ufeffx\n", ["x"]),
+        ("bom.jsonl", '\ufeff"x"\n', ["x"]),
     ],
 )  # fmt: skip
 def test_the_name_says_the_format(tmp_path: Path, name: str, content: str, expected: list[object]) -> None:
@@ -55,6 +58,8 @@ def test_stdin_is_lines_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -
         ("a.jsonl", "3", "row 1"),
         ("a.csv", "body\nx\n", "one must be called `text`"),
         ("a.csv", "id,text\n1\n", "row 1"),
+        ("a.csv", "text,text_pair\na,b\nc\n", "row 2"),
+        ("a.jsonl", '{"text_pair": "x"}', "row 1"),
         ("a.csv", "", "one must be called `text`"),
     ],
 )
@@ -71,9 +76,8 @@ def test_a_file_that_is_not_there_or_not_utf8_is_said_so(tmp_path: Path) -> None
     (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="UTF-8"):
         read(tmp_path / "a.txt")
-    (tmp_path / "b.txt").write_text("x")
-    with pytest.raises(DataError, match="--format 'xml'"):
-        read(tmp_path / "b.txt", format_="xml")
+    with pytest.raises(NotFound, match="no such file"):
+        read(tmp_path)
 
 
 @given(TEXTS)
