@@ -7,9 +7,9 @@ file in a fresh process, `latency.py` races them · `bundle.py` lays out what is
 Triton · `rehearse.py` opens it as consumers do. optimum is used here only.
 """
 
-from job.export.bundle import build_bundle
+from job.export.bundle import build_bundle, int8_file_name
 from job.export.onnx import export_run
-from job.export.quantize import int8_file_name, quantize_run
+from job.export.quantize import quantize_run
 from job.export.rehearse import rehearse_bundle
 
 __all__ = ["build_bundle", "export_run", "int8_file_name", "quantize_run", "rehearse_bundle"]
