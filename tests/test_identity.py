@@ -21,7 +21,7 @@ RECIPE: dict[str, Any] = {
     "store": {"uri": "s3://bucket/prefix"},
 }
 IDENTITY = {"model": {"commit": "1"}, "data": {"commit": "2"}, "tokenizer_sha256": "3"}
-ONE_VALUE = {"task", "tuning.method", "export.triton", "release.skip_if_unchanged"}
+ONE_VALUE = {"task", "tuning.method", "release.skip_if_unchanged"}
 """Keys that this version accepts with one value only."""
 MAY_CHANGE = {
     "training.logging_steps", "training.eval_steps", "training.save_steps", "training.max_micro_batch_size",
