@@ -84,7 +84,7 @@ def run(
 
         place = find_place()
         known = run_id or place.run_id
-        with early_result(work, _check_run_id(known) if known and place.node_rank == 0 else None):
+        with early_result(work, _check_run_id(known) if known else "", place.node_rank):
             loaded = load_recipe(recipe, set_ or [])
         from job.identity import name_run
 

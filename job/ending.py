@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,14 +39,21 @@ def finish(action: Callable[[], int], as_json: bool = False) -> NoReturn:
 
 
 @contextmanager
-def early_result(work: Path, run_id: str | None) -> Iterator[None]:
-    """Leave a result also where a run with a known name never began: a batch script looks there for the code."""
+def early_result(work: Path, run_id: str, node_rank: int) -> Iterator[None]:
+    """Leave a result also where a run with a known name never began: a batch script looks there for the code.
+
+    That is node 0's; the others wait for it to speak first, for a launcher ends all with the first that fails.
+    """
     from job.errors import JobError
 
     try:
         yield
     except JobError as error:
-        if run_id:
+        if node_rank:
+            from job.launch.line import LAST_CALL_S
+
+            time.sleep(LAST_CALL_S)
+        elif run_id:
             from job.launch.verdict import judge_error
             from job.recipe import write_json
 

@@ -192,9 +192,15 @@ def test_5_the_time_limits_signal_commits_75_and_the_script_requeues_to_the_end(
     assert (resumed_from(light.check_finished(job, 2)) or 0) >= 2
 
 
-def test_a_permanent_error_of_the_first_node_is_reported_and_not_requeued(submit: Submit, tmp_path: Path) -> None:
+def test_a_permanent_error_is_reported_and_not_requeued_although_the_first_node_is_slower(
+    submit: Submit, tmp_path: Path
+) -> None:
     (tmp_path / "recipe.yaml").write_text("name: x\ntask: text-classification\n")
-    job = submit(str(tmp_path / "store"), "--nodes=2", "recipe.yaml")
+    program = tmp_path / "venv" / "bin" / "job"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/bash\n((SLURM_NODEID)) || sleep 3\nexec {sys.prefix}/bin/job "$@"\n')
+    program.chmod(0o755)
+    job = submit(str(tmp_path / "store"), "--nodes=2", "recipe.yaml", JOB_VENV=str(tmp_path / "venv"))
     about = job.wait()
     assert (about["JobState"], about["Code"], about["Restarts"]) == ("FAILED", "10", "0"), job.text()
 
