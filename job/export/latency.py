@@ -20,7 +20,7 @@ import numpy as np
 
 from job.data.tokenize import TokenTable
 from job.errors import JobError
-from job.export.measure import call_process, open_session, run_micro_batches
+from job.export.measure import call_process, compute_batch, open_session, run_micro_batches
 from job.liveness import die_with_parent
 from job.recipe import Run
 
@@ -90,14 +90,7 @@ def _open_torch(folder: Path, threads: int) -> Answer:
 
 
 def _open_onnx(path: Path, threads: int) -> Answer:
-    session = open_session(path, threads)
-    wanted = {entry.name for entry in session.get_inputs()}
-
-    def answer(batch: dict[str, np.ndarray]) -> Any:
-        filled = {"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}
-        return session.run(["logits"], {name: filled[name] for name in wanted})
-
-    return answer
+    return partial(compute_batch, open_session(path, threads))
 
 
 def _take_turns(work: Mapping[str, Callable[[], Any]]) -> dict[str, float]:

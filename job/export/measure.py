@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,20 @@ def run_micro_batches(
         yield places, answer(table.pad(positions[places], pad_id))
 
 
+def select_inputs(session: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return of a padded batch what a session takes; texts without segments are all of the first."""
+    filled = {"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}
+    return {entry.name: filled[entry.name] for entry in session.get_inputs()}
+
+
+def compute_batch(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the logits [rows, labels] of a padded batch."""
+    return np.asarray(session.run(["logits"], select_inputs(session, batch))[0])
+
+
 def run_table(session: Any, table: TokenTable, pad_id: int, positions: np.ndarray) -> np.ndarray:
     """Compute rows at `positions`; return float32 [len(positions), labels]."""
-    wanted = {node.name for node in session.get_inputs()}
-
-    def answer(batch: dict[str, np.ndarray]) -> np.ndarray:
-        filled = {"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}
-        return np.asarray(session.run(["logits"], {name: filled[name] for name in wanted})[0])
-
-    parts = list(run_micro_batches(answer, table, pad_id, positions))
+    parts = list(run_micro_batches(partial(compute_batch, session), table, pad_id, positions))
     outputs = np.empty((len(positions), *parts[0][1].shape[1:]), dtype=np.float32)
     for places, logits in parts:
         outputs[places] = logits

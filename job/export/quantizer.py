@@ -17,6 +17,7 @@ import numpy as np
 
 from job.data.tokenize import TokenTable
 from job.export.ladder import EMBEDDINGS, MATRICES, Rung
+from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
 from job.export.sensitivity import list_dynamic_products, rank_matrices
 from job.recipe import Run
@@ -117,13 +118,11 @@ class Quantizer:
                 path.unlink()
 
     def _list_batches(self, session: Any) -> Iterator[dict[str, np.ndarray]]:
-        table, names = TokenTable.open(self._train), [entry.name for entry in session.get_inputs()]
+        table = TokenTable.open(self._train)
         chosen = np.linspace(0, len(table) - 1, min(_CALIBRATION_ROWS, len(table))).astype(np.int64)
         chosen = chosen[np.argsort(table.lengths[chosen], kind="stable")]
         for start in range(0, len(chosen), _CALIBRATION_BATCH):
-            batch = table.pad(chosen[start : start + _CALIBRATION_BATCH], self._pad_id)
-            batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-            yield {name: batch[name] for name in names}
+            yield select_inputs(session, table.pad(chosen[start : start + _CALIBRATION_BATCH], self._pad_id))
 
 
 class _Rows:

@@ -15,6 +15,7 @@ import numpy as np
 
 from job.data.tokenize import TokenTable
 from job.export.ladder import MATRICES
+from job.export.measure import open_session, select_inputs
 
 ROWS = 32
 
@@ -76,7 +77,6 @@ def _is_transposed(node: Any) -> bool:
 def _capture(model: Path, names: list[str], table: TokenTable, pad_id: int) -> dict[str, np.ndarray]:
     """Return what the fp32 model computes for the tensors `names` on the first rows, as float [tokens, k]."""
     import onnx
-    import onnxruntime
 
     watched = onnx.load(str(model), load_external_data=False)
     known = {output.name for output in watched.graph.output} | {entry.name for entry in watched.graph.input}
@@ -84,13 +84,11 @@ def _capture(model: Path, names: list[str], table: TokenTable, pad_id: int) -> d
     path = model.with_name(f"{model.stem}-watched.onnx")  # beside its external data
     onnx.save_model(watched, str(path))
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = open_session(path)
     finally:
         path.unlink()
     batch = table.pad(np.arange(min(ROWS, len(table))), pad_id)
-    batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-    feed = {entry.name: batch[entry.name] for entry in session.get_inputs()}
-    values = session.run(names, feed)
+    values = session.run(names, select_inputs(session, batch))
     mask = batch["attention_mask"].astype(bool)
     return {name: _pick_tokens(value, mask) for name, value in zip(names, values, strict=True)}
 
