@@ -62,8 +62,9 @@ def _export_table(result: dict[str, Any], metric: str) -> Table:
         f"{fp32['ms_per_row']:.2f}", "1.0×", "equals torch",
     )  # fmt: skip
     for target, numbers in result["int8"].items():
-        if numbers["accepted"] is None:
-            table.add_row(f"int8 {target}", *[""] * 6, "not judged on this processor")
+        if numbers["metric"] is None:
+            why = "not judged on this processor" if numbers["accepted"] is None else "[red]left out: nothing runs[/]"
+            table.add_row(f"int8 {target}", *[""] * 6, why)
             continue
         table.add_row(
             f"int8 {target}", f"{numbers['metric']:.4f}", f"{numbers['agreement']:.4f}",

@@ -93,7 +93,7 @@ def _exports(result: dict[str, Any], metric: str) -> str:
     verdicts = {True: "<span class=ok>accepted</span>", False: "<span class=no>left out</span>", None: "not judged"}
     for target, n in result["int8"].items():
         numbers = ["", "", "", "", ""]
-        if n["accepted"] is not None:
+        if n["metric"] is not None:
             numbers = [f"{n['metric']:.4f}", f"{n['agreement']:.4f}", f"{n['drop']:+.4f} ({n['drop_bound']:+.4f})",
                        f"{n['ms_per_row']:.2f}" if n["ms_per_row"] else "", f"{n['size'] >> 20}"]  # fmt: skip
         rows.append(

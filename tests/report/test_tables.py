@@ -1,0 +1,35 @@
+"""The tables show every outcome of a target: accepted, left out, not judged, and none that could be made at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from job.report import format_result
+from job.report.page import _exports
+
+NUMBERS: dict[str, Any] = dict.fromkeys(
+    ("accepted", "metric", "drop", "drop_bound", "agreement", "n", "size", "ms_per_row", "speedup", "rung")
+)
+MEASURED = {"metric": 0.8, "drop": 0.01, "drop_bound": 0.02, "agreement": 0.97, "n": 200, "size": 1 << 20, "rung": "x"}
+RESULT: dict[str, Any] = {
+    "run_id": "r", "status": "released", "exit_code": 0, "reason": "", "release": None,
+    "onnx": {"agreement": 1.0, "fp32": {"accuracy": 0.81, "size": 4 << 20, "ms_per_row": 2.0}},
+    "int8": {
+        "portable": NUMBERS | MEASURED | {"accepted": True, "ms_per_row": 1.0, "speedup": 2.0, "measured_on": "cpu"},
+        "avx2": NUMBERS | MEASURED | {"accepted": False, "measured_on": "cpu"},
+        "arm64": NUMBERS | {"measured_on": "cpu"},
+        "avx512_vnni": NUMBERS | {"accepted": False, "measured_on": "cpu"},
+    },
+}  # fmt: skip
+
+
+def test_the_terminal_says_what_became_of_each_target() -> None:
+    shown = format_result(RESULT)
+    for words in ("accepted", "left out", "not judged", "nothing runs"):
+        assert words in shown
+
+
+def test_the_page_says_what_became_of_each_target() -> None:
+    shown = _exports(RESULT, "accuracy")
+    assert shown.count("left out") == 2
+    assert shown.count("not judged") == 1
