@@ -149,9 +149,10 @@ def predict(
         Literal["auto", "lines", "jsonl", "csv", "tsv"],
         typer.Option("--format", help="Of --file or stdin; auto: by name."),
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto (int8 where released), int8, fp32 or an int8 target.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (int8 where released), int8, int4, fp32 or a target.")] = "auto",
     pairs: Annotated[bool, typer.Option("--pairs", help="A line is two texts, with a tab between them.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: one for each processor.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a language model writes, at most.")] = 64,
     bench: Annotated[bool, typer.Option("--bench", help="Answer nothing: print how many texts a second.")] = False,
     allow_http: HttpOption = False,
     work: WorkOption = Path("work"),
@@ -165,7 +166,9 @@ def predict(
         from job.predict import measure_speed, open_predictor, open_texts, split_pair
 
         cache = work / "cache" / "bundles"
-        predictor = open_predictor(model, cache, precision, allow_http=allow_http, threads=threads)
+        predictor = open_predictor(
+            model, cache, precision, allow_http=allow_http, threads=threads, max_new_tokens=max_new_tokens
+        )
         with open_texts(file, format_, pairs) as read:
             texts = (split_pair(line) if pairs else line for line in text) if text else read
             answers = [measure_speed(predictor, texts)] if bench else predictor.stream(texts)

@@ -21,12 +21,13 @@ from typing import Any
 
 from job import __version__, stages
 from job.data import derive_micro_batch
-from job.errors import CheckpointMismatch, DataError, JobError, NoValidCheckpoint
+from job.errors import CheckpointMismatch, JobError, NoValidCheckpoint
 from job.export import build_bundle, int8_file_name
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
 from job.node import Node
+from job.plan import refuse_few_rows
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.releasing import find_order, release_bundle
 from job.report import assemble_result
@@ -155,14 +156,7 @@ class Pipeline:
 
     def _check_rows(self) -> None:
         """Refuse before training what the gate could never prove after it."""
-        gate = self._run.recipe.export.int8
-        rows = self._run.read("data.json")["rows"]["test"]
-        if gate.gate == "fail" and rows < gate.min_rows:
-            raise DataError(
-                f"data.test: {rows} rows cannot prove a drop of at most {gate.max_metric_drop:g} "
-                f"(export.int8.max_metric_drop); give at least {gate.min_rows} rows, "
-                "or set export.int8.gate: report_only"
-            )
+        refuse_few_rows(self._run.recipe, self._run.read("data.json")["rows"]["test"])
 
     def _own(self, store: RunStore) -> Attempt:
         """Become the run's owner, claim run.json, enter the ledger (calls 1–6 of the commit protocol)."""

@@ -10,6 +10,7 @@ from job.errors import DataError
 from job.launch import Topology, find_place, find_topology
 from job.recipe import Recipe
 from job.store import RunStore
+from job.tasks import get_task
 
 _BYTES_PER_PARAMETER = 16
 _CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -31,6 +32,21 @@ def print_plan(recipe: Recipe, work: Path, offline: bool) -> None:
         print(line)
 
 
+def count_needed_rows(recipe: Recipe) -> int:
+    """Return the fewest test rows on which the int8 gate can prove anything."""
+    return get_task(recipe.task).min_rows(recipe.export.int8.max_metric_drop)
+
+
+def refuse_few_rows(recipe: Recipe, rows: int) -> None:
+    """Raise DataError (11) where `rows` test rows can prove nothing, unless the gate only reports."""
+    gate, needed = recipe.export.int8, count_needed_rows(recipe)
+    if gate.gate == "fail" and rows < needed:
+        raise DataError(
+            f"data.test: {rows} rows cannot prove a drop of at most {gate.max_metric_drop:g} "
+            f"(export.int8.max_metric_drop); give at least {needed} rows, or set export.int8.gate: report_only"
+        )
+
+
 def describe_batches(recipe: Recipe, topology: Topology) -> list[str]:
     """Return lines on ranks and batches; raise RecipeError for a batch that the ranks cannot share."""
     training, distributed = recipe.training, recipe.distributed
@@ -43,7 +59,7 @@ def describe_batches(recipe: Recipe, topology: Topology) -> list[str]:
         f"global batch: {shape.global_batch} = {shape.micro_batch} rows × {shape.accumulation} accumulation × "
         f"{shape.world_size} ranks",
         f"gate:         bound of the drop ≤ {recipe.export.int8.max_metric_drop:g}, agreement ≥ "
-        f"{recipe.export.int8.min_agreement:g}, needs ≥ {recipe.export.int8.min_rows} test rows "
+        f"{recipe.export.int8.min_agreement:g}, needs ≥ {count_needed_rows(recipe)} test rows "
         f"({recipe.export.int8.gate}), targets {', '.join(recipe.export.int8.targets)}",
     ]
 
@@ -60,11 +76,8 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
     config = read_config(model.path)
     check_max_length(recipe.data.max_length, config)
     _, labels, counts = read_splits(recipe, source, config)
-    rows, gate = counts["rows"], recipe.export.int8
-    if gate.gate == "fail" and rows["test"] < gate.min_rows:
-        raise DataError(
-            f"data.test: {rows['test']} rows; the gate needs {gate.min_rows}, or export.int8.gate: report_only"
-        )
+    rows = counts["rows"]
+    refuse_few_rows(recipe, rows["test"])
     parameters = count_parameters(model.path)
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
     steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)
@@ -73,7 +86,7 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
         f"model:        {model.origin} at {model.commit or 'no commit (local)'}: {parameters / 1e6:.1f} M parameters",
         f"data:         {source.origin} at {source.commit or 'no commit (local)'}: "
         + ", ".join(f"{count} {name}" for name, count in rows.items())
-        + f"; labels {', '.join(labels.names)}"
+        + (f"; labels {', '.join(labels.names)}" if labels.names else "")
         + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),
         f"steps:        {steps} ({per_epoch} per epoch)",
         f"memory:       ≈ {_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB per rank for weights, gradients and "

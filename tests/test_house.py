@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "launch": EVERYWHERE,
     "store": EVERYWHERE,
     "tasks": EVERYWHERE,
-    "data": EVERYWHERE,
+    "data": EVERYWHERE | {"tasks"},
     "train": EVERYWHERE | {"tasks", "data"},
     "evaluate": EVERYWHERE | {"tasks", "data"},
     "export": EVERYWHERE | {"tasks", "data"},

@@ -23,7 +23,10 @@ _SHOWN_PROBLEMS = 3
 
 @dataclass(frozen=True)
 class Examples:
-    """`texts` and `pairs` (None for single texts) as strings, `labels` int64 ids, `rows` int64 source row numbers."""
+    """`texts` and `pairs` (None for single texts) as strings, `labels` int64 ids, `rows` int64 source row numbers.
+
+    Of prompts and completions the pairs are the completions. Where labels are no classes, all ids are 0.
+    """
 
     texts: list[str]
     pairs: list[str] | None
@@ -57,12 +60,16 @@ class Examples:
 
 @dataclass(frozen=True)
 class RawColumns:
-    """One split's columns as they stand in the source, and the label names its schema declares, if any."""
+    """One split's columns as they stand in the source, and the label names its schema declares, if any.
+
+    `columns` are our names of texts and pairs.
+    """
 
     split: str
+    columns: tuple[str, str]
     texts: Sequence[Any]
     pairs: Sequence[Any] | None
-    labels: Sequence[Any]
+    labels: Sequence[Any] | None
     declared: list[str] | None
 
 
@@ -76,14 +83,16 @@ def pick_columns(rows: Any, data: Data, split: str) -> RawColumns:
             )
     if len(rows) == 0:
         raise DataError(f"data: split {split!r} of {data.source!r} has no rows; give it some")
-    feature = rows.features[data.columns["label"]]
-    pair = data.columns.get("text_pair")
+    columns: dict[str, str] = {str(ours): theirs for ours, theirs in data.columns.items()}
+    first, second = ("prompt", "completion") if "prompt" in columns else ("text", "text_pair")
+    pair, label = columns.get(second), columns.get("label")
     return RawColumns(
         split,
-        list(rows[data.columns["text"]]),
+        (first, second),
+        list(rows[columns[first]]),
         list(rows[pair]) if pair else None,
-        list(rows[data.columns["label"]]),
-        list(getattr(feature, "names", None) or []) or None,
+        list(rows[label]) if label else None,
+        list(getattr(rows.features[label], "names", None) or []) or None if label else None,
     )
 
 
@@ -105,6 +114,8 @@ class LabelMap:
         Where `model_names` (the id2label of a model that was fine-tuned before) are the same words, or
         the values are plain numbers 0…k−1, the model's ids and names are kept, so that its head stays valid.
         """
+        if train.labels is None:
+            return LabelMap([], {})
         values, names = _name_values(data, train)
         if model_names and names == values == [str(index) for index in range(len(model_names))]:
             names = model_names
@@ -132,13 +143,13 @@ def _name_values(data: Data, train: RawColumns) -> tuple[list[str], list[str]]:
     if isinstance(data.labels, dict):
         return [_canonical(key) for key in data.labels], [str(name) for name in data.labels.values()]
     if data.labels is None and train.declared is None:
-        found = {_canonical(value) for value in train.labels if not _is_missing(value)}
+        found = _find_values(train)
         ordered = sorted(
             found, key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value)
         )
         return ordered, ordered
     names = [str(name) for name in (data.labels or train.declared or [])]
-    found = {_canonical(value) for value in train.labels if not _is_missing(value)}
+    found = _find_values(train)
     if found <= {"false", "true"} and len(names) == 2 and not found & set(names):
         return ["false", "true"], names
     if all(map(_is_number, found)) and not any(map(_is_number, names)):
@@ -146,9 +157,13 @@ def _name_values(data: Data, train: RawColumns) -> tuple[list[str], list[str]]:
     return names, names
 
 
+def _find_values(train: RawColumns) -> set[str]:
+    return {_canonical(value) for value in train.labels or () if not _is_missing(value)}
+
+
 def check_rows(raw: RawColumns, labels: LabelMap, data: Data) -> Examples:
     """Return the good rows of a split; raise DataError naming the bad ones beyond `max_bad_fraction`."""
-    ids = [labels.find(value) for value in raw.labels]
+    ids = [0] * len(raw.texts) if raw.labels is None else [labels.find(value) for value in raw.labels]
     problems = {
         index: problem
         for index in range(len(raw.texts))
@@ -183,11 +198,11 @@ def _list_problems(split: str, problems: dict[int, str]) -> str:
 
 
 def _find_problem(raw: RawColumns, index: int, label: int | None, names: list[str]) -> str | None:
-    for column, values in (("text", raw.texts), ("text_pair", raw.pairs)):
+    for column, values in zip(raw.columns, (raw.texts, raw.pairs), strict=True):
         problem = _find_text_problem(values[index]) if values is not None else None
         if problem:
             return f"{column} {problem}"
-    if label is None:
+    if label is None and raw.labels is not None:
         value = raw.labels[index]
         if _is_missing(value):
             return "label is missing"

@@ -16,16 +16,18 @@ import numpy as np
 from job.data.columns import Examples, LabelMap, RawColumns, check_rows, pick_columns
 from job.data.sources import DataSource, locate_data, read_split
 from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits
-from job.data.tokenize import TokenTable, hash_tokenizer, tokenize_split
+from job.data.tokenize import Encoder, TokenTable, hash_tokenizer, tokenize_split
 from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
 from job.store.manifest import hash_file
 from job.store.models import ModelSource, fetch_model, read_config
+from job.tasks import Task, get_task
 
 log = logging.getLogger("job.data")
 
 DEFAULT_MAX_LENGTH = 512
 _SAMPLE_ROWS = 64
+_PROMPTS, _PROMPT_WORDS = 16, 64
 _POSITIONS_BEFORE_FIRST_TOKEN = {
     "roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "roberta-prelayernorm": 2, "mpnet": 2,
     "longformer": 2, "data2vec-text": 2, "ibert": 2, "esm": 2,
@@ -41,9 +43,10 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     run.write("sources.json", {"model": _describe(model), "data": _describe(source)})
     config = read_config(model.path)
     splits, labels, origin = read_splits(recipe, source, config)
-    tokenizer = load_tokenizer(model.path, config)
-    max_length = _decide_max_length(recipe.data.max_length, tokenizer, config)
-    run.write("data.json", _tokenize(run, splits, tokenizer, max_length) | {"labels": labels.names} | origin)
+    task = get_task(recipe.task)
+    tokenizer = load_tokenizer(model.path, config, task)
+    encoder = Encoder(task, tokenizer, _decide_max_length(recipe.data.max_length, tokenizer, config))
+    run.write("data.json", origin | _tokenize(run, splits, encoder) | {"labels": labels.names})
     run.write("sample.json", _sample(splits["test"]))
     if recipe.release.promote_if == "better":  # the current release reads them with its own tokenizer
         run.write("test.json", {"texts": splits["test"].texts, "pairs": splits["test"].pairs})
@@ -87,7 +90,14 @@ def _sample(test: Examples) -> dict[str, Any]:
     longest = max(range(len(test)), key=lambda row: len(test.texts[row]))
     positions = sorted({longest, *range(min(len(test), _SAMPLE_ROWS))})
     chosen = test.take(np.array(positions))
-    return {"texts": chosen.texts, "pairs": chosen.pairs, "positions": positions}
+    prompts = chosen.texts if chosen.pairs else [_begin(text) for text in chosen.texts]
+    return {"texts": chosen.texts, "pairs": chosen.pairs, "positions": positions, "prompts": prompts[:_PROMPTS]}
+
+
+def _begin(text: str) -> str:
+    """Return the first half of a text's words, which a language model may be asked to write on from."""
+    words = text.split()
+    return " ".join(words[: min(len(words) // 2, _PROMPT_WORDS)] or words)
 
 
 def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:
@@ -123,8 +133,8 @@ def _model_labels(config: dict[str, Any]) -> list[str] | None:
     return None if not names or all(name.startswith("LABEL_") for name in names) else names
 
 
-def load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
-    """Return the fast tokenizer in `folder`, with a pad token and only inputs that the model of `config` takes."""
+def load_tokenizer(folder: Path, config: dict[str, Any], task: Task) -> Any:
+    """Return the fast tokenizer in `folder`, with a pad token and only inputs that the task's model takes."""
     from transformers import AutoTokenizer
 
     try:
@@ -137,7 +147,7 @@ def load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
         )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    _match_inputs(tokenizer, folder, config)
+    _match_inputs(tokenizer, folder, config, task)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -150,28 +160,29 @@ def load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _match_inputs(tokenizer: Any, folder: Path, config: dict[str, Any]) -> None:
+def _match_inputs(tokenizer: Any, folder: Path, config: dict[str, Any], task: Task) -> None:
     """Let the tokenizer, as it is released, give only inputs that the model takes.
 
     BERT's tokenizer files are often used for models without segments (DistilBERT, MPNet), and a released folder
     must work as it is: `model(**tokenizer(text))`.
     """
     names = list(tokenizer.model_input_names)
-    if "token_type_ids" in names and not (_takes_segments(folder) and int(config.get("type_vocab_size") or 0) > 1):
+    segments = _takes_segments(folder, task) and int(config.get("type_vocab_size") or 0) > 1
+    if "token_type_ids" in names and not segments:
         names.remove("token_type_ids")
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
-def _takes_segments(folder: Path) -> bool:
-    """Tell whether the classifier of this folder's architecture takes `token_type_ids`."""
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+def _takes_segments(folder: Path, task: Task) -> bool:
+    """Tell whether the task's model of this folder's architecture takes `token_type_ids`."""
+    import transformers
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model_class = getattr(transformers, task.auto_class)._model_mapping[type(config)]
     except (KeyError, ValueError, OSError, TypeError, AttributeError):
         raise DataError(
-            f"model.id: {folder} has no text classifier in transformers; name a model of this kind"
+            f"model.id: transformers has no {task.name} model of the kind in {folder}; name another model"
         ) from None
     return "token_type_ids" in inspect.signature(model_class.forward).parameters
 
@@ -194,14 +205,17 @@ def _decide_max_length(asked: int | None, tokenizer: Any, config: dict[str, Any]
     return asked or min(limit, int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH)
 
 
-def _tokenize(run: Run, splits: Splits, tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """Tokenize every split and save the tokenizer; return paths, length statistics and pad id."""
+def _tokenize(run: Run, splits: Splits, encoder: Encoder) -> dict[str, Any]:
+    """Tokenize every split and save the tokenizer; return paths, rows, length statistics and pad id."""
+    tokenizer, max_length = encoder.tokenizer, encoder.max_length
     tokenizer.model_max_length = max_length
-    tables = {name: tokenize_split(split, tokenizer, max_length, run.cache) for name, split in splits.items()}
+    folders = {name: tokenize_split(split, encoder, run.cache) for name, split in splits.items()}
     tokenizer.save_pretrained(run.tokenizer)
-    lengths = TokenTable.open(tables["train"]).lengths
+    tables = {name: TokenTable.open(folder) for name, folder in folders.items()}
+    lengths = tables["train"].lengths
     return {
-        "tokens": {name: str(folder) for name, folder in tables.items()},
+        "tokens": {name: str(folder) for name, folder in folders.items()},
+        "rows": {name: len(table) for name, table in tables.items()},
         "max_length": max_length,
         "pad_id": int(tokenizer.pad_token_id),
         "mean_tokens": round(float(np.mean(lengths)), 1),

@@ -53,12 +53,12 @@ def separate_splits(splits: Splits, data: Data) -> Splits:
 
 
 def check_splits(splits: Splits, names: list[str]) -> None:
-    """Raise DataError for a split without rows, or a train split with one label only."""
+    """Raise DataError for a split without rows, or a train split with one label only (`names`, if any)."""
     for name, examples in splits.items():
         if len(examples) == 0:
             raise DataError(f"data.{name}: no rows are left in this split; give it more rows or a larger fraction")
     present = np.unique(splits["train"].labels)
-    if len(present) < 2:
+    if names and len(present) < 2:
         raise DataError(
             f"data.train: every row has the label {names[int(present[0])]!r}; classification needs at least two labels"
         )

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from job.data.columns import Examples
+from job.errors import DataError
 from job.recipe.schema import hash_json
+from job.tasks import IGNORED_LABEL, Task, Truth
 
-_BATCH_ROWS = 1000
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class TokenTable:
     """One tokenized split.
 
     tokens uint16/uint32 [all tokens], types uint8 [all tokens] or None (segment of sentence pairs),
-    offsets int64 [rows + 1], labels int64 [rows], rows int64 [rows] (row numbers in the source).
+    offsets int64 [rows + 1], labels int64 [rows], or int32 [all tokens] where `per_token`, rows int64 [rows] (row
+    numbers in the source; a long text may have become several rows).
     """
 
     tokens: np.ndarray
@@ -36,9 +39,10 @@ class TokenTable:
     offsets: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
+    per_token: bool = False
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -52,13 +56,44 @@ class TokenTable:
         batch = {"input_ids": np.full(shape, pad_id, dtype=np.int64), "attention_mask": np.zeros(shape, dtype=np.int64)}
         if self.types is not None:
             batch["token_type_ids"] = np.zeros(shape, dtype=np.int64)
-        for line, (position, length) in enumerate(zip(positions, lengths, strict=True)):
-            span = slice(self.offsets[position], self.offsets[position] + length)
+        for line, span in enumerate(self._spans(positions)):
+            length = span.stop - span.start
             batch["input_ids"][line, :length] = self.tokens[span]
             batch["attention_mask"][line, :length] = 1
             if self.types is not None:
                 batch["token_type_ids"][line, :length] = self.types[span]
         return batch
+
+    def pad_labels(self, positions: np.ndarray) -> np.ndarray:
+        """Return int64 labels [len(positions)], or [len(positions), longest] where every token has one."""
+        if not self.per_token:
+            return self.labels[positions].astype(np.int64)
+        labels = np.full((len(positions), int(self.lengths[positions].max())), IGNORED_LABEL, dtype=np.int64)
+        for line, span in enumerate(self._spans(positions)):
+            labels[line, : span.stop - span.start] = self.labels[span]
+        return labels
+
+    @property
+    def truth(self) -> Truth:
+        """Return the labels that answers are held against: of every row, or of every token that has one."""
+        rows = np.repeat(np.arange(len(self)), self.lengths) if self.per_token else np.arange(len(self))
+        asked = np.asarray(self.labels) != IGNORED_LABEL
+        return Truth(np.asarray(self.labels)[asked].astype(np.int64), rows[asked])
+
+    def gather(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Return answers float32 [units, k] in the table's order from (positions, answers [rows, …, k]) of batches.
+
+        Every row must come once; answers to padding and to tokens without a label are left out.
+        """
+        rows: list[np.ndarray] = [np.empty(0)] * len(self)
+        for positions, answers in parts:
+            asked = self.pad_labels(positions) != IGNORED_LABEL
+            for line, position in enumerate(positions):
+                rows[position] = answers[line][asked[line]] if self.per_token else answers[line][None]
+        return np.concatenate(rows).astype(np.float32)
+
+    def _spans(self, positions: np.ndarray) -> list[slice]:
+        return [slice(self.offsets[position], self.offsets[position + 1]) for position in positions]
 
     @staticmethod
     def open(folder: Path) -> TokenTable:
@@ -68,20 +103,29 @@ class TokenTable:
             return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
         types = load("types") if (folder / "types.npy").exists() else None
-        return TokenTable(load("tokens"), types, load("offsets"), load("labels"), load("rows"))
+        per_token = (folder / "token_labels.npy").exists()
+        labels = load("token_labels" if per_token else "labels")
+        return TokenTable(load("tokens"), types, load("offsets"), labels, load("rows"), per_token)
 
 
-def tokenize_split(examples: Examples, tokenizer: Any, max_length: int, cache: Path) -> Path:
-    """Tokenize a split, or find it in the cache; return the table's folder.
+@dataclass(frozen=True)
+class Encoder:
+    """How texts of a task become rows: with a fast transformers tokenizer, of at most `max_length` tokens."""
 
-    `tokenizer` is a fast transformers tokenizer; longer texts are cut to `max_length` tokens.
-    """
-    key = hash_json([_VERSION, examples.fingerprint, hash_tokenizer(tokenizer), max_length])
+    task: Task
+    tokenizer: Any
+    max_length: int
+
+
+def tokenize_split(examples: Examples, encoder: Encoder, cache: Path) -> Path:
+    """Tokenize a split, or find it in the cache; return the table's folder. Raises DataError where no row is left."""
+    words = [_VERSION, encoder.task.name, examples.fingerprint, hash_tokenizer(encoder.tokenizer), encoder.max_length]
+    key = hash_json(words)
     folder = cache / "tokens" / key
     if not folder.exists():
         partial = folder.with_name(f"{key}.{uuid.uuid4().hex}.partial")
         partial.mkdir(parents=True)
-        _write_table(examples, tokenizer, max_length, partial)
+        _write_table(examples, encoder, partial)
         try:
             os.rename(partial, folder)
         except OSError:  # another process of this node was faster; its table is the same
@@ -98,22 +142,22 @@ def hash_tokenizer(tokenizer: Any) -> str:
     return hash_json({key: value for key, value in state.items() if key not in ("truncation", "padding")})
 
 
-def _write_table(examples: Examples, tokenizer: Any, max_length: int, folder: Path) -> None:
-    ids: list[np.ndarray] = []
-    types: list[np.ndarray] = []
-    for start in range(0, len(examples), _BATCH_ROWS):
-        span = slice(start, start + _BATCH_ROWS)
-        texts = (examples.texts[span], examples.pairs[span]) if examples.pairs else (examples.texts[span],)
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
-        ids += [np.asarray(row, dtype=np.uint32) for row in encoded["input_ids"]]
-        types += [np.asarray(row, dtype=np.uint8) for row in encoded.get("token_type_ids", [])]
-    narrow = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    _save(folder, "tokens", np.concatenate(ids).astype(narrow))
-    _save(folder, "offsets", np.cumsum([0, *map(len, ids)], dtype=np.int64))
-    _save(folder, "labels", examples.labels)
-    _save(folder, "rows", examples.rows)
-    if examples.pairs and types:
-        _save(folder, "types", np.concatenate(types))
+def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
+    rows = list(
+        encoder.task.encode(encoder.tokenizer, examples.texts, examples.pairs, examples.labels, encoder.max_length)
+    )
+    if not rows:
+        raise DataError("data: no text has a token to learn from; give longer texts")
+    narrow = np.uint16 if len(encoder.tokenizer) <= 1 << 16 else np.uint32
+    _save(folder, "tokens", np.concatenate([np.asarray(row.ids, dtype=narrow) for row in rows]))
+    _save(folder, "offsets", np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64))
+    _save(folder, "rows", examples.rows[[row.place for row in rows]])
+    if encoder.task.per_token:
+        _save(folder, "token_labels", np.concatenate([np.asarray(row.labels, dtype=np.int32) for row in rows]))
+    else:
+        _save(folder, "labels", np.array([row.labels for row in rows], dtype=np.int64))
+    if rows[0].types is not None:
+        _save(folder, "types", np.concatenate([np.asarray(row.types, dtype=np.uint8) for row in rows]))
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> None:

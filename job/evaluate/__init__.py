@@ -1,8 +1,9 @@
 """Evaluation: the trained model and what it is compared with, on the same test rows.
 
-Enters: tokenized splits and model folders. Leaves: metrics with intervals, and the logits that the
+Enters: tokenized splits and model folders. Leaves: metrics with intervals, and the answers that the
 export is held against. `score.py` is the stage · `inference.py` runs a model over a split ·
-`baselines.py` measures what needs no training · `current.py` compares with the release that is current.
+`writing.py` lets one write · `baselines.py` measures what needs no training · `current.py` compares
+with the release that is current.
 """
 
 from job.evaluate.current import compare_with_current

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
-from job.evaluate.inference import compute_outputs, score_logits
+from job.data import TokenTable
+from job.evaluate.inference import compute_answers, compute_vectors
 from job.recipe import Run
 from job.tasks import get_task, load_model
 
@@ -27,20 +27,20 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     task, baselines = get_task(run.recipe.task), Baselines(run)
     measured = {}
     for name in run.recipe.baselines:
-        measured[name] = score_logits(task, baselines.score(name), np.asarray(baselines.test.labels))
+        measured[name] = task.score(baselines.answer(name), baselines.test.truth)
         log.info("baseline %s: %s %.4f", name, task.metric, measured[name][task.metric])
     return measured
 
 
 class Baselines:
-    """Scores float32 [test rows, labels] by name; the test split is embedded once."""
+    """Answers float32 [units, k] on the test split by name; it is embedded once."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._data = run, run.read("data.json")
         self.test, self._train = TokenTable.open(run.tokens("test")), TokenTable.open(run.tokens("train"))
 
-    def score(self, name: str) -> np.ndarray:
-        """Return the scores of one baseline."""
+    def answer(self, name: str) -> np.ndarray:
+        """Return the answers of one baseline."""
         kind, _, shots = name.partition(":")
         if kind in ("one-shot", "few-shot"):
             return self._test_vectors @ self._class_means(int(shots or 1)).T
@@ -51,9 +51,9 @@ class Baselines:
         return np.tile(counts.astype(np.float32), (len(self.test), 1))
 
     def _untrained(self) -> np.ndarray:
-        seed = self._run.recipe.training.seed
-        model, _ = load_model(self._run.base_model, get_task(self._run.recipe.task), self._data["labels"], seed)
-        return compute_outputs(model, self.test, self._data["pad_id"], lambda output, mask: output.logits)
+        seed, task = self._run.recipe.training.seed, get_task(self._run.recipe.task)
+        model, _ = load_model(self._run.base_model, task, self._data["labels"], seed)
+        return compute_answers(model, self.test, self._data["pad_id"], task)
 
     def _zero_shot(self) -> np.ndarray:
         from transformers import AutoTokenizer
@@ -87,7 +87,7 @@ class Baselines:
 
         folder = self._run.base_model
         model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-        return _unit(compute_outputs(model, table, self._data["pad_id"], pool))
+        return _unit(compute_vectors(model, table, self._data["pad_id"], pool))
 
 
 def _take(table: TokenTable, positions: np.ndarray) -> TokenTable:

@@ -1,44 +1,64 @@
-"""Running a torch model over a split, and scoring what it answers."""
+"""Running a torch model over a split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from job.data.tokenize import TokenTable
-from job.tasks import TextClassification, wilson_interval
+from job.data import TokenTable
+from job.tasks import Task
 
-TOKENS_PER_BATCH = 8192
+Read = Callable[[Any, np.ndarray, torch.Tensor], torch.Tensor]
+"""(the model's output, positions of the rows, attention mask) → float [rows, …, k]."""
 
 
-def score_logits(task: TextClassification, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Return the task's metrics of logits float [rows, labels] against labels int [rows], with a 95 % interval."""
-    scores = task.score(logits, labels)
-    return scores | {f"{task.metric}_interval": wilson_interval(scores[task.metric], len(labels))}
+def compute_answers(model: Any, table: TokenTable, pad_id: int, task: Task) -> np.ndarray:
+    """Return the task's answers float32 [units, k] of a torch model on a table, in its order."""
+
+    def read(output: Any, positions: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
+        return task.reduce(output.logits, torch.from_numpy(table.pad_labels(positions)).to(mask.device))
+
+    return table.gather(run_batches(partial(_run, _place(model), table, pad_id, read), table, task.max_batch_tokens))
+
+
+def compute_vectors(
+    model: Any, table: TokenTable, pad_id: int, pool: Callable[[Any, torch.Tensor], torch.Tensor]
+) -> np.ndarray:
+    """Return `pool(output, mask)` of every row, float32 [rows, hidden], in order."""
+
+    def read(output: Any, positions: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
+        return pool(output, mask)
+
+    vectors = list(run_batches(partial(_run, _place(model), table, pad_id, read), table, _VECTOR_TOKENS))
+    places = np.argsort(np.concatenate([positions for positions, _ in vectors]))
+    return np.concatenate([part for _, part in vectors])[places]
+
+
+_VECTOR_TOKENS = 8192
+
+
+def run_batches(
+    answer: Callable[[np.ndarray], np.ndarray], table: TokenTable, max_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (positions, answer(positions)) of batches of like length, at most `max_tokens` each, longest first."""
+    order = np.argsort(-table.lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        positions = order[start : start + max(max_tokens // int(table.lengths[order[start]]), 1)]
+        yield positions, answer(positions)
+        start += len(positions)
+
+
+def _place(model: Any) -> Any:
+    return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 @torch.inference_mode()
-def compute_outputs(
-    model: Any, table: TokenTable, pad_id: int, read: Callable[[Any, torch.Tensor], torch.Tensor]
-) -> np.ndarray:
-    """Run `model` over a table in batches of like length; return `read(output, mask)`, float32 [rows, …], in order."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
-    order = np.argsort(-table.lengths, kind="stable")
-    parts = []
-    start = 0
-    while start < len(order):
-        size = max(TOKENS_PER_BATCH // int(table.lengths[order[start]]), 1)
-        batch = {
-            name: torch.from_numpy(array).to(device)
-            for name, array in table.pad(order[start : start + size], pad_id).items()
-        }
-        parts.append(read(model(**batch), batch["attention_mask"]).float().cpu().numpy())
-        start += size
-    outputs = np.concatenate(parts)
-    back = np.empty_like(outputs)
-    back[order] = outputs
-    return back
+def _run(model: Any, table: TokenTable, pad_id: int, read: Read, positions: np.ndarray) -> np.ndarray:
+    batch = {name: torch.from_numpy(array).to(model.device) for name, array in table.pad(positions, pad_id).items()}
+    answers = read(model(**batch), positions, batch["attention_mask"])
+    return np.asarray(answers.float().cpu().numpy())

@@ -9,43 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
-from job.errors import GateFailed
+from job.data import TokenTable
 from job.evaluate.baselines import measure_baselines
-from job.evaluate.inference import compute_outputs, score_logits
+from job.evaluate.inference import compute_answers
+from job.evaluate.writing import write_on
 from job.recipe import Run
-from job.tasks import get_task
+from job.tasks import get_task, open_trained
 
 log = logging.getLogger("job.evaluate")
 
 
 def evaluate_run(run: Run) -> dict[str, Any]:
-    """Measure the trained model on validation and test, and the baselines on test; write logits for the export.
+    """Measure the trained model on validation and test, and the baselines on test; write answers for the export.
 
-    Leaves `evaluate/{validation,test}.npy`: float32 [rows, labels] of the fp32 torch model, rows in
-    the split's order.
+    Leaves `evaluate/{validation,test}.npy`: the task's answers float32 [units, k] of the fp32 torch model.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    task = get_task(run.recipe.task)
-    pad_id = run.read("data.json")["pad_id"]
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        run.final_model, use_safetensors=True, output_loading_info=True
-    )
-    if loading["missing_keys"]:  # transformers would go on with random weights (peft #577)
-        raise GateFailed(
-            f"evaluate: the trained model lacks {sorted(loading['missing_keys'])[0]}; nothing is released, the "
-            "checkpoint is kept"
-        )
+    task, data = get_task(run.recipe.task), run.read("data.json")
+    model = open_trained(run.final_model, task)
     metrics: dict[str, Any] = {}
     for split in ("validation", "test"):
         table = TokenTable.open(run.tokens(split))
         started = time.monotonic()
-        logits = compute_outputs(model, table, pad_id, lambda output, mask: output.logits)
+        answers = compute_answers(model, table, data["pad_id"], task)
         seconds = time.monotonic() - started
-        _save(run.folder / "evaluate" / f"{split}.npy", logits)
-        metrics[split] = score_logits(task, logits, np.asarray(table.labels))
+        _save(run.folder / "evaluate" / f"{split}.npy", answers)
+        metrics[split] = task.score(answers, table.truth)
         log.info("%s %s %.4f on %d rows", split, task.metric, metrics[split][task.metric], len(table))
+    if task.generates:
+        run.write("evaluate/written.json", write_on(run, model))
     metrics["torch_seconds"] = round(seconds, 3)
     metrics["baselines"] = measure_baselines(run)
     return metrics

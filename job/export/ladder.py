@@ -3,7 +3,8 @@
 Full range → reduced range (7-bit weights, which cannot overflow the 16-bit sums of processors without
 VNNI, onnxruntime #5849) → per tensor instead of per channel → embeddings left alone → the most
 sensitive matrices left alone, few at a time → static with ranges calibrated on train rows. The first
-rung that passes is taken; where none does, the target is refused.
+rung that passes is taken; where none does, the target is refused. Decoders begin with weights only: their
+activations have outliers that int8 loses, and writing a token at a time they wait for weights, not for sums.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ Kind = Literal["dynamic", "static", "weights"]
 MATRICES = ("MatMul", "Gemm")
 """Operators whose constant weights are quantized (weight-only: MatMul alone)."""
 EMBEDDINGS = ("Gather",)
+BLOCK = 32
+"""Weights that share a scale, where weights alone are quantized."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Rung:
     """One way to quantize: what with `kind` says, `embeddings` too or not, `left_out` the most sensitive matrices.
 
     dynamic: int8 weights, activations by the range of each batch · static: by ranges that were calibrated · weights:
-    activations stay floating-point. `left_out` is the share of matrices that stay floating-point.
+    of `bits` in blocks, activations stay floating-point. `left_out` is the share of matrices that stay floating-point,
+    or 8 bits wide where the others have 4.
     """
 
     kind: Kind = "dynamic"
@@ -32,12 +36,16 @@ class Rung:
     reduce_range: bool = False
     embeddings: bool = True
     left_out: float = 0.0
+    bits: int = 8
 
     @property
     def name(self) -> str:
         """Say it as reports do: `dynamic u8s8 per channel, reduced range`."""
         if self.kind == "weights":
-            return "weights only, 8 bits in blocks of 32"
+            words = [f"weights only, {self.bits} bits in blocks of {BLOCK}"]
+            words += [f"embeddings {self.bits} bits"] if self.embeddings else []
+            words += [f"the {self.left_out:.0%} most sensitive matrices 8 bits"] if self.left_out else []
+            return ", ".join(words)
         words = [f"{self.kind} {'u8u8' if self.unsigned_weights else 'u8s8'} {_granularity(self.per_channel)}"]
         words += ["reduced range"] if self.reduce_range else []
         words += [] if self.embeddings else ["embeddings left alone"]
@@ -49,15 +57,22 @@ _FULL, _REDUCED = Rung(), Rung(reduce_range=True)
 _WIDE = Rung(unsigned_weights=True, per_channel=False)
 """Unsigned weights are widened to 16 bits before they are multiplied: slow, but nothing overflows anywhere."""
 _LEFT_OUT = (0.1, 0.2, 0.4)
+_WEIGHTS = Rung(kind="weights", embeddings=False)
+_NARROW = replace(_WEIGHTS, bits=4)
 
 
-def list_rungs(target: str, mode: str) -> Iterator[Rung]:
+def list_rungs(target: str, mode: str, decoder: bool = False) -> Iterator[Rung]:
     """Yield the rungs of a target (`Recipe.export.int8.targets`) in order; `mode` pins a kind instead of `auto`.
 
-    portable and avx2 begin with what overflows on no processor.
+    portable and avx2 begin with what overflows on no processor; int4 knows weights alone.
     """
+    if target == "int4":
+        yield from (replace(_NARROW, embeddings=True), _NARROW)
+        yield from (replace(_NARROW, left_out=share) for share in _LEFT_OUT)
+        return
+    if mode == "weights" or (decoder and mode == "auto"):
+        yield _WEIGHTS
     if mode == "weights":
-        yield Rung(kind="weights")
         return
     safe = target in ("portable", "avx2")
     if mode in ("auto", "dynamic"):

@@ -1,6 +1,6 @@
 """Latency of the exported files and of torch, on made-up shapes and on the test split's real lengths.
 
-`python -m job.export.latency FOLDER PAD_ID THREADS SHAPES OUTPUT NAME=PATH…` races contenders against each
+`python -m job.export.latency TASK FOLDER PAD_ID THREADS SHAPES OUTPUT NAME=PATH…` races contenders against each
 other in a fresh process, turn by turn, so that a busy machine slows all alike, and keeps each one's
 fastest turn. A path that is a folder is a torch model. Times are milliseconds of wall clock.
 """
@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
+from job.data import TokenTable
 from job.errors import JobError
-from job.export.measure import call_process, compute_batch, open_session, run_micro_batches
+from job.export.measure import Rows, call_process, compute_batch, open_session, run_micro_batches
 from job.liveness import die_with_parent
 from job.recipe import Run
+from job.tasks import Task, open_trained
 
 log = logging.getLogger("job.export")
 
@@ -70,17 +71,17 @@ def _race(run: Run, contenders: dict[str, Path], threads: int, shapes: bool) -> 
     data = run.read("data.json")
     lengths = ",".join(str(tokens) for tokens in TOKENS if tokens <= data["max_length"]) if shapes else ""
     words = [str(threads), lengths, str(output), *(f"{name}={path}" for name, path in contenders.items())]
-    call_process("job.export.latency", [str(run.tokens("test")), str(data["pad_id"]), *words])
+    rows = [run.recipe.task, str(run.tokens("test")), str(data["pad_id"])]
+    call_process("job.export.latency", [*rows, *words])
     return list(json.loads(output.read_text()))
 
 
-def _open_torch(folder: Path, threads: int) -> Answer:
+def _open_torch(folder: Path, task: Task, threads: int) -> Answer:
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     if threads:
         torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+    model = open_trained(folder, task).eval()
 
     def answer(batch: dict[str, np.ndarray]) -> Any:
         with torch.inference_mode():
@@ -120,26 +121,27 @@ def _measure_shapes(answers: dict[str, Answer], table: TokenTable, lengths: list
             yield {"batch": rows, "tokens": tokens, "ms": _take_turns(turns)}
 
 
-def _measure_real(answers: dict[str, Answer], table: TokenTable, pad_id: int) -> dict[str, Any]:
-    sample = np.linspace(0, len(table) - 1, min(_ROWS, len(table))).astype(np.int64)
-    turns = {name: partial(_answer_rows, answer, table, pad_id, sample) for name, answer in answers.items()}
+def _measure_real(answers: dict[str, Answer], rows: Rows) -> dict[str, Any]:
+    sample = np.linspace(0, len(rows.table) - 1, min(_ROWS, len(rows.table))).astype(np.int64)
+    turns = {name: partial(answer_rows, answer, rows, sample) for name, answer in answers.items()}
     return {"rows": len(sample), "ms": {name: total / len(sample) for name, total in _take_turns(turns).items()}}
 
 
-def _answer_rows(answer: Answer, table: TokenTable, pad_id: int, sample: np.ndarray) -> None:
-    for _ in run_micro_batches(answer, table, pad_id, sample):
+def answer_rows(answer: Answer, rows: Rows, sample: np.ndarray) -> None:
+    """Answer the rows at positions `sample` in length-sorted micro-batches."""
+    for _ in run_micro_batches(answer, rows, sample):
         pass
 
 
-def main(folder: str, pad_id: str, threads: str, lengths: str, output: str, *contenders: str) -> None:
+def main(task: str, folder: str, pad_id: str, threads: str, lengths: str, output: str, *contenders: str) -> None:
     """Measure in this process; the arguments are those of the command line."""
     die_with_parent()
-    table = TokenTable.open(Path(folder))
-    answers = {}
+    rows, answers = Rows.open(task, folder, pad_id), {}
     for name, _, path in (contender.partition("=") for contender in contenders):
-        answers[name] = (_open_torch if Path(path).is_dir() else _open_onnx)(Path(path), int(threads))
-    shapes = _measure_shapes(answers, table, [int(tokens) for tokens in lengths.split(",") if tokens])
-    cells = [{"threads": int(threads)} | cell for cell in (*shapes, _measure_real(answers, table, int(pad_id)))]
+        place, number = Path(path), int(threads)
+        answers[name] = _open_torch(place, rows.task, number) if place.is_dir() else _open_onnx(place, number)
+    shapes = _measure_shapes(answers, rows.table, [int(tokens) for tokens in lengths.split(",") if tokens])
+    cells = [{"threads": int(threads)} | cell for cell in (*shapes, _measure_real(answers, rows))]
     for cell in cells:
         cell["ms"] = {name: float(f"{value:.4g}") for name, value in cell["ms"].items()}
     Path(output).write_text(json.dumps(cells))

@@ -1,6 +1,6 @@
 """Running an ONNX file over a split in a fresh process that never imports torch.
 
-`python -m job.export.measure FOLDER PAD_ID MODEL OUTPUT` computes every row once.
+`python -m job.export.measure TASK FOLDER PAD_ID MODEL OUTPUT` computes every row once.
 """
 
 from __future__ import annotations
@@ -11,27 +11,41 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
+from job.data import TokenTable
 from job.errors import GateFailed, ResourceExhausted, lacks_memory
 from job.liveness import die_with_parent
 from job.recipe import Run
+from job.tasks import Task, get_task
 
 MICRO_BATCH_ROWS = 16
 
 
-def compute_logits(run: Run, model: Path, split: str) -> np.ndarray:
-    """Return float32 [rows, labels] of an ONNX file on a split, in the split's order, from a process of its own.
+class Rows(NamedTuple):
+    """A split of a task, and what fills its short rows up."""
+
+    task: Task
+    table: TokenTable
+    pad_id: int
+
+    @staticmethod
+    def open(task: str, folder: str, pad_id: str) -> Rows:
+        """Return what three words of a command line name."""
+        return Rows(get_task(task), TokenTable.open(Path(folder)), int(pad_id))
+
+
+def compute_answers(run: Run, model: Path, split: str) -> np.ndarray:
+    """Return the task's answers float32 [units, k] of an ONNX file on a split, from a process of its own.
 
     Raises GateFailed (15) when the file does not run, ResourceExhausted (78) for lack of memory.
     """
     output = run.folder / "measured" / f"{model.stem}-{split}.npy"
     output.parent.mkdir(exist_ok=True)
     pad_id = str(run.read("data.json")["pad_id"])
-    call_process("job.export.measure", [str(run.tokens(split)), pad_id, str(model), str(output)])
+    call_process("job.export.measure", [run.recipe.task, str(run.tokens(split)), pad_id, str(model), str(output)])
     return np.asarray(np.load(output, allow_pickle=False))
 
 
@@ -56,41 +70,54 @@ def open_session(path: Path, threads: int = 0) -> Any:
 
 
 def run_micro_batches(
-    answer: Callable[[dict[str, np.ndarray]], Any], table: TokenTable, pad_id: int, positions: np.ndarray
+    answer: Callable[[dict[str, np.ndarray]], Any], rows: Rows, positions: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yield (places in `positions`, answer) of micro-batches of like length, longest first."""
-    order = np.argsort(-table.lengths[positions], kind="stable")
-    for start in range(0, len(order), MICRO_BATCH_ROWS):
-        places = order[start : start + MICRO_BATCH_ROWS]
-        yield places, answer(table.pad(positions[places], pad_id))
+    """Yield (positions, answer) of micro-batches of like length, longest first."""
+    order = positions[np.argsort(-rows.table.lengths[positions], kind="stable")]
+    start = 0
+    while start < len(order):
+        fitting = max(rows.task.max_batch_tokens // int(rows.table.lengths[order[start]]), 1)
+        part = order[start : start + min(fitting, MICRO_BATCH_ROWS)]
+        yield part, answer(rows.table.pad(part, rows.pad_id))
+        start += len(part)
 
 
 def select_inputs(session: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return of a padded batch what a session takes; texts without segments are all of the first."""
-    filled = {"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}
-    return {entry.name: filled[entry.name] for entry in session.get_inputs()}
+    """Return of a padded batch what a session takes; texts without segments are all of the first, nothing is cached."""
+    mask = batch["attention_mask"]
+    filled = {
+        "token_type_ids": np.zeros_like(mask),
+        "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
+        **batch,
+    }
+    return {
+        entry.name: filled[entry.name] if entry.name in filled else _empty_cache(entry, len(mask))
+        for entry in session.get_inputs()
+    }
+
+
+def _empty_cache(entry: Any, rows: int) -> np.ndarray:
+    """Return keys or values of no token, float32 [rows, heads, 0, size], for an input of a decoder."""
+    sizes = [size if isinstance(size, int) else 0 if "past" in size else rows for size in entry.shape]
+    return np.zeros(sizes, dtype=np.float32)
 
 
 def compute_batch(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the logits [rows, labels] of a padded batch."""
+    """Return the logits [rows, …, k] of a padded batch."""
     return np.asarray(session.run(["logits"], select_inputs(session, batch))[0])
 
 
-def run_table(session: Any, table: TokenTable, pad_id: int, positions: np.ndarray) -> np.ndarray:
-    """Compute rows at `positions`; return float32 [len(positions), labels]."""
-    parts = list(run_micro_batches(partial(compute_batch, session), table, pad_id, positions))
-    outputs = np.empty((len(positions), *parts[0][1].shape[1:]), dtype=np.float32)
-    for places, logits in parts:
-        outputs[places] = logits
-    return outputs
+def run_table(session: Any, rows: Rows) -> np.ndarray:
+    """Compute every row; return the task's answers float32 [units, k]."""
+    table, parts = rows.table, run_micro_batches(partial(compute_batch, session), rows, np.arange(len(rows.table)))
+    return table.gather((part, rows.task.reduce(logits, table.pad_labels(part))) for part, logits in parts)
 
 
-def main(folder: str, pad_id: str, model: str, output: str) -> None:
+def main(task: str, folder: str, pad_id: str, model: str, output: str) -> None:
     """Measure once in this process; the arguments are those of the command line."""
     die_with_parent()
-    table = TokenTable.open(Path(folder))
-    logits = run_table(open_session(Path(model)), table, int(pad_id), np.arange(len(table)))
-    np.save(output, logits, allow_pickle=False)
+    rows = Rows.open(task, folder, pad_id)
+    np.save(output, run_table(open_session(Path(model)), rows), allow_pickle=False)
 
 
 if __name__ == "__main__":

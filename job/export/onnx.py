@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
+from job.data import TokenTable
 from job.errors import GateFailed, lacks_memory
 from job.export.gate import check_parity
-from job.export.measure import compute_logits
+from job.export.measure import compute_answers
 from job.recipe import Run
 from job.store.manifest import hash_file
+from job.tasks import get_task
 
 log = logging.getLogger("job.export")
 
@@ -27,14 +28,14 @@ def export_run(run: Run) -> dict[str, Any]:
     """Export `final/` to `onnx/model.onnx` and compare it with torch on the whole test split."""
     from optimum.exporters.onnx import main_export
 
-    folder = run.folder / "onnx"
+    folder, task = run.folder / "onnx", get_task(run.recipe.task)
     shutil.rmtree(folder, ignore_errors=True)
     log.info("exporting to ONNX")
     try:
         main_export(
             str(run.final_model),
             folder,
-            task=run.recipe.task,
+            task=task.export_task,
             do_validation=False,
             trust_remote_code=False,
             device="cpu",
@@ -46,10 +47,10 @@ def export_run(run: Run) -> dict[str, Any]:
             f"export: this model does not export to ONNX: {' '.join(str(error).split())[:300]}; "
             "the checkpoint is kept, nothing is released"
         ) from None
-    fp32_logits = compute_logits(run, folder / "model.onnx", "test")
-    torch_logits = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
+    found = compute_answers(run, folder / "model.onnx", "test")
+    expected = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
     table = TokenTable.open(run.tokens("test"))
-    parity = check_parity(torch_logits, fp32_logits, np.asarray(table.rows))
+    parity = check_parity(task, expected, found, np.asarray(table.rows)[table.truth.rows])
     log.info(
         "ONNX fp32 equals torch on %(n)d rows: max |Δlogit| %(max_abs_logit_diff).2g, agreement %(agreement).4f", parity
     )

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
+from job.data import TokenTable
 from job.errors import GateFailed, ResourceExhausted, lacks_disk, lacks_memory
 from job.export.bundle import int8_file_name
 from job.export.gate import compare_quality, describe_quality, looks_good, passes
 from job.export.ladder import Rung, list_rungs
 from job.export.latency import find_real, measure_latency
-from job.export.measure import compute_logits
+from job.export.measure import compute_answers
 from job.export.onnx import move_model, onnx_size
 from job.export.quantizer import Quantizer
 from job.processor import can_judge, describe_processor
 from job.recipe import Run
 from job.store.manifest import hash_file
-from job.tasks import get_task
+from job.tasks import Truth, get_task
 
 log = logging.getLogger("job.export")
 
@@ -64,7 +64,7 @@ def _clear(run: Run) -> None:
 
 
 class Judge:
-    """Compares int8 files with the fp32 file, whose logits are computed once per split."""
+    """Compares int8 files with the fp32 file, whose answers are computed once per split."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -73,34 +73,39 @@ class Judge:
 
     def score_fp32(self, split: str) -> dict[str, Any]:
         """Return the task's metrics of the fp32 file."""
-        return self._task.score(self._fp32_logits(split), self._labels(split))
+        return self._task.score(self._fp32_answers(split), self._truth(split))
 
     def compare(self, model: Path, split: str) -> dict[str, Any]:
         """Return metric, drop, bound, agreement and n of an int8 file against fp32."""
-        int8 = compute_logits(self._run, model, split)
-        return compare_quality(self._task, self._fp32_logits(split), int8, self._labels(split))
+        int8 = compute_answers(self._run, model, split)
+        return compare_quality(self._task, self._fp32_answers(split), int8, self._truth(split))
 
-    def _fp32_logits(self, split: str) -> np.ndarray:
+    def accepts(self, quality: dict[str, Any]) -> bool:
+        """Tell whether what `compare` says of the test rows meets the recipe's limits."""
+        gate = self._run.recipe.export.int8
+        return passes(quality, gate, self._task.min_rows(gate.max_metric_drop))
+
+    def _fp32_answers(self, split: str) -> np.ndarray:
         if split not in self._fp32:
-            self._fp32[split] = compute_logits(self._run, self._run.folder / "onnx" / "model.onnx", split)
+            self._fp32[split] = compute_answers(self._run, self._run.folder / "onnx" / "model.onnx", split)
         return self._fp32[split]
 
-    def _labels(self, split: str) -> np.ndarray:
-        return np.asarray(TokenTable.open(self._run.tokens(split)).labels)
+    def _truth(self, split: str) -> Truth:
+        return TokenTable.open(self._run.tokens(split)).truth
 
 
 def _climb(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> dict[str, Any]:
     """Try a target's rungs on validation rows; judge the first that passes on test rows."""
     final = run.folder / "onnx" / int8_file_name(target)
     about: dict[str, Any] = dict.fromkeys(("sha256", "size", "size_ratio", "ms_per_row", "speedup", "rung"))
-    about["measured_on"] = describe_processor()
+    about |= {"file": final.name, "measured_on": describe_processor()}
     if not can_judge(target):  # what nobody has judged is not released either
         return about | {"accepted": None}
     rung, candidate, tried = _choose_rung(run, target, judge, quantizer)
     if rung is None or candidate is None:
         return about | {"accepted": False, "tried": tried}
     judged = judge.compare(candidate, "test")
-    result = about | judged | {"accepted": passes(judged, run.recipe.export.int8), "rung": rung.name, "tried": tried}
+    result = about | judged | {"accepted": judge.accepts(judged), "rung": rung.name, "tried": tried}
     result["size"] = onnx_size(candidate)
     result["size_ratio"] = round(result["size"] / onnx_size(run.folder / "onnx" / "model.onnx"), 4)
     log.info("int8 %s (%s)", _explain(target, result), rung.name)
@@ -131,7 +136,8 @@ def _choose_rung(
     gate, fp32_size = run.recipe.export.int8, onnx_size(run.folder / "onnx" / "model.onnx")
     candidates: list[tuple[float, int, Rung, Path]] = []
     tried: list[dict[str, Any]] = []
-    for number, rung in enumerate(list_rungs(target, gate.mode)):
+    decoder = get_task(run.recipe.task).generates
+    for number, rung in enumerate(list_rungs(target, gate.mode, decoder)):
         path = run.folder / "rungs" / f"{target}-{number}.onnx"
         about, quality = _try_rung(rung, path, judge, quantizer)
         tried.append(about)

@@ -7,22 +7,23 @@ calibrated ranges) is found out once.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
-from job.export.ladder import EMBEDDINGS, MATRICES, Rung
+from job.data import TokenTable
+from job.export.ladder import BLOCK, EMBEDDINGS, MATRICES, Rung
 from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
-from job.export.sensitivity import list_dynamic_products, rank_matrices
+from job.export.sensitivity import estimate_block_error, estimate_error, list_dynamic_products, rank_matrices
+from job.export.untie import untie_weights
 from job.recipe import Run
 
-WEIGHT_BITS, BLOCK = 8, 32
 _CALIBRATION_ROWS, _CALIBRATION_BATCH = 256, 16
 _LARGE_BYTES = 2 << 30
 """Of fp32: what is made of it on the way may pass the 2 GB that one protobuf can hold, so its data lie beside it."""
@@ -32,28 +33,39 @@ class Quantizer:
     """Quantizes `onnx/model.onnx` of a run."""
 
     def __init__(self, run: Run) -> None:
-        self._model = run.folder / "onnx" / "model.onnx"
-        self._scratch = run.folder / "rungs"
+        self._exported, self._scratch = run.folder / "onnx" / "model.onnx", run.folder / "rungs"
         self._pad_id = int(run.read("data.json")["pad_id"])
         self._validation, self._train = run.tokens("validation"), run.tokens("train")
+        self._rankings: dict[int, list[tuple[str, float]]] = {}
 
     def write(self, rung: Rung, output: Path) -> Path:
         """Write the model of one rung to `output` and return it; a file above 2 GB has its data beside it."""
         output.parent.mkdir(parents=True, exist_ok=True)
         if rung.kind == "weights":
-            self._write_weights(output)
+            self._write_weights(rung, output)
         else:
             self._write_int8(rung, output)
         return output
 
     def list_left_out(self, rung: Rung) -> list[str]:
         """Return the matrices that a rung leaves alone: products of two activations, and the most sensitive ones."""
-        return self._products + [name for name, _ in self.ranking[: round(rung.left_out * len(self.ranking))]]
+        ranking = self.rank(rung.bits) if rung.left_out else []
+        return self._products + [name for name, _ in ranking[: round(rung.left_out * len(ranking))]]
+
+    def rank(self, bits: int) -> list[tuple[str, float]]:
+        """Return matrices with constant weights by their own error on validation rows, the largest first.
+
+        8 bits: that of dynamic int8; fewer: that of weights in blocks.
+        """
+        if bits not in self._rankings:
+            estimate = estimate_error if bits == 8 else partial(estimate_block_error, bits=bits)
+            table = TokenTable.open(self._validation)
+            self._rankings[bits] = rank_matrices(self._model, table, self._pad_id, estimate)
+        return self._rankings[bits]
 
     @cached_property
-    def ranking(self) -> list[tuple[str, float]]:
-        """Matrices with constant weights by their own int8 error on validation rows, the largest first."""
-        return rank_matrices(self._model, TokenTable.open(self._validation), self._pad_id)
+    def _model(self) -> Path:
+        return untie_weights(self._exported, self._scratch / "untied.onnx")
 
     @cached_property
     def _products(self) -> list[str]:
@@ -74,7 +86,7 @@ class Quantizer:
             per_channel=rung.per_channel,
             reduce_range=rung.reduce_range,
             operators_to_quantize=[*MATRICES, *(EMBEDDINGS if rung.embeddings else ())],
-            nodes_to_exclude=self.list_left_out(rung) if rung.left_out else self._products,
+            nodes_to_exclude=self.list_left_out(rung),
         )
         scratch = output.with_name(f"{output.stem}-scratch")
         ORTQuantizer.from_pretrained(self._model.parent, file_name=self._model.name).quantize(
@@ -86,17 +98,16 @@ class Quantizer:
         move_model(scratch / "model_quantized.onnx", output)
         shutil.rmtree(scratch)
 
-    def _write_weights(self, output: Path) -> None:
+    def _write_weights(self, rung: Rung, output: Path) -> None:
         import onnx
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        # accuracy_level 4: activations are rounded to int8 inside the kernel, which is where its speed comes from
-        quantizer = MatMulNBitsQuantizer(
-            onnx.load(str(self._model)), bits=WEIGHT_BITS, block_size=BLOCK, is_symmetric=True, accuracy_level=4
-        )
-        quantizer.process()
+        operators = ("MatMul", *EMBEDDINGS) if rung.embeddings else ("MatMul",)
+        wide = self.list_left_out(rung)
+        model = _quantize_blocks(onnx.load(str(self._model)), rung.bits, operators, wide)
+        if rung.left_out:
+            model = _quantize_blocks(model.model, 8, ("MatMul",), self._products)
         written = output.with_name(f"{output.stem}-scratch.onnx")
-        quantizer.model.save_model_to_file(str(written), onnx_size(self._model) > _LARGE_BYTES)
+        model.save_model_to_file(str(written), onnx_size(self._model) > _LARGE_BYTES)
         move_model(written, output)
 
     @cached_property
@@ -123,6 +134,20 @@ class Quantizer:
         chosen = chosen[np.argsort(table.lengths[chosen], kind="stable")]
         for start in range(0, len(chosen), _CALIBRATION_BATCH):
             yield select_inputs(session, table.pad(chosen[start : start + _CALIBRATION_BATCH], self._pad_id))
+
+
+def _quantize_blocks(model: Any, bits: int, operators: tuple[str, ...], left_out: list[str]) -> Any:
+    """Return onnxruntime's ONNXModel with weights in blocks: signed for 8 bits, with a zero point for fewer."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+    # accuracy_level 4: activations are rounded to int8 inside the kernel, which is where its speed comes from
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=BLOCK, is_symmetric=bits == 8, accuracy_level=4, bits=bits, op_types_to_quantize=operators
+    )
+    quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=left_out)
+    quantizer.process()
+    return quantizer.model
 
 
 class _Rows:

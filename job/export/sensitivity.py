@@ -1,29 +1,32 @@
-"""How much each matrix of a model loses by int8, on real rows: the most sensitive are left out first.
+"""How much each matrix of a model loses by quantization, on real rows: the most sensitive are left out first.
 
 The error is a node's own: its inputs, as the fp32 model computes them, go through a simulation of
-dynamic quantization (u8 activations per tensor, s8 weights per channel), and the product is compared
-with the exact one. So no node is blamed for what nodes before it have done, as it would be where whole
-models are compared (onnxruntime's qdq_loss_debug).
+dynamic quantization (u8 activations per tensor, s8 weights per channel), or its weights alone are rounded
+in blocks, and the product is compared with the exact one. So no node is blamed for what nodes before it
+have done, as it would be where whole models are compared (onnxruntime's qdq_loss_debug).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
-from job.export.ladder import MATRICES
+from job.data import TokenTable
+from job.export.ladder import BLOCK, MATRICES
 from job.export.measure import open_session, select_inputs
 
 ROWS = 32
 
 
-def rank_matrices(model: Path, table: TokenTable, pad_id: int) -> list[tuple[str, float]]:
+def rank_matrices(
+    model: Path, table: TokenTable, pad_id: int, estimate: Callable[[np.ndarray, np.ndarray], float]
+) -> list[tuple[str, float]]:
     """Return (node name, error) of every matrix with constant weights, the largest error first.
 
-    The error is that of the product, relative to its size: 0.1 is a tenth. `ROWS` rows of `table` are run.
+    `estimate` is one of those below; `ROWS` rows of `table` are run.
     """
     import onnx
 
@@ -36,7 +39,7 @@ def rank_matrices(model: Path, table: TokenTable, pad_id: int) -> list[tuple[str
         weight = onnx.numpy_helper.to_array(weights[node.input[1]], base_dir=str(model.parent)).astype(np.float32)
         if _is_transposed(node):
             weight = weight.T
-        errors.append((node.name, estimate_error(inputs[node.input[0]], weight)))
+        errors.append((node.name, estimate(inputs[node.input[0]], weight)))
     return sorted(errors, key=lambda entry: -entry[1])
 
 
@@ -51,9 +54,27 @@ def list_dynamic_products(model: Path) -> list[str]:
 
 def estimate_error(rows: np.ndarray, weight: np.ndarray) -> float:
     """Return |exact − int8| / |exact| of the product of activations float [rows, k] and weights float [k, n]."""
-    exact = rows @ weight
-    size = float(np.linalg.norm(exact))
-    return float(np.linalg.norm(exact - _round_unsigned(rows) @ _round_signed(weight))) / max(size, 1e-12)
+    return _compare(rows @ weight, _round_unsigned(rows) @ _round_signed(weight))
+
+
+def estimate_block_error(rows: np.ndarray, weight: np.ndarray, bits: int) -> float:
+    """Return the same where only weights are rounded: to 2^bits steps from the least to the largest of each block."""
+    return _compare(rows @ weight, rows @ _round_blocks(weight, bits))
+
+
+def _compare(exact: np.ndarray, found: np.ndarray) -> float:
+    return float(np.linalg.norm(exact - found)) / max(float(np.linalg.norm(exact)), 1e-12)
+
+
+def _round_blocks(weight: np.ndarray, bits: int) -> np.ndarray:
+    """Round runs of BLOCK weights of a column, as MatMulNBits does with a zero point."""
+    steps, padding = (1 << bits) - 1, -len(weight) % BLOCK
+    blocks = np.pad(weight, ((0, padding), (0, 0))).reshape(-1, BLOCK, weight.shape[1])
+    low, high = np.minimum(blocks.min(axis=1, keepdims=True), 0), np.maximum(blocks.max(axis=1, keepdims=True), 0)
+    scale = np.maximum((high - low) / steps, 1e-12)
+    zero = np.round(-low / scale)
+    rounded = (np.clip(np.round(blocks / scale) + zero, 0, steps) - zero) * scale
+    return np.asarray(rounded.reshape(-1, weight.shape[1])[: len(weight)])
 
 
 def _round_unsigned(values: np.ndarray) -> np.ndarray:

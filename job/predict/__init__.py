@@ -1,13 +1,13 @@
 """Answers from a released bundle, without torch or transformers.
 
-Enters: a release in a store or a folder, and texts. Leaves: one label with its probability for
-each text. Files: `inputs.py` texts from lines, JSON and CSV · `bundle.py` which files are needed,
-fetched once and verified · `tokens.py` from texts to padded arrays · `session.py` the ONNX Runtime
-session, from arrays to labels · `bench.py` how fast that is.
+Enters: a release in a store or a folder, and texts. Leaves: for each text a label with its probability, or what a
+language model writes on. Files: `inputs.py` texts from lines, JSON and CSV · `bundle.py` which files are needed,
+fetched once and verified · `tokens.py` from texts to padded arrays · `predictor.py` which reader a bundle needs:
+`labels.py` classifiers, `writing.py` decoders · `runtime.py` the ONNX Runtime session · `bench.py` how fast that is.
 """
 
 from job.predict.bench import measure_speed
 from job.predict.inputs import open_texts, split_pair
-from job.predict.session import Predictor, open_predictor
+from job.predict.predictor import MAX_NEW_TOKENS, Predictor, open_predictor
 
-__all__ = ["Predictor", "measure_speed", "open_predictor", "open_texts", "split_pair"]
+__all__ = ["MAX_NEW_TOKENS", "Predictor", "measure_speed", "open_predictor", "open_texts", "split_pair"]

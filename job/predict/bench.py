@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from job.errors import DataError
-from job.predict.session import Predictor
+from job.predict.predictor import Predictor
 from job.predict.tokens import Text
 from job.processor import describe_processor
 

@@ -16,9 +16,10 @@ from job.store.transfer import download_files
 
 FP32_MODEL = "onnx/model.onnx"
 INT8_MODEL = "onnx/model_quantized.onnx"
+INT4_MODEL = "onnx/model_q4.onnx"
 
 _REQUIRED = ("config.json", "tokenizer.json")
-_OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json")
+_OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
 def fetch_bundle(uri: str, cache: Path, precision: str = "auto", allow_http: bool = False) -> Path:
@@ -43,10 +44,11 @@ def fetch_bundle(uri: str, cache: Path, precision: str = "auto", allow_http: boo
 def choose_model(names: Collection[str], precision: str, where: str) -> str:
     """Return the ONNX file among `names` that `precision` asks for; raise NotFound (13) with those that exist.
 
-    `auto`: the portable int8 where the bundle has one, else fp32. `int8` and `fp32` insist; any other
-    word is an int8 target (`avx512_vnni` → onnx/model_int8_avx512_vnni.onnx).
+    `auto`: the portable int8 where the bundle has one, else fp32. `int8` (or `portable`), `int4` and `fp32` insist; any
+    other word is an int8 target (`avx512_vnni` → onnx/model_int8_avx512_vnni.onnx).
     """
-    fixed = {"auto": INT8_MODEL if INT8_MODEL in names else FP32_MODEL, "int8": INT8_MODEL, "fp32": FP32_MODEL}
+    fixed = {"auto": INT8_MODEL if INT8_MODEL in names else FP32_MODEL, "fp32": FP32_MODEL}
+    fixed |= {"int8": INT8_MODEL, "portable": INT8_MODEL, "int4": INT4_MODEL}
     wanted = fixed.get(precision, f"onnx/model_int8_{precision}.onnx")
     if wanted not in names:
         offered = ", ".join(sorted(name for name in names if name.endswith(".onnx"))) or "no ONNX file at all"

@@ -33,13 +33,21 @@ class BundleTokenizer:
         self._tokenizer = _load(folder / "tokenizer.json", _max_length(options, config), options)
         padding = self._tokenizer.padding or {}
         self._tokenizer.no_padding()
-        token = _token_text(options.get("pad_token")) or padding.get("pad_token")
-        known = self._tokenizer.token_to_id(token) if token else None
+        known = self._find_id(options.get("pad_token") or padding.get("pad_token"))
         pad_id = known if known is not None else padding.get("pad_id", config.get("pad_token_id"))
+        self.end_id = self._find_id(options.get("eos_token"))
         self._left = options.get("padding_side", padding.get("direction")) == "left"
         self._filling = {"input_ids": pad_id or 0, "attention_mask": 0, "token_type_ids": padding.get("pad_type_id", 0)}
         # Without a pad token a model may count the filling as text: then no row ever gets any.
         self.max_rows = MAX_ROWS if pad_id is not None else 1
+
+    def _find_id(self, token: object) -> int | None:
+        text = _token_text(token)
+        return self._tokenizer.token_to_id(text) if text else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        return self._tokenizer.decode(list(ids))
 
     @property
     def columns(self) -> tuple[str, ...]:

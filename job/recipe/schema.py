@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,17 +20,39 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Fraction | str
 
-TASKS = ("text-classification",)
-"""Tasks that this version can train; the schema knows no others."""
+TaskName = Literal["text-classification", "causal-lm"]
+"""Tasks that this version can train."""
 
-Column = Literal["text", "text_pair", "label"]
-Target = Literal["portable", "avx512_vnni", "avx2", "arm64"]
+Column = Literal["text", "text_pair", "label", "prompt", "completion"]
+Target = Literal["portable", "avx512_vnni", "avx2", "arm64", "int4"]
 
 DEFINES_TRAINING = ("task", "model", "data", "tuning", "training")
 """Sections that fix the trained weights: changed ones are another run."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _BASELINE = re.compile(r"majority|untrained|zero-shot|one-shot|few-shot:[1-9][0-9]{0,2}")
+
+
+@dataclass(frozen=True)
+class TaskKeys:
+    """What a task makes of a recipe: sets of columns that it takes, the first by default, and its other defaults."""
+
+    columns: tuple[tuple[Column, ...], ...]
+    baselines: tuple[str, ...]
+    targets: tuple[Target, ...]
+    min_agreement: float
+
+
+TASK_KEYS: dict[str, TaskKeys] = {
+    "text-classification": TaskKeys(
+        (("text", "label"), ("text", "text_pair", "label")),
+        ("majority", "untrained"),
+        ("portable", "avx512_vnni"),
+        0.95,
+    ),
+    # the next token is often a close call: where 19 of 20 labels must not change, 9 of 10 tokens must not
+    "causal-lm": TaskKeys((("text",), ("prompt", "completion")), ("untrained",), ("portable", "int4"), 0.9),
+}
 
 
 class Section(BaseModel):
@@ -52,9 +74,7 @@ class Data(Section):
     source: str = Field(min_length=1, description="file, folder, s3:// object or folder, or Hub id")
     revision: str = Field("main", description="Hub branch, tag or commit; resolved to its commit before loading")
     config: str | None = Field(None, description="configuration of a Hub data set that has several")
-    columns: dict[Column, str] = Field(
-        default={"text": "text", "label": "label"}, description="our name: name in the source"
-    )
+    columns: dict[Column, str] = Field({}, description="our name: name in the source; empty: those of the task")
     labels: list[str | int] | dict[int | str, str] | None = Field(
         None, description="label names in order, or a map from the source's values to names"
     )
@@ -67,11 +87,6 @@ class Data(Section):
     limit: Positive | None = Field(None, description="use at most so many train rows")
     max_bad_fraction: Share = Field(0.0, description="share of rows that may be set aside as bad; 0 is strict")
     num_workers: Annotated[int, Field(ge=0, le=64)] = Field(0, description="loader processes per rank")
-
-    @field_validator("columns")
-    @classmethod
-    def _fill_columns(cls, columns: dict[str, str]) -> dict[str, str]:
-        return {"text": "text", "label": "label"} | columns
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -176,14 +191,21 @@ class Launch(Section):
 class Int8(Section):
     """Quantization and its gate."""
 
-    targets: list[Target] = Field(["portable", "avx512_vnni"], min_length=1)
+    targets: list[Target] = Field(
+        ["portable", "avx512_vnni"], min_length=1, description="causal-lm: portable and int4, where nothing is said"
+    )
     mode: Literal["auto", "dynamic", "static", "weights"] = Field(
         "auto", description="auto: the ladder, dynamic before static; else that kind alone (weights: 8 bits in blocks)"
     )
     max_metric_drop: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.02, description="largest drop of the metric (0.01 is one point) that the one-sided 95 % bound may show"
+        0.02,
+        description="largest drop of the metric that the one-sided 95 % bound may show; 0.01 is one point, or 1 % of "
+        "a language model's perplexity",
     )
-    min_agreement: Share = Field(0.95, description="share of rows whose label must not change")
+    min_agreement: Share = Field(
+        0.95,
+        description="share of rows whose label must not change, of tokens for causal-lm (0.9 where nothing is said)",
+    )
     gate: Literal["fail", "report_only"] = Field("fail", description="report_only: release fp32 and say so")
 
     @field_validator("targets")
@@ -192,15 +214,6 @@ class Int8(Section):
         if len(set(targets)) != len(targets):
             raise ValueError("names a target twice")
         return targets
-
-    @property
-    def min_rows(self) -> int:
-        """Fewest test rows on which the gate can prove anything: the rule of three, ln 20 / max_metric_drop.
-
-        With no changed label in n rows the 95 % bound on the share of changed labels is ln(20)/n
-        (Hanley & Lippman-Hand 1983), and that share bounds the drop.
-        """
-        return math.ceil(math.log(20) / self.max_metric_drop)
 
 
 class Export(Section):
@@ -254,7 +267,7 @@ class Recipe(Section):
     """Everything that one run is told."""
 
     name: str = Field(description="name of the released model")
-    task: Literal["text-classification"]
+    task: TaskName
     model: Model
     data: Data
     tuning: Tuning = Tuning()
@@ -263,11 +276,35 @@ class Recipe(Section):
     launch: Launch = Launch()
     baselines: list[str] = Field(
         default=["majority", "untrained"],
-        description="majority, untrained, zero-shot, one-shot, few-shot:N; measured on the same test split",
+        description="majority, untrained, zero-shot, one-shot, few-shot:N; measured on the same test split; causal-lm: "
+        "untrained alone",
     )
     export: Export = Export()
     release: Release = Release()
     store: Store
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_by_task(cls, values: Any) -> Any:
+        """Put the task's own defaults where the recipe says nothing."""
+        keys = TASK_KEYS.get(str(values.get("task"))) if isinstance(values, dict) else None
+        if keys is None:
+            return values
+        int8 = {"targets": list(keys.targets), "min_agreement": keys.min_agreement}
+        filled = _merge({"baselines": list(keys.baselines), "export": {"int8": int8}}, values)
+        if isinstance(filled.get("data"), dict) and isinstance(columns := filled["data"].get("columns", {}), dict):
+            filled["data"] = filled["data"] | {"columns": _fill_columns(keys, columns)}
+        return filled
+
+    @model_validator(mode="after")
+    def _fit_the_task(self) -> Recipe:
+        keys, columns = TASK_KEYS[self.task], set(self.data.columns)
+        if columns not in [set(wanted) for wanted in keys.columns]:
+            offered = " or ".join(", ".join(wanted) for wanted in keys.columns)
+            raise ValueError(f"data.columns: names {', '.join(sorted(columns))}; {self.task} takes {offered}")
+        if self.task == "causal-lm" and (other := [name for name in self.baselines if name != "untrained"]):
+            raise ValueError(f"baselines: {other[0]} is not offered for causal-lm; use untrained")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -289,6 +326,21 @@ class Recipe(Section):
     def hash_sections(self, *sections: str) -> str:
         """Return the sha256 (hex) of the named top-level sections in canonical JSON."""
         return hash_json({section: self.model_dump(mode="json")[section] for section in sections})
+
+
+def _fill_columns(keys: TaskKeys, columns: dict[str, str]) -> dict[str, str]:
+    """Return the columns with those of the task that they leave out, under their own names."""
+    wanted = next((names for names in keys.columns if set(columns) <= set(names)), ())
+    return {name: name for name in wanted} | columns
+
+
+def _merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` over `defaults`, section by section."""
+    merged = defaults | values
+    for key, inner in defaults.items():
+        if isinstance(inner, dict) and isinstance(values.get(key), dict):
+            merged[key] = _merge(inner, values[key])
+    return merged
 
 
 def hash_json(value: Any) -> str:

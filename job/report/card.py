@@ -11,16 +11,17 @@ from job import __version__
 from job.recipe import Run
 from job.report.page import render_page
 from job.report.result import assemble_result, hide_paths
+from job.tasks import Task, get_task
 
 _CARD = """---
 library_name: transformers
-pipeline_tag: {task}
+pipeline_tag: {tag}
 tags: [onnx, finetune-job]
 ---
 
 # {name}
 
-`{base}` fine-tuned for {task} on `{source}` ({rows} train rows, labels: {labels}).
+`{base}` fine-tuned for {task} on `{source}` ({rows} train rows{labels}).
 
 | on {n} test rows | {metric} | 95 % interval |
 |---|---|---|
@@ -50,15 +51,14 @@ tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
 
 ```js
 import {{ pipeline }} from '@huggingface/transformers';
-const classify = await pipeline('{task}', folder, {{ dtype: '{dtype}' }});
+const answer = await pipeline('{tag}', folder, {{ dtype: '{dtype}' }});
 ```
 
 `job predict {folder_or_model} TEXT` answers from the shell, without torch.{triton}
 
 ## Limits
 
-- Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The labels are {labels}; the model
-  answers one of them to any text, also to one that has nothing to do with them.
+- {limits}
 - Numbers hold for rows like those of the test split. int8 numbers hold for the processor that is named: another one
   computes int8 otherwise; `onnx/model_quantized.onnx` is the file that overflows on none.
 - Licence of the base model: {licence}. The licence of the data (`{source}`) applies as well.
@@ -86,22 +86,37 @@ def write_report(run: Run) -> dict[str, Any]:
 def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> str:
     """Return the model card in Markdown."""
     recipe, data, sources = run.recipe, run.read("data.json"), run.read("sources.json")
-    metric = "accuracy"
+    task = get_task(recipe.task)
+    metric = task.metric
     scores = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
     quality = [f"| {name} | {s[metric]:.4f} | {s[f'{metric}_interval']} |" for name, s in scores.items()]
+    labels = f", labels: {', '.join(data['labels'])}" if task.classifies else ""
+    best, dtype = ("model_quantized.onnx", "q8") if _has_portable(result) else ("model.onnx", "fp32")
     return _CARD.format(
-        name=recipe.name, task=recipe.task, base=hide_paths(recipe.model.id), source=hide_paths(recipe.data.source),
-        rows=data["rows"]["train"], labels=", ".join(data["labels"]), n=result["metrics"]["test"]["n"], metric=metric,
-        quality="\n".join(quality), parity_n=result["onnx"]["n"], difference=result["onnx"]["max_abs_logit_diff"],
-        exports="\n".join(_export_rows(result, metric)), max_length=data["max_length"], version=__version__,
-        run_id=run.run_id, base_commit=sources["model"]["commit"] or "without a commit",
-        data_commit=sources["data"]["commit"] or "without a commit",
-        best="model_quantized.onnx" if _has_portable(result) else "model.onnx",
-        dtype="q8" if _has_portable(result) else "fp32", folder_or_model=f"…/models/{recipe.name}",
+        name=recipe.name, task=recipe.task, tag=task.pipeline_tag, base=hide_paths(recipe.model.id), labels=labels,
+        source=hide_paths(recipe.data.source), rows=data["rows"]["train"], n=result["metrics"]["test"]["n"],
+        metric=metric, quality="\n".join(quality), parity_n=result["onnx"]["n"],
+        difference=result["onnx"]["max_abs_logit_diff"], exports="\n".join(_export_rows(result, metric)),
+        limits=_describe_limits(task, data), version=__version__, run_id=run.run_id,
+        base_commit=sources["model"]["commit"] or "without a commit", best=best, dtype=dtype,
+        data_commit=sources["data"]["commit"] or "without a commit", folder_or_model=f"…/models/{recipe.name}",
         triton="\n`triton/` is a model repository for a Triton server." if recipe.export.triton else "",
-        truncated=data["truncated_share"], licence=find_licence(run.base_model),
-        ort_class="ORTModelForSequenceClassification", auto_class="AutoModelForSequenceClassification",
+        licence=find_licence(run.base_model), ort_class=task.ort_class, auto_class=task.auto_class,
     )  # fmt: skip
+
+
+_LIMITS_OF_LABELS = """Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The labels are
+  {labels}; the model answers one of them to any text, also to one that has nothing to do with them."""
+_LIMITS_OF_WRITING = """It was trained and measured on rows of at most {max_length} tokens. It writes what is likely,
+  not what is true. log_likelihood is that of a token in nats, the mean over rows; a drop of 0.01 is 1 % of
+  perplexity, agreement the share of tokens that both files would write next."""
+
+
+def _describe_limits(task: Task, data: dict[str, Any]) -> str:
+    text = _LIMITS_OF_WRITING if task.generates else _LIMITS_OF_LABELS
+    return text.format(
+        max_length=data["max_length"], truncated=data["truncated_share"], labels=", ".join(data["labels"])
+    )
 
 
 def find_licence(folder: Path) -> str:
@@ -118,11 +133,10 @@ def _has_portable(result: dict[str, Any]) -> bool:
 def _export_rows(result: dict[str, Any], metric: str) -> list[str]:
     fp32 = result["onnx"]["fp32"]
     rows = [f"| `onnx/model.onnx` | {fp32[metric]:.4f} | 1 | 0 | {fp32['size'] >> 20} MiB | |"]
-    for target, numbers in result["int8"].items():
-        name = "model_quantized.onnx" if target == "portable" else f"model_int8_{target}.onnx"
+    for numbers in result["int8"].values():
         if numbers["accepted"]:
             rows.append(
-                f"| `onnx/{name}` | {numbers['metric']:.4f} | {numbers['agreement']:.4f} "
+                f"| `onnx/{numbers['file']}` | {numbers['metric']:.4f} | {numbers['agreement']:.4f} "
                 f"| {numbers['drop_bound']:+.4f} | {numbers['size'] >> 20} MiB | {numbers['measured_on']} |"
             )
     return rows

@@ -17,7 +17,7 @@ from job.errors import redact
 _EXAMPLE = "I am absolutely amazed with this new and revolutionary AI device"
 
 
-def format_result(result: dict[str, Any], metric: str = "accuracy") -> str:
+def format_result(result: dict[str, Any]) -> str:
     """Return tables of quality, exports and places, as stderr can show them; without metrics, the reason alone."""
     shown = io.StringIO()
     terminal = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
@@ -25,9 +25,9 @@ def format_result(result: dict[str, Any], metric: str = "accuracy") -> str:
     console = Console(file=shown, highlight=False, width=terminal.width, **colours)
     console.print()
     if "metrics" in result:
-        console.print(_quality_table(result, metric))
+        console.print(_quality_table(result))
     if "int8" in result:
-        console.print(_export_table(result, metric))
+        console.print(_export_table(result, _find_metric(result)))
     for name, value in _list_places(result):
         console.print(f"[bold]{name:<9}[/]", end="")
         console.print(value, markup=False, soft_wrap=True)  # one line, so that it can be copied
@@ -37,18 +37,25 @@ def format_result(result: dict[str, Any], metric: str = "accuracy") -> str:
     return shown.getvalue()
 
 
-def _quality_table(result: dict[str, Any], metric: str) -> Table:
+def _find_metric(result: dict[str, Any]) -> str:
+    """Return the name of the task's metric: the one that has an interval."""
+    suffix = "_interval"
+    return next(key.removesuffix(suffix) for key in result["metrics"]["test"] if key.endswith(suffix))
+
+
+def _quality_table(result: dict[str, Any]) -> Table:
+    metric, tuned = _find_metric(result), result["metrics"]["test"]
+    others = [key for key, value in tuned.items() if key != metric and isinstance(value, float)]
     table = Table(title=f"What the training bought ({result['metrics']['test']['n']} test rows)", title_justify="left")
-    for heading in ("model", metric, "95 % interval", "macro F1"):
+    for heading in ("model", metric, "95 % interval", *others):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     rows = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
     for name, scores in rows.items():
         low, high = scores[f"{metric}_interval"]
         style = "bold" if name == "fine-tuned" else ""
         shown = {"untrained": "before training"}.get(name, name)
-        table.add_row(
-            shown, f"{scores[metric]:.4f}", f"{low:.3f} – {high:.3f}", f"{scores['macro_f1']:.4f}", style=style
-        )
+        values = (f"{scores[key]:.4f}" for key in others)
+        table.add_row(shown, f"{scores[metric]:.4f}", f"{low:.3f} – {high:.3f}", *values, style=style)
     return table
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from job.recipe import Run
 from job.report.result import hide_paths
+from job.tasks import get_task
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2330}
@@ -26,14 +27,14 @@ _WIDTH, _HEIGHT, _MARGIN = 640, 220, 44
 def render_page(run: Run, records: dict[str, Any], result: dict[str, Any]) -> str:
     """Return the report of a run as HTML, with its curves as inline SVG."""
     history = records["train"].get("history", [])
-    metric = "accuracy"
+    metric = get_task(run.recipe.task).metric
     parts = [
         f"<h1>{html.escape(run.recipe.name)}</h1><small>run {html.escape(run.run_id)}</small>",
         "<h2>Quality on test</h2>", _quality(result, metric),
         "<h2>Exports</h2>", _exports(result, metric),
         "<h2>Latency</h2>", _latency(records["quantize"].get("latency", [])),
         "<h2>Training loss</h2>", draw_curve([(e["step"], e["loss"]) for e in history if "loss" in e], "loss"),
-        "<h2>Validation accuracy</h2>",
+        f"<h2>Validation {metric.replace('_', ' ')}</h2>",
         draw_curve([(e["step"], e[f"eval_{metric}"]) for e in history if f"eval_{metric}" in e], metric),
         "<h2>Data</h2>", _data(run),
         "<h2>Recipe</h2>", _recipe(run),
@@ -75,16 +76,17 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
 
 def _quality(result: dict[str, Any], metric: str) -> str:
     scores = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
+    others = [key for key, value in scores["fine-tuned"].items() if key != metric and isinstance(value, float)]
     rows = [
         [
             html.escape(name),
             f"{s[metric]:.4f}",
             "{:.3f} – {:.3f}".format(*s[f"{metric}_interval"]),
-            f"{s['macro_f1']:.4f}",
+            *(f"{s[key]:.4f}" for key in others),
         ]
         for name, s in scores.items()
     ]
-    return _table(["model", metric, "95 % interval", "macro F1"], rows)
+    return _table(["model", metric, "95 % interval", *others], rows)
 
 
 def _exports(result: dict[str, Any], metric: str) -> str:

@@ -21,6 +21,8 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
     if quantized := records.get("quantize"):
         result["onnx"] = result.get("onnx", {}) | {"fp32": quantized["fp32"]}
         result["int8"] = {target: _pick(numbers) for target, numbers in quantized["targets"].items()}
+        if "written" in (rehearsed := records.get("rehearse", {})):
+            result["onnx"]["written"] = {key: rehearsed[key] for key in ("n", "tokens", "written")}
     if trained := records.get("train"):
         keys = (
             "steps",
@@ -46,4 +48,4 @@ def hide_paths(value: Any) -> Any:
 
 
 def _pick(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {key: numbers.get(key) for key in (*_INT8_KEYS, "ms_per_row", "size")}
+    return {key: numbers.get(key) for key in (*_INT8_KEYS, "ms_per_row", "size", "file")}

@@ -1,13 +1,15 @@
-"""One file per task: what its columns are, which model class it needs, how it is scored.
+"""One file per task: how its rows are encoded, which model class it needs, how it is scored.
 
-`registry.py` finds a task by name; a new task is one new file and one line there · `loading.py`
-loads a model folder for a task · `intervals.py` has the statistics. No torch or transformers at
-import: a task names its model class, and imports torch only inside its loss.
+`protocol.py` says what a task must know · `registry.py` finds one by name; a new task is one new file, a line
+there and one in `recipe/schema.py` · `loading.py` loads a model folder for a task · `intervals.py` has the
+statistics. No torch or transformers at import: a task names its model class, and imports torch only inside its loss.
 """
 
-from job.tasks.intervals import bound_mean, estimate_margin, wilson_interval
-from job.tasks.loading import load_model
+from job.tasks.intervals import bound_mean, estimate_margin
+from job.tasks.loading import load_model, open_trained
+from job.tasks.protocol import IGNORED_LABEL, Task, Truth
 from job.tasks.registry import get_task
-from job.tasks.text_classification import TextClassification
 
-__all__ = ["TextClassification", "bound_mean", "estimate_margin", "get_task", "load_model", "wilson_interval"]
+__all__ = [
+    "IGNORED_LABEL", "Task", "Truth", "bound_mean", "estimate_margin", "get_task", "load_model", "open_trained",
+]  # fmt: skip

@@ -9,6 +9,8 @@ import numpy as np
 _Z95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
 _Z95_ONE_SIDED = 1.644854
+_FEW = 10
+"""Rows that differ by ±1 give a wider normal margin than the rule of three from the fourth on."""
 
 
 def wilson_interval(share: float, n: int) -> list[float]:
@@ -19,6 +21,12 @@ def wilson_interval(share: float, n: int) -> list[float]:
     return [round(max(centre - half, 0.0), 6), round(min(centre + half, 1.0), 6)]
 
 
+def normal_interval(values: np.ndarray) -> list[float]:
+    """Return the two-sided 95 % interval [low, high] of the mean of float [rows], if it is normal."""
+    half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return [round(float(values.mean()) - half, 6), round(float(values.mean()) + half, 6)]
+
+
 def estimate_margin(paired: np.ndarray) -> float:
     """Return the margin of the one-sided 95 % bound of the mean of paired differences float [rows], if it is normal."""
     n = len(paired)
@@ -26,9 +34,10 @@ def estimate_margin(paired: np.ndarray) -> float:
 
 
 def bound_mean(paired: np.ndarray) -> tuple[float, float]:
-    """Return the mean of paired differences float [rows], each within ±1, and the margin of its one-sided 95 % bound.
+    """Return the mean of paired differences float [rows] and the margin of its one-sided 95 % bound.
 
     Few rows that differ make the normal margin too narrow; ln(20)/n is what none at all would prove (rule of three,
-    Hanley & Lippman-Hand 1983).
+    Hanley & Lippman-Hand 1983), for differences within ±1.
     """
-    return float(paired.mean()), max(estimate_margin(paired), math.log(20) / len(paired))
+    few = np.count_nonzero(paired) < _FEW
+    return float(paired.mean()), max(estimate_margin(paired), math.log(20) / len(paired) if few else 0.0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from job.errors import DataError
-from job.tasks.text_classification import TextClassification
+from job.errors import DataError, GateFailed
+from job.tasks.protocol import Task
 
 
-def load_model(folder: Path, task: TextClassification, labels: list[str], seed: int) -> tuple[Any, list[str]]:
+def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[Any, list[str]]:
     """Return the task's model from `folder` with fp32 weights, and the names of weights that are new.
 
     A head that is missing or of another size is new and depends on `seed` only. Nothing is executed
@@ -21,12 +21,12 @@ def load_model(folder: Path, task: TextClassification, labels: list[str], seed: 
 
     transformers.set_seed(seed)
     model_class = getattr(transformers, task.auto_class)
+    named = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
+    named["label2id"] = {name: index for index, name in enumerate(labels)}
     try:
         model, loading = model_class.from_pretrained(
             folder,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={name: index for index, name in enumerate(labels)},
+            **(named if task.classifies else {}),
             use_safetensors=True,
             trust_remote_code=False,
             # under ZeRO-3 every weight is a shard of size 0 here, and all would count as mismatched
@@ -41,5 +41,26 @@ def load_model(folder: Path, task: TextClassification, labels: list[str], seed: 
         ) from None
     if model.config.pad_token_id is None:
         model.config.pad_token_id = model.config.eos_token_id
-    model.config.problem_type = "single_label_classification"
+    if task.classifies:
+        model.config.problem_type = "single_label_classification"
     return model, sorted(loading["missing_keys"])
+
+
+def open_trained(folder: Path, task: Task) -> Any:
+    """Return the task's model as it was trained, or released; raise GateFailed (15) where weights are missing.
+
+    transformers would draw them anew (peft #577).
+    """
+    import torch
+    import transformers
+
+    model_class = getattr(transformers, task.auto_class)
+    model, loading = model_class.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise GateFailed(
+            f"{folder.name}/model.safetensors lacks {sorted(loading['missing_keys'])[0]}; nothing is released, the "
+            "checkpoint is kept"
+        )
+    return model

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+from job.tasks.intervals import wilson_interval
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Truth
 
 if TYPE_CHECKING:
     import torch
 
-IGNORED_LABEL = -100
-"""Label of a row that only fills up a batch: it adds nothing to the loss."""
+_TEXTS_AT_ONCE = 1000
 
 
 class TextClassification:
     """Sequence classification with cross-entropy, judged by accuracy."""
 
-    name = "text-classification"
-    auto_class = "AutoModelForSequenceClassification"
-    metric = "accuracy"
+    name: ClassVar[str] = "text-classification"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    ort_class: ClassVar[str] = "ORTModelForSequenceClassification"
+    architectures: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
+    export_task: ClassVar[str] = "text-classification"
+    pipeline_tag: ClassVar[str] = "text-classification"
+    metric: ClassVar[str] = "accuracy"
+    classifies: ClassVar[bool] = True
+    per_token: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    max_abs_diff: ClassVar[float] = 1e-3
+    """Kernels add up in another order, which moves a logit by about 1e-5."""
+    max_batch_tokens: ClassVar[int] = 8192
+
+    def encode(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, labels: np.ndarray, max_length: int
+    ) -> Iterator[Encoded]:
+        """Yield a row for each text or pair, cut to `max_length` tokens; segments where the model takes them."""
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            span = slice(start, start + _TEXTS_AT_ONCE)
+            columns = (texts[span], pairs[span]) if pairs else (texts[span],)
+            batch = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+            types = batch.get("token_type_ids") if pairs else None
+            for line, ids in enumerate(batch["input_ids"]):
+                yield Encoded(start + line, ids, types[line] if types else None, int(labels[start + line]))
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         """Return the cross-entropy summed over rows: logits float [rows, labels], labels int64 [rows] → scalar fp32."""
@@ -28,18 +54,45 @@ class TextClassification:
             logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
         )
 
-    def per_row_score(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the metric row by row: logits float [rows, labels], labels int [rows] → float64 [rows] of 0 or 1."""
-        return (logits.argmax(axis=1) == labels).astype(np.float64)
+    def reduce(self, logits: Any, labels: Any) -> Any:
+        """Return the logits as they are."""
+        return logits
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """Return accuracy and macro F1 of logits float [rows, labels] against labels int [rows]."""
-        predicted = logits.argmax(axis=1)
+    def logits_of(self, answers: np.ndarray) -> np.ndarray:
+        """Return all of them, float32 [rows, labels]."""
+        return answers
+
+    def decide(self, answers: np.ndarray) -> np.ndarray:
+        """Return the id of the likeliest label, int64 [rows]."""
+        return np.asarray(answers.argmax(axis=1))
+
+    def lead(self, answers: np.ndarray) -> np.ndarray:
+        """Return how far the likeliest label is ahead of the second, in logits."""
+        best = np.sort(answers, axis=1)
+        return np.asarray(best[:, -1] - best[:, -2])
+
+    def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
+        """Return 1 for each row that is answered rightly, else 0."""
+        return (self.decide(answers) == truth.labels).astype(np.float64)
+
+    def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
+        """Return accuracy with Wilson's interval, and macro F1."""
+        predicted = self.decide(answers)
+        accuracy = round(float((predicted == truth.labels).mean()), 6)
         return {
-            "accuracy": round(float((predicted == labels).mean()), 6),
-            "macro_f1": round(_macro_f1(predicted, labels, logits.shape[1]), 6),
-            "n": len(labels),
+            "accuracy": accuracy,
+            "accuracy_interval": wilson_interval(accuracy, len(predicted)),
+            "macro_f1": round(_macro_f1(predicted, truth.labels, answers.shape[1]), 6),
+            "n": len(predicted),
         }
+
+    def min_rows(self, max_drop: float) -> int:
+        """Return ln(20) / max_drop, by the rule of three.
+
+        With no changed label in n rows the 95 % bound on the share of changed labels is ln(20)/n
+        (Hanley & Lippman-Hand 1983), and that share bounds the drop.
+        """
+        return math.ceil(math.log(20) / max_drop)
 
 
 def _macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:

@@ -16,12 +16,13 @@ from job.data.batching import BatchShape
 from job.errors import JobError, RecipeError, ResourceExhausted
 from job.recipe import Recipe
 from job.recipe.schema import Training
+from job.tasks import get_task
 
 log = logging.getLogger("job.train")
 
 EVAL_BATCH_ROWS = 64
-_EVAL_ROWS_PER_TRAINED = 4
-"""Without gradients so many rows fit where one was trained, and more."""
+_EVAL_ROWS_PER_TRAINED = {False: 4, True: 1}
+"""Without gradients so many rows fit where one was trained; logits of every token (True) fill the memory as before."""
 _BYTES_PER_PARAMETER = 16
 """fp32 weight + gradient + two Adam moments, or bf16 weight and gradient with an fp32 master copy."""
 _USABLE_MEMORY = 0.6
@@ -62,7 +63,7 @@ def build_arguments(
     recipe: Recipe, shape: BatchShape, precision: str, folder: Path, parameters: int
 ) -> TrainingArguments:
     """Return the TrainingArguments of one rank; Trainer neither saves, reports nor shuffles on its own."""
-    training = recipe.training
+    training, per_token = recipe.training, get_task(recipe.task).per_token
     deepspeed = None
     if recipe.distributed.engine == "deepspeed":
         deepspeed = build_deepspeed_config(recipe, shape, parameters, precision)
@@ -71,7 +72,7 @@ def build_arguments(
         ddp_timeout=recipe.launch.hang_timeout_s,
         per_device_train_batch_size=shape.micro_batch,
         gradient_accumulation_steps=shape.accumulation,
-        per_device_eval_batch_size=min(EVAL_BATCH_ROWS, _EVAL_ROWS_PER_TRAINED * shape.micro_batch),
+        per_device_eval_batch_size=min(EVAL_BATCH_ROWS, shape.micro_batch * _EVAL_ROWS_PER_TRAINED[per_token]),
         average_tokens_across_devices=True,
         bf16=precision == "bf16",
         fp16=precision == "fp16",

@@ -67,11 +67,11 @@ class ScaleFloor(TrainerCallback):
 class Progress(TrainerCallback):
     """One line per logging step on rank 0; stops on a loss that is no number.
 
-    `check` raises what went wrong in the background (an upload); it is called after every step.
+    `check` raises what went wrong in the background (an upload); it is called after every step. `metric`: the task's.
     """
 
-    def __init__(self, check: Callable[[], None], speak: bool) -> None:
-        self._check, self._speak = check, speak
+    def __init__(self, check: Callable[[], None], metric: str, speak: bool) -> None:
+        self._check, self._metric, self._speak = check, metric, speak
         self._started, self._first_step = time.monotonic(), 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -95,8 +95,8 @@ class Progress(TrainerCallback):
             )
         if self._speak and "loss" in logs:
             log.info("%s  loss %.4f  lr %.2e", self._where(state), logs["loss"], logs["learning_rate"])
-        elif self._speak and "eval_accuracy" in logs:
-            log.info("%s  validation accuracy %.4f", self._where(state), logs["eval_accuracy"])
+        elif self._speak and (value := logs.get(f"eval_{self._metric}")) is not None:
+            log.info("%s  validation %s %.4f", self._where(state), self._metric.replace("_", " "), value)
 
     def _where(self, state: TrainerState) -> str:
         done = max(state.global_step - self._first_step, 1)

@@ -107,7 +107,7 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
 
 def _add_callbacks(trainer: JobTrainer, vote: StopVote, queue: BackgroundUploader) -> None:
     trainer.remove_callback(transformers.PrinterCallback)
-    progress = Progress(queue.check, trainer.args.process_index == 0)
+    progress = Progress(queue.check, trainer.task.metric, trainer.args.process_index == 0)
     for callback in (Heartbeat(), progress, ScaleFloor(trainer.read_loss_scale), vote, EvaluationDebt()):
         trainer.add_callback(callback)
 

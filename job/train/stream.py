@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from job.data.batching import FILLER, MicroBatch, RankBatches
 from job.data.tokenize import TokenTable
-from job.tasks.text_classification import IGNORED_LABEL
+from job.tasks import IGNORED_LABEL
 
 _MODULUS = 1 << 256
 _LIMBS, _LIMB_BITS = 16, 16
@@ -68,7 +68,8 @@ class Collator:
         filler = chosen == FILLER
         chosen = np.where(filler, int(np.argmin(self._table.lengths)) if filler.any() else 0, chosen)
         batch = self._table.pad(chosen, self._pad_id)
-        batch["labels"] = np.where(filler, IGNORED_LABEL, self._table.labels[chosen])
+        batch["labels"] = self._table.pad_labels(chosen)
+        batch["labels"][filler] = IGNORED_LABEL
         if self._with_rows:
             batch["row"] = np.where(filler, FILLER, self._table.rows[chosen])
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}

@@ -23,8 +23,7 @@ from job.data.tokenize import TokenTable
 from job.failpoints import failpoint
 from job.liveness import beat
 from job.recipe import Run
-from job.tasks import TextClassification
-from job.tasks.text_classification import IGNORED_LABEL
+from job.tasks import IGNORED_LABEL, Task, Truth
 from job.train.checkpoint import (
     STATE_FILE,
     gather_weights,
@@ -60,10 +59,8 @@ class TrainingData:
 class JobTrainer(Trainer):
     """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint."""
 
-    def __init__(
-        self, model: Any, args: TrainingArguments, run: Run, data: TrainingData, task: TextClassification
-    ) -> None:
-        self._run, self._data, self._task = run, data, task
+    def __init__(self, model: Any, args: TrainingArguments, run: Run, data: TrainingData, task: Task) -> None:
+        self._run, self._data, self.task = run, data, task
         self.on_checkpoint: Callable[[Path, float], None] = lambda folder, seconds: None
         self.resumed_from = -1
         self.samples = SampleDigest()
@@ -84,6 +81,7 @@ class JobTrainer(Trainer):
             eval_dataset=TableRows(np.argsort(-data.validation.lengths, kind="stable")),
             compute_loss_func=mean_loss,
             compute_metrics=self._score,
+            preprocess_logits_for_metrics=task.reduce,
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -139,7 +137,9 @@ class JobTrainer(Trainer):
             return {}
 
     def _score(self, prediction: EvalPrediction) -> dict[str, Any]:
-        return self._task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+        answers, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        asked = labels != IGNORED_LABEL
+        return self.task.score(answers[asked], Truth(labels[asked], np.nonzero(asked)[0]))
 
     def read_loss_scale(self) -> float | None:
         """Return what fp16's scaler multiplies the loss with now, None without a scaler."""

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from job.data.tokenize import TokenTable
-from job.export.measure import open_session, run_table
+from job.export.latency import answer_rows
+from job.export.measure import Rows, compute_batch, open_session, run_table
 from job.processor import describe_processor
 from job.recipe import Run
 
@@ -39,16 +40,17 @@ def main(assets: str, work: str) -> None:
     folder = Path(work).absolute()
     run = fine_tune(Path(assets).absolute(), folder)
     files = list_files(run, export_by_optimum(run, folder / "optimum"))
-    table, pad_id = TokenTable.open(run.tokens("test")), run.read("data.json")["pad_id"]
+    rows = Rows.open(run.recipe.task, str(run.tokens("test")), run.read("data.json")["pad_id"])
+    table = rows.table
     print(f"{describe_processor()}; {len(table)} test rows, {ROWS} of them timed, load {os.getloadavg()[0]:.1f}")
-    fp32 = run_table(open_session(files["fp32 job"]), table, pad_id, np.arange(len(table)))
+    fp32 = run_table(open_session(files["fp32 job"]), rows)
     quality = {}
     for name, path in files.items():
-        logits = run_table(open_session(path), table, pad_id, np.arange(len(table)))
+        logits = run_table(open_session(path), rows)
         right, same = logits.argmax(1) == table.labels, logits.argmax(1) == fp32.argmax(1)
         quality[name] = (float(right.mean()), float(same.mean()), path.stat().st_size / (1 << 20))
-    one = race(files, table, pad_id, 1, time.process_time)
-    all_ = race(files, table, pad_id, 0, time.perf_counter)
+    one = race(files, rows, 1, time.process_time)
+    all_ = race(files, rows, 0, time.perf_counter)
     print(
         f"{'file':<28}{'accuracy':>9}{'agreement':>11}{'MiB':>7}{'1 thread, CPU ms/row':>22}{'all threads, ms/row':>21}"
     )
@@ -97,17 +99,15 @@ def list_files(run: Run, theirs: dict[str, Path]) -> dict[str, Path]:
     return {name: path for name, path in (ours | theirs).items() if path.exists()}
 
 
-def race(
-    files: dict[str, Path], table: TokenTable, pad_id: int, threads: int, clock: Callable[[], float]
-) -> dict[str, np.ndarray]:
+def race(files: dict[str, Path], rows: Rows, threads: int, clock: Callable[[], float]) -> dict[str, np.ndarray]:
     """Return milliseconds of a row in every round but the first, by file."""
     sessions = {name: open_session(path, threads) for name, path in files.items()}
-    sample = np.linspace(0, len(table) - 1, min(ROWS, len(table))).astype(np.int64)
+    sample = np.linspace(0, len(rows.table) - 1, min(ROWS, len(rows.table))).astype(np.int64)
     times: dict[str, list[float]] = {name: [] for name in files}
     for number in range(ROUNDS):
         for name in list(files)[:: 1 if number % 2 else -1]:
             began = clock()
-            run_table(sessions[name], table, pad_id, sample)
+            answer_rows(partial(compute_batch, sessions[name]), rows, sample)
             times[name].append(1000 * (clock() - began) / len(sample))
     return {name: np.array(values[1:]) for name, values in times.items()}
 

@@ -21,7 +21,9 @@ def examples(texts: list[str], labels: list[int] | None = None) -> Examples:
 
 
 def raw(labels: list[Any], texts: list[Any] | None = None, declared: list[str] | None = None) -> RawColumns:
-    return RawColumns("train", texts or [f"text {i}" for i in range(len(labels))], None, labels, declared)
+    return RawColumns(
+        "train", ("text", "text_pair"), texts or [f"text {i}" for i in range(len(labels))], None, labels, declared
+    )
 
 
 @given(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=2, max_size=200), st.floats(0.05, 0.9), st.integers(0, 9))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from job.errors import GateFailed
 from job.export.gate import check_parity, compare_quality, looks_good, passes
 from job.recipe.schema import Int8
-from job.tasks import get_task
+from job.tasks import Truth, get_task
 
 TASK = get_task("text-classification")
 
@@ -18,6 +18,12 @@ TASK = get_task("text-classification")
 def logits(labels: np.ndarray, classes: int = 2) -> np.ndarray:
     """Logits that answer `labels` with a clear margin."""
     return np.eye(classes, dtype=np.float32)[labels] * 4
+
+
+def is_accepted(quality: dict[str, float], gate: Int8 | None = None) -> bool:
+    """Tell whether the quality passes the default limits."""
+    gate = gate or Int8()
+    return passes(quality, gate, TASK.min_rows(gate.max_metric_drop))
 
 
 def judge(n: int, broken: int, mended: int = 0) -> dict[str, float]:
@@ -28,7 +34,7 @@ def judge(n: int, broken: int, mended: int = 0) -> dict[str, float]:
     int8 = fp32.copy()
     int8[n // 5 : n // 5 + broken] = 1
     int8[:mended] = 0
-    return compare_quality(TASK, logits(fp32), logits(int8), labels)
+    return compare_quality(TASK, logits(fp32), logits(int8), Truth(labels, np.arange(n)))
 
 
 def test_the_bound_is_that_of_a_paired_mean() -> None:
@@ -39,38 +45,38 @@ def test_the_bound_is_that_of_a_paired_mean() -> None:
 
 
 def test_an_equal_model_passes_and_a_worse_one_does_not() -> None:
-    assert passes(judge(2000, 0), Int8())
-    assert passes(judge(2000, 20, 10), Int8())
-    assert not passes(judge(2000, 60), Int8())
-    assert not passes(judge(2000, 100, 100), Int8()), "agreement 0.90"
+    assert is_accepted(judge(2000, 0))
+    assert is_accepted(judge(2000, 20, 10))
+    assert not is_accepted(judge(2000, 60))
+    assert not is_accepted(judge(2000, 100, 100)), "agreement 0.90"
 
 
 def test_one_answer_that_is_no_number_is_one_too_many() -> None:
     labels = np.zeros(2000, dtype=np.int64)
     int8 = logits(labels)
     int8[7] = np.nan
-    assert not passes(compare_quality(TASK, logits(labels), int8, labels), Int8())
+    assert not is_accepted(compare_quality(TASK, logits(labels), int8, Truth(labels, np.arange(2000))))
 
 
 def test_few_validation_rows_can_choose_a_rung_though_they_prove_none() -> None:
     assert looks_good(judge(50, 0), Int8())
-    assert not passes(judge(50, 0), Int8())
+    assert not is_accepted(judge(50, 0))
     assert not looks_good(judge(50, 2), Int8())
 
 
 def test_too_few_rows_prove_nothing() -> None:
-    assert Int8().min_rows == 150
-    assert not passes(judge(149, 0), Int8())
-    assert passes(judge(150, 0), Int8())
-    assert not passes(judge(150, 1), Int8()), "one row of 150 may be 3 % of all"
-    assert Int8(max_metric_drop=0.01).min_rows == 300
+    assert TASK.min_rows(0.02) == 150
+    assert not is_accepted(judge(149, 0))
+    assert is_accepted(judge(150, 0))
+    assert not is_accepted(judge(150, 1)), "one row of 150 may be 3 % of all"
+    assert TASK.min_rows(0.01) == 300
 
 
 @given(st.integers(150, 3000), st.integers(0, 200), st.integers(0, 200))
 def test_whatever_passes_has_its_bound_within_the_limit(n: int, broken: int, mended: int) -> None:
     quality = judge(n, min(broken, n // 2), min(mended, n // 5))
     assert quality["drop_bound"] >= quality["drop"] - 1e-9
-    if passes(quality, Int8()):
+    if is_accepted(quality):
         assert quality["drop_bound"] <= 0.02
         assert quality["agreement"] >= 0.95
 
@@ -78,11 +84,11 @@ def test_whatever_passes_has_its_bound_within_the_limit(n: int, broken: int, men
 def test_parity_accepts_rounding_and_names_the_worst_row_otherwise() -> None:
     expected = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     rows = np.arange(101, 151)
-    assert check_parity(expected, expected + 1e-5, rows)["n"] == 50
+    assert check_parity(TASK, expected, expected + 1e-5, rows)["n"] == 50
     found = expected.copy()
     found[7] += 0.5
     with pytest.raises(GateFailed, match=r"0\.5 on test row 108"):
-        check_parity(expected, found, rows)
+        check_parity(TASK, expected, found, rows)
 
 
 @pytest.mark.parametrize("damage", ["nan", "both nan", "shape", "swapped", "constant"])
@@ -97,4 +103,4 @@ def test_parity_fails_closed(damage: str) -> None:
     }[damage]
     expected = found if damage == "both nan" else expected
     with pytest.raises(GateFailed):
-        check_parity(expected, found, np.arange(50))
+        check_parity(TASK, expected, found, np.arange(50))

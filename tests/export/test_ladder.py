@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from job.data.tokenize import TokenTable
+from job.data import TokenTable
 from job.export.ladder import Rung, list_rungs
-from job.export.sensitivity import estimate_error, list_dynamic_products, rank_matrices
+from job.export.sensitivity import estimate_block_error, estimate_error, list_dynamic_products, rank_matrices
 
 TARGETS = ("portable", "avx512_vnni", "avx2", "arm64")
 
@@ -38,6 +40,30 @@ def test_the_ladder_goes_from_all_int8_to_fewer_matrices_to_static(target: str) 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_pinned_kind_is_the_only_one(target: str, mode: str) -> None:
     assert {rung.kind for rung in list_rungs(target, mode)} == {mode}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_decoder_begins_with_weights_alone_and_has_the_whole_ladder_behind(target: str) -> None:
+    first, *others = list_rungs(target, "auto", decoder=True)
+    assert first.kind == "weights" and first.bits == 8
+    assert others == list(list_rungs(target, "auto"))
+
+
+@pytest.mark.parametrize("mode", ["auto", "dynamic", "static", "weights"])
+def test_int4_is_weights_alone_with_more_and_more_matrices_wider(mode: str) -> None:
+    rungs = list(list_rungs("int4", mode))
+    assert {(rung.kind, rung.bits) for rung in rungs} == {("weights", 4)}
+    assert [rung.left_out for rung in rungs] == sorted(rung.left_out for rung in rungs)
+    assert rungs[0].embeddings and rungs[-1].left_out > 0
+    assert len({rung.name for rung in rungs}) == len(rungs)
+
+
+@given(st.integers(1, 100), st.integers(1, 8), st.sampled_from([2, 4, 8]))
+def test_rounding_in_blocks_errs_by_half_a_step_at_most(rows: int, columns: int, bits: int) -> None:
+    weight = np.random.default_rng(rows).normal(size=(rows, columns)).astype(np.float32)
+    error = estimate_block_error(np.eye(rows, dtype=np.float32), weight, bits)
+    steps = (weight.max() - weight.min() + np.abs(weight).max()) / ((1 << bits) - 1)
+    assert error * np.linalg.norm(weight) <= steps * np.sqrt(weight.size)
 
 
 def test_rungs_say_what_they_are() -> None:
@@ -94,7 +120,7 @@ def test_matrices_are_ranked_by_their_own_error_and_products_of_activations_are_
     offsets = np.arange(0, count * 5 + 1, 5, dtype=np.int64)
     rows = np.zeros(count, dtype=np.int64)
     table = TokenTable(tokens, None, offsets, rows, rows)
-    ranking = rank_matrices(model, table, 0)
+    ranking = rank_matrices(model, table, 0, estimate_error)
     assert ranking[0][0] == "outlier", ranking
     assert {name for name, _ in ranking} == {"calm", "wild", "outlier"}
     assert all(math.isfinite(error) and error > 0 for _, error in ranking)

@@ -13,6 +13,7 @@ NUMBERS: dict[str, Any] = dict.fromkeys(
 MEASURED = {"metric": 0.8, "drop": 0.01, "drop_bound": 0.02, "agreement": 0.97, "n": 200, "size": 1 << 20, "rung": "x"}
 RESULT: dict[str, Any] = {
     "run_id": "r", "status": "released", "exit_code": 0, "reason": "", "release": None,
+    "metrics": {"baselines": {}, "test": {"accuracy": 0.81, "accuracy_interval": [0.79, 0.83], "n": 200}},
     "onnx": {"agreement": 1.0, "fp32": {"accuracy": 0.81, "size": 4 << 20, "ms_per_row": 2.0}},
     "int8": {
         "portable": NUMBERS | MEASURED | {"accepted": True, "ms_per_row": 1.0, "speedup": 2.0, "measured_on": "cpu"},

@@ -7,45 +7,36 @@ may shift slightly with the company that a row is in; those of fp32 do not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from tokenizers import Encoding
 
-from job.errors import NotFound, NoValidCheckpoint
-from job.predict.bundle import choose_model, fetch_bundle, list_bundle
+from job.errors import NoValidCheckpoint
+from job.predict.bundle import choose_model, list_bundle
+from job.predict.runtime import count_threads, first_line, open_session
 from job.predict.tokens import BundleTokenizer, Text, check_text, read_json
 
 _WINDOW_ROWS = 4096  # texts tokenized and sorted at a time, so that memory does not grow with the input
 _MAX_TOKENS = 8192  # of a micro-batch, padding included
 
 
-def open_predictor(
-    uri: str, cache: Path, precision: str = "auto", allow_http: bool = False, threads: int = 0
-) -> Predictor:
-    """Fetch, verify and load the bundle at `uri`; see `fetch_bundle` for its forms and `Predictor` for the rest."""
-    return Predictor(fetch_bundle(uri, cache, precision, allow_http), precision, threads)
-
-
-class Predictor:
+class Classifier:
     """A text classifier: tokenizer and ONNX model of one local bundle folder, on `threads` (0: all) processors.
 
-    Raises NotFound (13) for a bundle of another task, NoValidCheckpoint (17) for files that do not load.
+    Raises NoValidCheckpoint (17) for files that do not load.
     """
 
-    def __init__(self, folder: Path, precision: str = "auto", threads: int = 0) -> None:
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
         config = read_json(folder / "config.json")
-        _check_architecture(config, folder)
         self._labels = _read_labels(config, folder)
         self._tokenizer = BundleTokenizer(folder, config)
         self.model_path = folder / choose_model(list_bundle(folder), precision, str(folder))
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self._session = _load_session(self.model_path, self.threads)
+        self.threads = count_threads(threads)
+        self._session = open_session(self.model_path, self.threads)
         self._inputs = [item.name for item in self._session.get_inputs()]
         unknown = [name for name in self._inputs if name not in self._tokenizer.columns]
         if unknown:
@@ -89,7 +80,7 @@ class Predictor:
         try:
             logits = np.asarray(self._session.run(None, {name: arrays[name] for name in self._inputs})[0], np.float64)
         except Exception as error:  # ONNX Runtime's exceptions share no other base
-            raise NoValidCheckpoint(f"{self.model_path}: {_first_line(error)}; export the model again") from None
+            raise NoValidCheckpoint(f"{self.model_path}: {first_line(error)}; export the model again") from None
         if logits.shape != (len(encodings), len(self._labels)):
             raise NoValidCheckpoint(
                 f"{self.model_path}: gives {logits.shape} for {len(encodings)} texts, config.json names "
@@ -119,16 +110,6 @@ def _group_by_length(lengths: Sequence[int], max_rows: int) -> Iterator[list[int
         yield group
 
 
-def _check_architecture(config: dict[str, Any], folder: Path) -> None:
-    names = config.get("architectures")
-    architecture = str(names[0]) if isinstance(names, list) and names else "none"
-    if not architecture.endswith("ForSequenceClassification"):
-        raise NotFound(
-            f"{folder / 'config.json'}: architectures: {architecture}; prediction needs a …ForSequenceClassification, "
-            "name the release of a text classifier"
-        )
-
-
 def _read_labels(config: dict[str, Any], folder: Path) -> list[str]:
     """Return the label names in the order of the logits; transformers leaves out the default two."""
     named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
@@ -138,18 +119,3 @@ def _read_labels(config: dict[str, Any], folder: Path) -> list[str]:
         raise NoValidCheckpoint(
             f"{folder / 'config.json'}: id2label: must map '0', '1', … to names; export the bundle again"
         ) from None
-
-
-def _load_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no other base
-        raise NoValidCheckpoint(f"{path}: does not load: {_first_line(error)}; export the model again") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

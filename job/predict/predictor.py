@@ -1,0 +1,53 @@
+"""Which reader a bundle needs, by the architecture that its config.json names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from job.errors import NotFound
+from job.predict.bundle import fetch_bundle
+from job.predict.labels import Classifier
+from job.predict.tokens import Text, read_json
+from job.predict.writing import MAX_NEW_TOKENS, Writer
+from job.tasks import get_task
+
+
+class Predictor(Protocol):
+    """An open bundle: `model_path` is the ONNX file, `threads` how many compute."""
+
+    model_path: Path
+    threads: int
+
+    def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+        """Return an answer for each text, in order."""
+
+    def stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
+        """Yield an answer for each text, reading no more than is needed."""
+
+
+def open_predictor(
+    uri: str,
+    cache: Path,
+    precision: str = "auto",
+    *,
+    allow_http: bool = False,
+    threads: int = 0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Predictor:
+    """Fetch, verify and load the bundle at `uri`; see `fetch_bundle` for its forms, `threads` 0: all processors.
+
+    Raises NotFound (13) for a model of a task that nobody here reads.
+    """
+    folder = fetch_bundle(uri, cache, precision, allow_http)
+    names = read_json(folder / "config.json").get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else "none"
+    if architecture.endswith(get_task("text-classification").architectures):
+        return Classifier(folder, precision, threads)
+    if architecture.endswith(get_task("causal-lm").architectures):
+        return Writer(folder, precision, threads, max_new_tokens)
+    raise NotFound(
+        f"{folder / 'config.json'}: architectures: {architecture}; prediction knows …ForSequenceClassification and "
+        "…ForCausalLM, name the release of such a model"
+    )

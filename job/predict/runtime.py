@@ -1,0 +1,32 @@
+"""An ONNX Runtime session on the processor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnxruntime
+
+from job.errors import NoValidCheckpoint
+
+
+def count_threads(asked: int) -> int:
+    """Return `asked`, or for 0 one thread for each processor that this process may use."""
+    return asked or len(os.sched_getaffinity(0))
+
+
+def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Load an ONNX file; raise NoValidCheckpoint (17) for one that does not load."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        raise NoValidCheckpoint(f"{path}: does not load: {first_line(error)}; export the model again") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error, or its name."""
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,102 @@
+"""From a prompt to what a decoder writes on, greedily, a token at a time with its keys and values cached.
+
+One prompt at a time: nothing is padded, so what is written does not depend on the company that a prompt is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.errors import DataError, NoValidCheckpoint
+from job.predict.bundle import choose_model, list_bundle
+from job.predict.runtime import count_threads, first_line, open_session
+from job.predict.tokens import BundleTokenizer, Text, check_text, read_json
+
+MAX_NEW_TOKENS = 64
+_PAST, _PRESENT = "past_key_values", "present"
+
+
+class Writer:
+    """A language model: tokenizer and ONNX decoder of one local bundle folder, on `threads` (0: all) processors.
+
+    Raises NoValidCheckpoint (17) for files that do not load.
+    """
+
+    def __init__(self, folder: Path, precision: str, threads: int, max_new_tokens: int) -> None:
+        config = read_json(folder / "config.json")
+        self._tokenizer = BundleTokenizer(folder, config)
+        self._ends = _find_ends(folder, config, self._tokenizer)
+        self._max_new_tokens = max_new_tokens
+        self.model_path = folder / choose_model(list_bundle(folder), precision, str(folder))
+        self.threads = count_threads(threads)
+        self._session = open_session(self.model_path, self.threads)
+        self._cache = {
+            entry.name: [size if isinstance(size, int) else 0 if "past" in size else 1 for size in entry.shape]
+            for entry in self._session.get_inputs()
+            if entry.name.startswith(_PAST)
+        }
+        self._names = [output.name for output in self._session.get_outputs()]
+        if not self._cache or "logits" not in self._names:
+            raise NoValidCheckpoint(f"{self.model_path}: is no decoder with a cache; export the model again")
+
+    def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+        """Return {"text", "written", "ids", "ended"} for each prompt: what follows, its token ids, and why it ends.
+
+        `ended` is "end" where the model ended its text, "length" after `max_new_tokens`. Raises DataError (11) naming a
+        row that is no text, or has no token.
+        """
+        return list(self.stream(texts))
+
+    def stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
+        """Yield an answer for each prompt as `predict` does."""
+        for row, text in enumerate(texts):
+            check_text(text, row)
+            if not isinstance(text, str):
+                raise DataError(f"text {row}: is a pair; a language model writes on from one text")
+            prompt = self._tokenizer.encode([text])[0].ids
+            if not prompt:
+                raise DataError(f"text {row}: is empty; give a language model a text to write on from")
+            ids = list(self._write_on(prompt))
+            ended = "end" if ids[-1] in self._ends else "length"
+            written = self._tokenizer.decode(ids[:-1] if ended == "end" else ids)
+            yield {"text": text, "written": written, "ids": ids, "ended": ended}
+
+    def _write_on(self, prompt: list[int]) -> Iterator[int]:
+        cache = {name: np.zeros(shape, np.float32) for name, shape in self._cache.items()}
+        ids, seen = np.array([prompt], dtype=np.int64), 0
+        for _ in range(self._max_new_tokens):
+            seen += ids.shape[1]
+            answers = self._step(ids, seen, cache)
+            token = int(answers["logits"][0, -1].argmax())
+            yield token
+            if token in self._ends:
+                return
+            ids = np.array([[token]], dtype=np.int64)
+            cache = {name: answers[name.replace(_PAST, _PRESENT)] for name in self._cache}
+
+    def _step(self, ids: np.ndarray, seen: int, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feed = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, seen), dtype=np.int64),
+            "position_ids": np.arange(seen - ids.shape[1], seen, dtype=np.int64)[None],
+            **cache,
+        }
+        try:
+            wanted = {entry.name: feed[entry.name] for entry in self._session.get_inputs()}
+            answers = dict(zip(self._names, self._session.run(None, wanted), strict=True))
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise NoValidCheckpoint(f"{self.model_path}: {first_line(error)}; export the model again") from None
+        if not np.isfinite(answers["logits"][0, -1]).all():
+            raise NoValidCheckpoint(f"{self.model_path}: answers NaN or Inf; train or export the model again")
+        return answers
+
+
+def _find_ends(folder: Path, config: dict[str, Any], tokenizer: BundleTokenizer) -> set[int]:
+    """Return the ids after which nothing is written: the tokenizer's, the generation config's, else the config's."""
+    named = read_json(folder / "generation_config.json", {}).get("eos_token_id", config.get("eos_token_id"))
+    ends = {*(named if isinstance(named, list) else [named]), tokenizer.end_id}
+    return {int(end) for end in ends if isinstance(end, int)}

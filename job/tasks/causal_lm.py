@@ -1,0 +1,142 @@
+"""Causal language modelling: the next token of raw text, or of a completion after its prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from job.errors import DataError
+from job.tasks.intervals import normal_interval
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Truth
+
+if TYPE_CHECKING:
+    import torch
+
+_TARGET, _TOTAL, _BEST, _SECOND, _SAID = range(5)
+_LOGITS = slice(_TARGET, _SAID)
+
+
+class CausalLM:
+    """Next-token prediction with cross-entropy, judged by the mean log-likelihood of a token (perplexity's logarithm).
+
+    An answer has five columns: the label's logit, the logarithm of the sum of all exponentials, the largest and the
+    second largest logit, and the id of the largest. Of 49,152 logits a token that is all that anybody asks for.
+    """
+
+    name: ClassVar[str] = "causal-lm"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    ort_class: ClassVar[str] = "ORTModelForCausalLM"
+    architectures: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+    export_task: ClassVar[str] = "text-generation-with-past"
+    pipeline_tag: ClassVar[str] = "text-generation"
+    metric: ClassVar[str] = "log_likelihood"
+    classifies: ClassVar[bool] = False
+    per_token: ClassVar[bool] = True
+    generates: ClassVar[bool] = True
+    max_abs_diff: ClassVar[float] = 1e-2
+    """Logits of language models are an order of magnitude larger than a classifier's, and pass more layers."""
+    max_batch_tokens: ClassVar[int] = 2048
+
+    def encode(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, labels: np.ndarray, max_length: int
+    ) -> Iterator[Encoded]:
+        """Yield rows of at most `max_length` tokens whose labels are the tokens that follow.
+
+        A long text becomes several rows, none of its tokens is lost, and no row holds two texts. Every text ends with
+        the token at which generation stops. With pairs, texts are prompts: only what follows them has labels, and a
+        prompt that leaves no room for its completion keeps its end.
+        """
+        end = find_end(tokenizer)
+        for place, text in enumerate(texts):
+            ids = tokenizer(text)["input_ids"]
+            ids = ids[:-1] if ids and ids[-1] == end else ids
+            if pairs is None:
+                yield from _cut(place, [*ids, end], max_length)
+            else:
+                yield _join(place, ids, [*_encode_inner(tokenizer, pairs[place]), end], max_length)
+
+    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+        """Return the cross-entropy summed over labelled tokens; logits float [rows, tokens, vocabulary]."""
+        from torch.nn.functional import cross_entropy
+
+        asked = labels != IGNORED_LABEL
+        return cross_entropy(logits[asked].float(), labels[asked], reduction="sum", label_smoothing=smoothing)
+
+    def reduce(self, logits: Any, labels: Any) -> Any:
+        """Return answers float32 [rows, tokens, 5] of logits float [rows, tokens, vocabulary], which it overwrites."""
+        if isinstance(logits, np.ndarray):
+            xp, flat = np, logits.reshape(-1, logits.shape[-1]).astype(np.float32, copy=False)
+        else:
+            import torch
+
+            xp, flat = torch, logits.reshape(-1, logits.shape[-1]).float()
+        token, target = xp.arange(len(flat)), xp.where(labels == IGNORED_LABEL, 0, labels).reshape(-1)
+        best, said = xp.amax(flat, -1), xp.argmax(flat, -1)
+        columns = [flat[token, target], best + xp.log(xp.exp(flat - best[:, None]).sum(-1)), best]
+        flat[token, said] = -math.inf
+        columns += [xp.amax(flat, -1), xp.asarray(said, dtype=flat.dtype)]  # an id below 2²⁴ is exact in fp32
+        return xp.stack(columns, -1).reshape(*labels.shape, len(columns))
+
+    def logits_of(self, answers: np.ndarray) -> np.ndarray:
+        """Return the four columns that are logits, the sum of all among them."""
+        return answers[:, _LOGITS]
+
+    def decide(self, answers: np.ndarray) -> np.ndarray:
+        """Return the likeliest token, int64 [units]."""
+        return answers[:, _SAID].astype(np.int64)
+
+    def lead(self, answers: np.ndarray) -> np.ndarray:
+        """Return how far the likeliest token is ahead of the second."""
+        return np.asarray(answers[:, _BEST] - answers[:, _SECOND])
+
+    def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
+        """Return the mean log-likelihood of each row's tokens in nats: 0.01 is 1 % of its perplexity."""
+        logs = (answers[:, _TARGET] - answers[:, _TOTAL]).astype(np.float64)
+        counts = np.bincount(truth.rows)
+        return np.bincount(truth.rows, weights=logs)[counts > 0] / counts[counts > 0]
+
+    def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
+        """Return the rows' mean log-likelihood, perplexity, and the share of tokens that are foretold."""
+        rows = self.per_row_score(answers, truth)
+        logs = (answers[:, _TARGET] - answers[:, _TOTAL]).astype(np.float64)
+        return {
+            "log_likelihood": round(float(rows.mean()), 6),
+            "log_likelihood_interval": normal_interval(rows),
+            "perplexity": round(float(np.exp(min(-logs.mean(), 700.0))), 4),
+            "token_accuracy": round(float((self.decide(answers) == truth.labels).mean()), 6),
+            "tokens": len(answers),
+            "n": len(rows),
+        }
+
+    def min_rows(self, max_drop: float) -> int:
+        """Return 30: a row's log-likelihood is no yes or no, so few rows have a normal mean already."""
+        return 30
+
+
+def find_end(tokenizer: Any) -> int:
+    """Return the id of the token that ends a text; raise DataError for a tokenizer without one."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("model.id: its tokenizer has no eos_token, so no text can end; name one in its files")
+    return int(tokenizer.eos_token_id)
+
+
+def _encode_inner(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text that does not begin: without a token for the beginning."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _cut(place: int, ids: list[int], max_length: int) -> Iterator[Encoded]:
+    for start in range(0, len(ids) - 1, max_length):
+        part, following = ids[start : start + max_length], ids[start + 1 : start + max_length + 1]
+        yield Encoded(place, part[: len(following)], None, following)
+
+
+def _join(place: int, prompt: list[int], completion: list[int], max_length: int) -> Encoded:
+    completion = completion[: max(max_length - 1, 1)]
+    prompt = prompt[-(max_length - len(completion)) :] if len(completion) < max_length else []
+    ids = [*prompt, *completion]
+    labels = [IGNORED_LABEL] * max(len(prompt) - 1, 0) + ids[max(len(prompt), 1) :]
+    return Encoded(place, ids[:-1], None, labels)

@@ -1,0 +1,39 @@
+"""Token tables with a label for every token: what is padded, asked about, and gathered from batches."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from job.data import TokenTable
+from job.tasks import IGNORED_LABEL
+
+
+def make_table(lengths: list[int], seed: int = 0) -> TokenTable:
+    """A table of random tokens, labels and ignored labels; the first token of every row has a label."""
+    rng = np.random.default_rng(seed)
+    total, offsets = sum(lengths), np.cumsum([0, *lengths])
+    labels = np.where(rng.random(total) < 0.3, IGNORED_LABEL, rng.integers(0, 50, total))
+    labels[offsets[:-1]] = 7
+    return TokenTable(rng.integers(0, 50, total), None, offsets, labels.astype(np.int32), np.arange(len(lengths)), True)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 99))
+def test_answers_of_batches_come_back_in_order_whatever_the_batches(lengths: list[int], size: int, seed: int) -> None:
+    table = make_table(lengths, seed)
+    order = np.random.default_rng(seed).permutation(len(table))
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    # each token's answer is its label, so what comes back must be the labels that are asked about
+    answers = table.gather((part, table.pad_labels(part)[..., None]) for part in parts)
+    np.testing.assert_array_equal(answers[:, 0], table.truth.labels)
+    assert len(answers) == len(table.truth.rows) == int((table.labels != IGNORED_LABEL).sum())
+    np.testing.assert_array_equal(np.unique(table.truth.rows), np.arange(len(table)))
+
+
+def test_labels_are_padded_with_what_adds_nothing_to_the_loss() -> None:
+    table = make_table([2, 4])
+    labels = table.pad_labels(np.array([0, 1]))
+    assert labels.shape == (2, 4)
+    assert (labels[0, 2:] == IGNORED_LABEL).all()
+    np.testing.assert_array_equal(labels[1], table.labels[2:])

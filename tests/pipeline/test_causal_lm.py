@@ -1,0 +1,172 @@
+"""Language models end to end: trained on raw text or completions, exported with a cache, small files, and asked."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Answer, assert_refused, call_job, write_recipe
+
+END = "<end>"
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Path:
+    """A two-layer Llama with tied embeddings and a byte-level tokenizer of 600 tokens that was trained on reviews."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    with (reviews / "train.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=600, special_tokens=[END], initial_alphabet=alphabet)
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"vocab_size": len(tokenizer.get_vocab()), "eos_token_id": 0, "bos_token_id": 0}
+    config = LlamaConfig(num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, **sizes, **ids)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(tiny_llama: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A complete recipe on a local-folder store."""
+    return {
+        "name": "writer",
+        "task": "causal-lm",
+        "model": {"id": str(tiny_llama)},
+        "data": {"source": str(reviews), "max_length": 64},
+        "training": {
+            "max_steps": 60,
+            "global_batch_size": 16,
+            "learning_rate": 5e-3,
+            "save_steps": 20,
+            "eval_steps": 30,
+        },
+        "export": {"latency": False},
+        "store": {"uri": str(tmp_path_factory.mktemp("store"))},
+    }
+
+
+def run(recipe: dict[str, Any], folder: Path, *words: str) -> Answer:
+    return call_job("run", str(write_recipe(folder / "r.yaml", **recipe)), "--work-dir", str(folder / "work"), *words)
+
+
+@pytest.fixture(scope="module")
+def written(words: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """One release of a language model."""
+    answer = run(words, tmp_path_factory.mktemp("run"))
+    assert answer.code == 0, answer.stderr
+    return answer
+
+
+def test_a_language_model_is_trained_exported_proven_and_released(written: Answer) -> None:
+    result = written.result
+    scores = result["metrics"]
+    assert scores["test"]["perplexity"] < 0.5 * scores["baselines"]["untrained"]["perplexity"]
+    assert scores["test"]["log_likelihood"] > scores["baselines"]["untrained"]["log_likelihood"] + 0.5
+    assert result["onnx"]["max_abs_logit_diff"] < 1e-3
+    assert set(result["int8"]) == {"portable", "int4"}, "what the task offers where the recipe says nothing"
+    for target, numbers in result["int8"].items():
+        assert numbers["accepted"], (target, numbers)
+        assert numbers["drop"] <= numbers["drop_bound"] <= 0.02
+        assert numbers["agreement"] >= 0.9
+    told = result["onnx"]["written"]
+    assert told["written"]["model.onnx"] == told["n"] == 16, "fp32 writes what torch writes"
+    assert "perplexity" in written.stderr
+
+
+def test_the_release_writes_in_every_consumer_what_transformers_writes(written: Answer, tmp_path: Path) -> None:
+    from optimum.onnxruntime import ORTModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    release = written.result["release"]
+    tokenizer = AutoTokenizer.from_pretrained(release)
+    assert tokenizer.eos_token == END and tokenizer.pad_token
+    ids = tokenizer("the film", return_tensors="pt")
+    limits = {"do_sample": False, "max_new_tokens": 24, "pad_token_id": tokenizer.pad_token_id}
+    torch_ids = AutoModelForCausalLM.from_pretrained(release).generate(**ids, **limits)
+    onnx = ORTModelForCausalLM.from_pretrained(release, subfolder="onnx", file_name="model.onnx")
+    assert onnx.generate(**ids, **limits).tolist() == torch_ids.tolist()
+    words = ["--precision", "fp32", "--max-new-tokens", "24", "--work-dir", str(tmp_path)]
+    answer = call_job("predict", release, "the film", *words).result
+    assert answer["ids"] == torch_ids[0, ids["input_ids"].shape[1] :].tolist()
+    assert answer["written"] == tokenizer.decode(answer["ids"], skip_special_tokens=True)
+    assert answer["ended"] == ("end" if answer["ids"][-1] == 0 else "length")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "auto"])
+def test_predict_writes_from_the_small_files_without_torch(written: Answer, precision: str, tmp_path: Path) -> None:
+    words = ["--precision", precision, "--max-new-tokens", "8", "--work-dir", str(tmp_path)]
+    answer = call_job("predict", written.result["release"], "the film", *words)
+    assert answer.code == 0, answer.stderr
+    assert answer.result["written"]
+    assert len(answer.result["ids"]) <= 8
+
+
+def test_predict_refuses_a_prompt_of_nothing_and_a_pair(written: Answer, tmp_path: Path) -> None:
+    words = ["predict", written.result["release"], "--work-dir", str(tmp_path)]
+    assert_refused(call_job(*words, ""), 11, "text 0", "empty")
+    assert_refused(call_job(*words, "--pairs", "one\ttwo"), 11, "text 0", "pair")
+
+
+def test_the_card_speaks_of_writing(written: Answer) -> None:
+    card = (Path(written.result["release"]) / "README.md").read_text()
+    for words in (
+        "pipeline_tag: text-generation",
+        "ORTModelForCausalLM",
+        "AutoModelForCausalLM",
+        "log_likelihood",
+        "model_q4.onnx",
+    ):
+        assert words in card
+    assert "labels" not in card
+
+
+def test_completions_are_learned_and_their_prompts_are_not(words: dict[str, Any], tmp_path: Path) -> None:
+    """Every answer is the same word, so it is foretold; the prompts are random letters, which nothing foretells."""
+    import random
+
+    letters = random.Random(0)
+    for name, count in (("train", 200), ("validation", 40), ("test", 60)):
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            for number in range(count):
+                question = " ".join(letters.choice("abcdefgh") for _ in range(12)) + f" {name}{number}:"
+                file.write(json.dumps({"question": question, "answer": " a fine film"}) + "\n")
+    splits = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
+    columns = {"prompt": "question", "completion": "answer"}
+    data = {"source": str(tmp_path), "columns": columns, "max_length": 64, **splits}
+    answer = run(words | {"data": data, "store": {"uri": str(tmp_path / "store")}}, tmp_path)
+    assert answer.code == 0, answer.stderr
+    assert answer.result["metrics"]["test"]["perplexity"] < 1.1
+    asked = call_job("predict", answer.result["release"], "a b c d e f g h a b c d test3:", "--work-dir", str(tmp_path))
+    assert asked.result["written"] == " a fine film"
+    assert asked.result["ended"] == "end"
+
+
+def test_better_compares_language_models_token_by_token(words: dict[str, Any], tmp_path: Path) -> None:
+    recipe = words | {"store": {"uri": str(tmp_path / "store")}, "release": {"promote_if": "better"}}
+    first = run(recipe, tmp_path, "--run-id", "1")
+    assert first.code == 0 and first.result["promoted"], first.stderr
+    worse = recipe | {"training": words["training"] | {"max_steps": 4, "save_steps": 4}}
+    second = run(worse, tmp_path, "--run-id", "2")
+    assert second.code == 0, second.stderr
+    assert not second.result["promoted"]
+    assert "not promoted" in second.result["reason"]
+
+
+def test_what_a_language_model_cannot_use_is_refused(words: dict[str, Any], tmp_path: Path, tiny_model: Path) -> None:
+    labelled = words | {"data": words["data"] | {"columns": {"text": "text", "label": "label"}}}
+    assert_refused(run(labelled, tmp_path), 10, "data.columns", "causal-lm takes")
+    assert_refused(run(words | {"baselines": ["majority"]}, tmp_path), 10, "baselines", "majority")
+    assert_refused(run(words | {"model": {"id": str(tiny_model)}}, tmp_path), 11, "eos_token")
