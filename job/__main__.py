@@ -50,6 +50,10 @@ WorkOption = Annotated[
     Path, typer.Option("--work-dir", envvar="JOB_WORK_DIR", help="Folder for runs, caches and the embedded S3.")
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="URI", help="A model: …/models/<name>.")]
+SoleOption = Annotated[
+    bool,
+    typer.Option("--single-writer", help="The store has no conditional writes; nothing else moves this pointer now."),
+]
 HttpOption = Annotated[bool, typer.Option("--allow-http", help="Permit plain http to a store that is not loopback.")]
 
 
@@ -262,23 +266,24 @@ def list_releases(uri: ModelArgument, allow_http: HttpOption = False) -> None:
 def promote_release(
     uri: ModelArgument,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="As `job release list` names it.")],
+    single_writer: SoleOption = False,
     allow_http: HttpOption = False,
 ) -> None:
     """Make a release the current one, whatever is current now; nobody's gate is asked."""
 
     def action() -> int:
-        print(f"current: {_open_pointer(uri, allow_http).promote(version).version}")
+        print(f"current: {_open_pointer(uri, allow_http, single_writer).promote(version).version}")
         return 0
 
     finish(action)
 
 
 @releases.command("rollback", epilog=_examples("job release rollback s3://bucket/prefix/models/reviews"))
-def rollback_release(uri: ModelArgument, allow_http: HttpOption = False) -> None:
+def rollback_release(uri: ModelArgument, single_writer: SoleOption = False, allow_http: HttpOption = False) -> None:
     """Make the release current again that was current before this one."""
 
     def action() -> int:
-        print(f"current: {_open_pointer(uri, allow_http).rollback().version}")
+        print(f"current: {_open_pointer(uri, allow_http, single_writer).rollback().version}")
         return 0
 
     finish(action)
@@ -336,11 +341,11 @@ def _check_run_id(run_id: str) -> str:
     return run_id
 
 
-def _open_pointer(uri: str, allow_http: bool) -> ModelPointer:
+def _open_pointer(uri: str, allow_http: bool, single_writer: bool) -> ModelPointer:
     """Return the pointer of the model at `uri`."""
     from job.store import ModelPointer, open_store
 
-    return ModelPointer(open_store(uri.rstrip("/"), allow_http=allow_http))
+    return ModelPointer(open_store(uri.rstrip("/"), allow_http=allow_http, single_writer=single_writer))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from job.errors import GateFailed
 from job.recipe.schema import Int8
 from job.tasks import Task, Truth, bound_mean, estimate_margin
 
-_SHOWN_ROWS = 5
+_SHOWN_ROWS, _SHORTEST = 5, 16
 
 
 def check_parity(task: Task, expected: np.ndarray, found: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
@@ -46,6 +46,25 @@ def check_parity(task: Task, expected: np.ndarray, found: np.ndarray, rows: np.n
             for place in np.argsort(-difference, kind="stable")[:_SHOWN_ROWS]
         ],
     }
+
+
+def list_by_length(task: Task, expected: np.ndarray, found: np.ndarray, lengths: np.ndarray) -> list[dict[str, Any]]:
+    """Return {tokens, n, max_abs_logit_diff, agreement} for rows of at most `tokens` tokens, bucket by bucket.
+
+    Answers are float32 [units, k], `lengths` int64 [units]: of each unit's row. Buckets without a row are left out.
+    """
+    difference = np.abs(task.logits_of(expected) - task.logits_of(found)).max(axis=1)
+    same = task.decide(expected) == task.decide(found)
+    bucket = np.maximum(2 ** np.ceil(np.log2(np.maximum(lengths, 1))), _SHORTEST).astype(np.int64)
+    return [
+        {
+            "tokens": int(tokens),
+            "n": int((bucket == tokens).sum()),
+            "max_abs_logit_diff": float(f"{difference[bucket == tokens].max():.3g}"),
+            "agreement": round(float(same[bucket == tokens].mean()), 6),
+        }
+        for tokens in np.unique(bucket)
+    ]
 
 
 def compare_quality(task: Task, fp32: np.ndarray, int8: np.ndarray, truth: Truth) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def render_page(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
         f"<h1>{html.escape(run.recipe.name)}</h1><small>run {html.escape(run.run_id)}</small>",
         "<h2>Quality on test</h2>", _quality(result, metric),
         "<h2>Exports</h2>", _exports(result, metric),
+        "<h2>ONNX fp32 against torch</h2>", _parity(records["export"]),
         "<h2>Latency</h2>", _latency(records["quantize"].get("latency", [])),
         "<h2>Training loss</h2>", draw_curve([(e["step"], e["loss"]) for e in history if "loss" in e], "loss"),
         f"<h2>Validation {metric.replace('_', ' ')}</h2>",
@@ -102,6 +103,17 @@ def _exports(result: dict[str, Any], metric: str) -> str:
             [f"int8 {target}<br><small>{n['rung']}</small>", *numbers, verdicts[n["accepted"]], n["measured_on"]]
         )
     return _table(["file", metric, "agreement", "drop (95 % bound)", "ms/row", "MiB", "verdict", "measured on"], rows)
+
+
+def _parity(record: dict[str, Any]) -> str:
+    """Tables by length and of the rows that differ most."""
+    by_length = [
+        [f"≤ {cell['tokens']}", str(cell["n"]), f"{cell['max_abs_logit_diff']:.1e}", f"{cell['agreement']:.4f}"]
+        for cell in record["by_length"]
+    ]
+    worst = ", ".join(f"{entry['row']} ({entry['difference']:.1e})" for entry in record["worst"])
+    headings = ["tokens of the row", "answers", "largest difference", "agreement"]
+    return _table(headings, by_length) + f"<p>Test rows that differ most: {worst}.</p>"
 
 
 def _latency(cells: list[dict[str, Any]]) -> str:

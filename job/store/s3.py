@@ -334,8 +334,8 @@ def _translate(error: Exception, what: str, bucket: str) -> JobError:
         return AccessDenied(f"{what}: this machine's clock is {_measure_skew_s(error)} off; set it (chrony, NTP)")
     if _is_missing(error):
         return RecipeError(
-            f"{what}: the server does not implement this; use another store, or set store.single_writer: true if it "
-            "lacks conditional writes and nothing else ever writes this run"
+            f"{what}: the server does not implement this; use another store, or set store.single_writer: true "
+            "(--single-writer) if it lacks conditional writes and nothing else ever writes here"
         )
     return _translate_code(_code(error), _status(error), what, bucket)
 

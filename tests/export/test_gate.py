@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.errors import GateFailed
-from job.export.gate import check_parity, compare_quality, looks_good, passes
+from job.export.gate import check_parity, compare_quality, list_by_length, looks_good, passes
 from job.recipe.schema import Int8
 from job.tasks import Truth, get_task
 
@@ -89,6 +89,14 @@ def test_parity_accepts_rounding_and_names_the_worst_row_otherwise() -> None:
     found[7] += 0.5
     with pytest.raises(GateFailed, match=r"0\.5 on test row 108"):
         check_parity(TASK, expected, found, rows)
+
+
+def test_parity_is_told_by_length() -> None:
+    expected = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    found = expected + np.array([0, 1e-5, 0, 0, 1e-4], dtype=np.float32)[:, None]
+    cells = list_by_length(TASK, expected, found, np.array([1, 16, 17, 33, 64]))
+    assert [(cell["tokens"], cell["n"]) for cell in cells] == [(16, 2), (32, 1), (64, 2)]
+    assert [cell["max_abs_logit_diff"] for cell in cells] == pytest.approx([1e-5, 0, 1e-4], rel=0.05)
 
 
 @pytest.mark.parametrize("damage", ["nan", "both nan", "shape", "swapped", "constant"])

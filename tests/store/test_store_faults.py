@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from job.errors import AccessDenied, JobError, RecipeError, Unreachable
 from job.store import RunStore, open_store
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import move_pointer, read_pointer
+from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import PreconditionFailed
 from job.store.probe import probe_conditional_writes
 from job.store.restore import fetch_checkpoint
@@ -190,6 +193,23 @@ def test_a_server_that_drops_the_conditions_is_refused_by_the_probe(through_prox
     with pytest.raises(RecipeError, match=r"ignores If-None-Match.*store\.single_writer: true"):
         probe_conditional_writes(open_store(uri))
     assert list(open_store(uri).list("")) == []
+
+
+def test_job_release_moves_a_pointer_by_hand_where_the_server_knows_no_conditions(through_proxy: Through) -> None:
+    conditions = {"if-match", "if-none-match"}
+    uri, _ = through_proxy(lambda request: "501" if conditions & {name.lower() for name in request.headers} else "")
+    objects = open_store(f"{uri}/models/tiny")
+    for version in "ab":
+        entry = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+        objects.write(f"{version}/manifest.json", Manifest("release", entry).to_bytes())
+    command = [sys.executable, "-m", "job", "release", "promote", f"{uri}/models/tiny"]
+    refused = subprocess.run([*command, "a"], capture_output=True, text=True)
+    assert refused.returncode == RecipeError.exit_code
+    assert "--single-writer" in refused.stderr
+    for version in "ab":
+        assert subprocess.run([*command, version, "--single-writer"]).returncode == 0
+    rolled = subprocess.run([*command[:4], "rollback", command[5], "--single-writer"], capture_output=True, text=True)
+    assert rolled.stdout == "current: a\n", rolled.stderr
 
 
 def test_no_request_to_a_server_of_ones_own_has_a_checksum_trailer(through_proxy: Through, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""SmolLM2-135M, a real language model, fine-tuned a few steps: exported with its cache, in int8 and in int4."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from conftest import Answer, call_job, write_recipe
+from smollm2 import prepare_smollm2
+
+
+@pytest.fixture(scope="module")
+def sentences(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of sentences from newspapers: 400 to train on, 60 to choose a rung, 120 to judge it."""
+    folder = tmp_path_factory.mktemp("sentences")
+    with (assets / "nyt" / "all.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file) if len(row["text"].split()) >= 12]
+    for name, rows in (("train", texts[:400]), ("validation", texts[400:460]), ("test", texts[460:580])):
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["text"], *([text] for text in rows)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answer(sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """The whole way; the gate is told that a model of this size may lose some per cent of perplexity in 4 bits."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    recipe = write_recipe(
+        folder / "recipe.yaml",
+        name="smollm2",
+        task="causal-lm",
+        model={"id": str(prepare_smollm2())},
+        data={"source": str(sentences), "train": "train.csv", "validation": "validation.csv", "test": "test.csv",
+              "max_length": 128},
+        training={"max_steps": 30, "global_batch_size": 8, "learning_rate": 1e-4},
+        export={"latency": False, "int8": {"max_metric_drop": 0.1, "min_agreement": 0.8}},
+        store={"uri": str(folder / "store")},
+    )  # fmt: skip
+    done = call_job("run", str(recipe), "--work-dir", str(folder / "work"), timeout_s=3600)
+    assert done.code == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_a_few_steps_make_the_sentences_more_likely(answer: Answer) -> None:
+    scores = answer.result["metrics"]
+    assert scores["test"]["perplexity"] < 0.9 * scores["baselines"]["untrained"]["perplexity"]
+
+
+@pytest.mark.slow
+def test_int8_and_int4_stay_within_the_gate(answer: Answer) -> None:
+    for target, numbers in answer.result["int8"].items():
+        assert numbers["accepted"], (target, numbers)
+        assert numbers["drop_bound"] <= 0.1
+    assert answer.result["int8"]["portable"]["drop_bound"] <= 0.02
+    assert answer.result["int8"]["int4"]["size"] < answer.result["int8"]["portable"]["size"]
+
+
+@pytest.mark.slow
+def test_32_tokens_are_written_as_torch_writes_them(answer: Answer) -> None:
+    told = answer.result["onnx"]["written"]
+    assert told["tokens"] == 32
+    assert told["written"]["model.onnx"] >= told["n"] - 1
+    assert told["written"]["model_quantized.onnx"] > told["n"] / 2
