@@ -22,7 +22,7 @@ from typing import Any
 from job import __version__, stages
 from job.data import derive_micro_batch
 from job.errors import CheckpointMismatch, JobError, NoValidCheckpoint
-from job.export import build_bundle, int8_file_name
+from job.export import build_bundle, hash_onnx, int8_file_name
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
@@ -215,7 +215,7 @@ class Pipeline:
         training = stage.name == "train"
         record = lead.train(stage, self._run, attempt, self._about) if training else self._run_stage(stage)
         files = {name: hash_file(self._run.folder / name) for name in stage.files}
-        left = [files, _int8_digests(record)]
+        left = [files, _list_digests(record)]
         outputs = hash_json(left if any(left) else key)  # a stage without files passes on what it was made of
         self._records[stage.name] = record
         committed = {"key": key, "outputs": outputs, "files": files, "record": record}
@@ -234,9 +234,9 @@ class Pipeline:
     def _has_files(self, attempt: Attempt, stage: Stage, saved: dict[str, Any]) -> bool:
         """Tell whether a committed stage's files lie here unchanged; those of training are fetched if not."""
         folder = self._run.folder
-        if stage.name == "quantize":
-            digests = _int8_digests(saved["record"])
-            return all(_lies_here(folder / "onnx" / int8_file_name(target), digests[target]) for target in digests)
+        if stage.name in ("export", "quantize"):
+            digests = _list_digests(saved["record"])
+            return all(_is_onnx(folder / "onnx" / name, digests[name]) for name in digests)
         if stage.name in ("report", "rehearse"):
             return False
         if all(_lies_here(folder / name, digest) for name, digest in saved["files"].items()):
@@ -293,9 +293,15 @@ def _list_records() -> list[str]:
     return [stage.name for stage in (*stages.STAGES, stages.RELEASE)]
 
 
-def _int8_digests(record: dict[str, Any]) -> dict[str, str]:
-    """Return target → sha256 of the files that the quantize stage left; nothing for other stages."""
-    return {target: about["sha256"] for target, about in record.get("targets", {}).items() if about["sha256"]}
+def _list_digests(record: dict[str, Any]) -> dict[str, str]:
+    """Return file → sha256, external data included, of the ONNX files that a stage left; nothing for other stages."""
+    exported = {"model.onnx": record["model_sha256"]} if "model_sha256" in record else {}
+    targets = record.get("targets", {}).items()
+    return exported | {int8_file_name(target): about["sha256"] for target, about in targets if about["sha256"]}
+
+
+def _is_onnx(path: Path, sha256: str) -> bool:
+    return path.is_file() and hash_onnx(path) == sha256
 
 
 def _lies_here(path: Path, sha256: str) -> bool:

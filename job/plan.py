@@ -78,6 +78,7 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
     _, labels, counts = read_splits(recipe, source, config)
     rows = counts["rows"]
     refuse_few_rows(recipe, rows["test"])
+    least = "at least " if get_task(recipe.task).per_token else ""  # long texts become several rows
     parameters = count_parameters(model.path)
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
     steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)
@@ -88,9 +89,9 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
         + ", ".join(f"{count} {name}" for name, count in rows.items())
         + (f"; labels {', '.join(labels.names)}" if labels.names else "")
         + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),
-        f"steps:        {steps} ({per_epoch} per epoch)",
+        f"steps:        {least}{steps} ({per_epoch} per epoch)",
         f"memory:       ≈ {_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB per rank for weights, gradients and "
         "optimizer, without activations",
-        f"to the store: ≈ {saves * _CHECKPOINT_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB in {saves} "
+        f"to the store: {least}≈ {saves * _CHECKPOINT_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB in {saves} "
         f"checkpoints, of which {recipe.store.keep_checkpoints} stay",
     ]

@@ -22,7 +22,7 @@ def describe_processor() -> str:
 
 def can_judge(target: str) -> bool:
     """Tell whether this processor runs the kernels that `target` is meant for; newer ones run others."""
-    if target in ("portable", "int4"):  # int4: weights alone; what is multiplied is wider everywhere
+    if target in ("portable", "int4"):  # int4 is weights in blocks, whose sums are 32 bits wide
         return True
     if target == "avx2":
         # hidden or not: where VNNI is there, its kernels run, and they do not overflow as AVX2's may

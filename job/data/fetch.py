@@ -7,6 +7,7 @@ released. Everything else lies in the cache and is found again by content.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
 from job.store.manifest import hash_file
 from job.store.models import ModelSource, fetch_model, read_config
-from job.tasks import Task, get_task
+from job.tasks import Task, find_end, get_task
 
 log = logging.getLogger("job.data")
 
 DEFAULT_MAX_LENGTH = 512
 _SAMPLE_ROWS = 64
-_PROMPTS, _PROMPT_WORDS = 16, 64
+_PROMPTS, _PROMPT_TOKENS = 16, 64
 _POSITIONS_BEFORE_FIRST_TOKEN = {
     "roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "roberta-prelayernorm": 2, "mpnet": 2,
     "longformer": 2, "data2vec-text": 2, "ibert": 2, "esm": 2,
@@ -46,8 +47,13 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     task = get_task(recipe.task)
     tokenizer = load_tokenizer(model.path, config, task)
     encoder = Encoder(task, tokenizer, _decide_max_length(recipe.data.max_length, tokenizer, config))
-    run.write("data.json", origin | _tokenize(run, splits, encoder) | {"labels": labels.names})
-    run.write("sample.json", _sample(splits["test"]))
+    tokenizer.model_max_length = check_max_length(None, config) if task.generates else encoder.max_length
+    about = _tokenize(run, splits, encoder) | {"labels": labels.names, "positions": check_max_length(None, config)}
+    if task.generates:
+        about["ends"] = _list_ends(model.path, config, tokenizer)
+    run.write("data.json", origin | about)
+    prompts = {"prompts": _choose_prompts(splits["test"], tokenizer, about)} if task.generates else {}
+    run.write("sample.json", _sample(splits["test"]) | prompts)
     if recipe.release.promote_if == "better":  # the current release reads them with its own tokenizer
         run.write("test.json", {"texts": splits["test"].texts, "pairs": splits["test"].pairs})
     return identify(run, model, source, splits, tokenizer)
@@ -90,22 +96,39 @@ def _sample(test: Examples) -> dict[str, Any]:
     longest = max(range(len(test)), key=lambda row: len(test.texts[row]))
     positions = sorted({longest, *range(min(len(test), _SAMPLE_ROWS))})
     chosen = test.take(np.array(positions))
-    prompts = chosen.texts if chosen.pairs else [_begin(text) for text in chosen.texts]
-    return {"texts": chosen.texts, "pairs": chosen.pairs, "positions": positions, "prompts": prompts[:_PROMPTS]}
+    return {"texts": chosen.texts, "pairs": chosen.pairs, "positions": positions}
 
 
-def _begin(text: str) -> str:
-    """Return the first half of a text's words, which a language model may be asked to write on from."""
-    words = text.split()
-    return " ".join(words[: min(len(words) // 2, _PROMPT_WORDS)] or words)
+def _choose_prompts(test: Examples, tokenizer: Any, about: dict[str, Any]) -> list[str]:
+    """Return short prompts of test rows to write on from: the ends of prompts, or the beginnings of texts."""
+    limit = max(min(_PROMPT_TOKENS, about["max_length"], about["positions"] // 2), 1)
+    prompts = []
+    for text in test.texts[:_PROMPTS]:
+        prompt = text if test.pairs else text[: len(text) // 2 + 1].rpartition(" ")[0].strip() or text
+        while len(prompt) > 1 and len(tokenizer(prompt)["input_ids"]) > limit:
+            half = len(prompt) // 2
+            prompt = prompt[half:] if test.pairs else prompt[:half]
+        prompts.append(prompt)
+    return prompts
+
+
+def _list_ends(folder: Path, config: dict[str, Any], tokenizer: Any) -> list[int]:
+    """Return the ids at which generation stops: that which ends our texts, and those which the base model names."""
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    theirs = named.get("eos_token_id", config.get("eos_token_id")) if isinstance(named, dict) else None
+    ends = [find_end(tokenizer), *(theirs if isinstance(theirs, list) else [theirs])]
+    return list(dict.fromkeys(end for end in ends if isinstance(end, int)))
 
 
 def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:
     """Return what fixes the training beside the recipe: commits and fingerprints."""
+    end = {"end": find_end(tokenizer)} if get_task(run.recipe.task).generates else {}
     return {
         "model": {"id": model.origin, "commit": model.commit, "sha256": _hash_model(model)},
         "data": {"source": source.origin, "commit": source.commit, "fingerprint": fingerprint_splits(splits)},
         "tokenizer_sha256": hash_tokenizer(tokenizer),
+        **end,
     }
 
 
@@ -184,6 +207,10 @@ def _takes_segments(folder: Path, task: Task) -> bool:
         raise DataError(
             f"model.id: transformers has no {task.name} model of the kind in {folder}; name another model"
         ) from None
+    if task.generates and type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        raise DataError(
+            f"model.id: {folder} is an encoder ({config.model_type}) and sees the tokens to come; name a decoder"
+        )
     return "token_type_ids" in inspect.signature(model_class.forward).parameters
 
 
@@ -206,20 +233,17 @@ def _decide_max_length(asked: int | None, tokenizer: Any, config: dict[str, Any]
 
 
 def _tokenize(run: Run, splits: Splits, encoder: Encoder) -> dict[str, Any]:
-    """Tokenize every split and save the tokenizer; return paths, rows, length statistics and pad id."""
-    tokenizer, max_length = encoder.tokenizer, encoder.max_length
-    tokenizer.model_max_length = max_length
+    """Tokenize every split and save the tokenizer; return paths, length statistics and pad id."""
+    tokenizer = encoder.tokenizer
     folders = {name: tokenize_split(split, encoder, run.cache) for name, split in splits.items()}
     tokenizer.save_pretrained(run.tokenizer)
-    tables = {name: TokenTable.open(folder) for name, folder in folders.items()}
-    lengths = tables["train"].lengths
+    lengths = TokenTable.open(folders["train"]).lengths
     return {
         "tokens": {name: str(folder) for name, folder in folders.items()},
-        "rows": {name: len(table) for name, table in tables.items()},
-        "max_length": max_length,
+        "max_length": encoder.max_length,
         "pad_id": int(tokenizer.pad_token_id),
         "mean_tokens": round(float(np.mean(lengths)), 1),
-        "truncated_share": round(float(np.mean(lengths >= max_length)), 4),
+        "truncated_share": TokenTable.measure_cut(folders["train"]),
     }
 
 

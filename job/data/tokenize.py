@@ -75,10 +75,26 @@ class TokenTable:
 
     @property
     def truth(self) -> Truth:
-        """Return the labels that answers are held against: of every row, or of every token that has one."""
-        rows = np.repeat(np.arange(len(self)), self.lengths) if self.per_token else np.arange(len(self))
-        asked = np.asarray(self.labels) != IGNORED_LABEL
-        return Truth(np.asarray(self.labels)[asked].astype(np.int64), rows[asked])
+        """Return the labels that answers are held against; the rows that one text became count as one."""
+        labels = np.asarray(self.labels)
+        texts = np.unique(self.rows, return_inverse=True)[1]
+        return Truth(labels[labels != IGNORED_LABEL].astype(np.int64), texts[self.unit_positions])
+
+    @property
+    def unit_positions(self) -> np.ndarray:
+        """Return int64 [units]: the position of each unit's row."""
+        if not self.per_token:
+            return np.arange(len(self))
+        return np.repeat(np.arange(len(self)), self.lengths)[np.asarray(self.labels) != IGNORED_LABEL]
+
+    def head(self, rows: int, tokens: int) -> TokenTable:
+        """Return the first rows, each cut to its first tokens, of a table whose tokens have labels."""
+        lengths = np.minimum(self.lengths[:rows], tokens)
+        kept = np.concatenate(
+            [np.arange(start, start + length) for start, length in zip(self.offsets, lengths, strict=False)]
+        )
+        offsets = np.cumsum([0, *lengths], dtype=np.int64)
+        return TokenTable(self.tokens[kept], None, offsets, self.labels[kept], self.rows[:rows], self.per_token)
 
     def gather(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Return answers float32 [units, k] in the table's order from (positions, answers [rows, …, k]) of batches.
@@ -107,6 +123,11 @@ class TokenTable:
         labels = load("token_labels" if per_token else "labels")
         return TokenTable(load("tokens"), types, load("offsets"), labels, load("rows"), per_token)
 
+    @staticmethod
+    def measure_cut(folder: Path) -> float:
+        """Return the share of a table's rows that lost tokens to `max_length`."""
+        return round(float(np.load(folder / "cut.npy", allow_pickle=False).mean()), 4)
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -119,8 +140,8 @@ class Encoder:
 
 def tokenize_split(examples: Examples, encoder: Encoder, cache: Path) -> Path:
     """Tokenize a split, or find it in the cache; return the table's folder. Raises DataError where no row is left."""
-    words = [_VERSION, encoder.task.name, examples.fingerprint, hash_tokenizer(encoder.tokenizer), encoder.max_length]
-    key = hash_json(words)
+    how = [encoder.task.name, encoder.tokenizer.eos_token_id, encoder.max_length]
+    key = hash_json([_VERSION, examples.fingerprint, hash_tokenizer(encoder.tokenizer), *how])
     folder = cache / "tokens" / key
     if not folder.exists():
         partial = folder.with_name(f"{key}.{uuid.uuid4().hex}.partial")
@@ -134,7 +155,7 @@ def tokenize_split(examples: Examples, encoder: Encoder, cache: Path) -> Path:
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """Return the sha256 (hex) of everything that decides which ids a text gets.
+    """Return the sha256 (hex) of everything that decides which ids a text gets; not which ends it.
 
     Truncation and padding are left out: each call of the tokenizer changes them in place.
     """
@@ -152,6 +173,7 @@ def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
     _save(folder, "tokens", np.concatenate([np.asarray(row.ids, dtype=narrow) for row in rows]))
     _save(folder, "offsets", np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64))
     _save(folder, "rows", examples.rows[[row.place for row in rows]])
+    _save(folder, "cut", np.array([row.cut for row in rows]))
     if encoder.task.per_token:
         _save(folder, "token_labels", np.concatenate([np.asarray(row.labels, dtype=np.int32) for row in rows]))
     else:

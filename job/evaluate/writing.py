@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from job.recipe import Run
+from job.tasks import encode_prompt
 
 MAX_NEW_TOKENS = 32
 
@@ -18,8 +19,8 @@ def write_on(run: Run, model: Any) -> dict[str, Any]:
     """
     from transformers import AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer)
-    end = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    tokenizer, data = AutoTokenizer.from_pretrained(run.tokenizer), run.read("data.json")
+    end = {"eos_token_id": data["ends"], "pad_token_id": data["pad_id"]}
     greedy = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -30,11 +31,11 @@ def write_on(run: Run, model: Any) -> dict[str, Any]:
     )
     rows = []
     for prompt in run.read("sample.json")["prompts"]:
-        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        inputs = torch.tensor([encode_prompt(tokenizer, prompt, data["ends"])], device=model.device)
         with torch.inference_mode():
-            answer = model.eval().generate(**inputs, generation_config=greedy)
+            answer = model.eval().generate(inputs, generation_config=greedy, use_model_defaults=False)
         best = torch.cat(answer.logits).float().topk(2).values.cpu()
-        ids = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        ids = answer.sequences[0, inputs.shape[1] :].tolist()
         rows.append(
             {"prompt": prompt, "ids": ids, "lead": [round(lead, 5) for lead in (best[:, 0] - best[:, 1]).tolist()]}
         )

@@ -1,15 +1,15 @@
 """Export: the trained model to ONNX and int8, each held against the original before it is released.
 
-Enters: the final model folder and the logits of the fp32 torch model. Leaves: a bundle folder and
+Enters: the final model folder and the answers of the fp32 torch model. Leaves: a bundle folder and
 numbers. `onnx.py` exports · `quantize.py` is the int8 stage: `ladder.py` has the rungs, `quantizer.py`
 writes them, `sensitivity.py` ranks what int8 hurts most, `gate.py` decides · `measure.py` runs an ONNX
 file in a fresh process, `latency.py` races them · `bundle.py` lays out what is released, `triton.py` for
 Triton · `rehearse.py` opens it as consumers do. optimum is used here only.
 """
 
-from job.export.bundle import build_bundle, int8_file_name
+from job.export.bundle import build_bundle, hash_onnx, int8_file_name
 from job.export.onnx import export_run
 from job.export.quantize import quantize_run
 from job.export.rehearse import rehearse_bundle
 
-__all__ = ["build_bundle", "export_run", "int8_file_name", "quantize_run", "rehearse_bundle"]
+__all__ = ["build_bundle", "export_run", "hash_onnx", "int8_file_name", "quantize_run", "rehearse_bundle"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from job.export.triton import write_triton
-from job.recipe import Run
+from job.recipe import Run, hash_json
+from job.store.manifest import hash_file
+from job.tasks import get_task
 
 INT8_FILE = "model_quantized.onnx"
 """The portable int8 file, by the name that consumers look for."""
@@ -28,6 +31,12 @@ def list_onnx_files(records: dict[str, Any]) -> dict[str, dict[str, str]]:
     return files | {target: {"file": about["file"], "sha256": about["sha256"]} for target, about in passed.items()}
 
 
+def hash_onnx(path: Path) -> str:
+    """Return the sha256 (hex) of an ONNX file, or of it and the external data beside it, where its weights are."""
+    data = path.with_name(f"{path.name}_data")
+    return hash_json([hash_file(path), hash_file(data)]) if data.exists() else hash_file(path)
+
+
 def build_bundle(run: Run) -> Path:
     """Lay out `bundle/` from the final model, the tokenizer, and the ONNX files that stages left; return it.
 
@@ -38,8 +47,8 @@ def build_bundle(run: Run) -> Path:
     (bundle / "onnx").mkdir(parents=True)
     for name in _MODEL_FILES:
         shutil.copyfile(run.final_model / name, bundle / name)
-    if (run.base_model / _GENERATION_FILE).is_file():
-        shutil.copyfile(run.base_model / _GENERATION_FILE, bundle / _GENERATION_FILE)
+    if get_task(run.recipe.task).generates:
+        _write_generation_config(run, bundle)
     for path in sorted(run.tokenizer.iterdir()):
         shutil.copyfile(path, bundle / path.name)
     for path in sorted((run.folder / "onnx").glob("model*.onnx*")):
@@ -48,3 +57,11 @@ def build_bundle(run: Run) -> Path:
         best = bundle / "onnx" / INT8_FILE
         write_triton(best if best.exists() else best.with_name("model.onnx"), bundle / "triton", run.recipe.name)
     return bundle
+
+
+def _write_generation_config(run: Run, bundle: Path) -> None:
+    """Write the base model's wishes with the ends that the trained model knows, so that generate() stops."""
+    path, data = run.base_model / _GENERATION_FILE, run.read("data.json")
+    wishes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ids = {"eos_token_id": data["ends"], "pad_token_id": data["pad_id"]}
+    (bundle / _GENERATION_FILE).write_text(json.dumps(wishes | ids, indent=1) + "\n", encoding="utf-8")

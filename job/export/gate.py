@@ -91,16 +91,23 @@ def compare_quality(task: Task, fp32: np.ndarray, int8: np.ndarray, truth: Truth
 
 def describe_quality(quality: dict[str, Any]) -> str:
     """Say a comparison in words."""
+    decoding = quality.get("decoding")
     return (
         f"drop {quality['drop']:+.4f}, bound {quality['drop_bound']:+.4f}, "
         f"agreement {quality['agreement']:.4f} on {quality['n']} rows"
-    )
+    ) + (f", {decoding['agreement']:.4f} with itself token by token" if decoding else "")
 
 
 def looks_good(quality: dict[str, Any], gate: Int8) -> bool:
     """Tell whether a comparison on validation rows promises to pass: few of them can choose a rung, if not prove it."""
     within = quality["drop"] + quality["margin"] <= gate.max_metric_drop
-    return bool(within and quality["agreement"] >= gate.min_agreement)
+    return bool(within and quality["agreement"] >= gate.min_agreement and decodes_alike(quality, gate))
+
+
+def decodes_alike(quality: dict[str, Any], gate: Int8) -> bool:
+    """Tell whether a decoder answers token by token as it does at once; other models have nothing to answer so."""
+    decoding = quality.get("decoding", {"drop": 0.0, "agreement": 1.0})
+    return bool(abs(decoding["drop"]) <= gate.max_metric_drop and decoding["agreement"] >= gate.min_agreement)
 
 
 def passes(quality: dict[str, Any], gate: Int8, min_rows: int) -> bool:
@@ -109,4 +116,5 @@ def passes(quality: dict[str, Any], gate: Int8, min_rows: int) -> bool:
         quality["n"] >= min_rows
         and quality["drop_bound"] <= gate.max_metric_drop
         and quality["agreement"] >= gate.min_agreement
+        and decodes_alike(quality, gate)
     )

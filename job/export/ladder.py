@@ -56,7 +56,7 @@ class Rung:
 _FULL, _REDUCED = Rung(), Rung(reduce_range=True)
 _WIDE = Rung(unsigned_weights=True, per_channel=False)
 """Unsigned weights are widened to 16 bits before they are multiplied: slow, but nothing overflows anywhere."""
-_LEFT_OUT = (0.1, 0.2, 0.4)
+_LEFT_OUT, _WIDER = (0.1, 0.2, 0.4), (0.2, 0.4, 0.6, 0.8)
 _WEIGHTS = Rung(kind="weights", embeddings=False)
 _NARROW = replace(_WEIGHTS, bits=4)
 
@@ -68,7 +68,7 @@ def list_rungs(target: str, mode: str, decoder: bool = False) -> Iterator[Rung]:
     """
     if target == "int4":
         yield from (replace(_NARROW, embeddings=True), _NARROW)
-        yield from (replace(_NARROW, left_out=share) for share in _LEFT_OUT)
+        yield from (replace(_NARROW, left_out=share) for share in _WIDER)
         return
     if mode == "weights" or (decoder and mode == "auto"):
         yield _WEIGHTS

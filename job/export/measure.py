@@ -50,7 +50,7 @@ def compute_answers(run: Run, model: Path, split: str) -> np.ndarray:
 
 
 def call_process(module: str, words: list[str]) -> None:
-    """Run a module of this room as a process of its own; see `compute_logits` for what it raises."""
+    """Run a module of this room as a process of its own; see `compute_answers` for what it raises."""
     result = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["killed"])[-1][:300]
@@ -91,12 +91,12 @@ def select_inputs(session: Any, batch: dict[str, np.ndarray]) -> dict[str, np.nd
         **batch,
     }
     return {
-        entry.name: filled[entry.name] if entry.name in filled else _empty_cache(entry, len(mask))
+        entry.name: filled[entry.name] if entry.name in filled else empty_cache(entry, len(mask))
         for entry in session.get_inputs()
     }
 
 
-def _empty_cache(entry: Any, rows: int) -> np.ndarray:
+def empty_cache(entry: Any, rows: int) -> np.ndarray:
     """Return keys or values of no token, float32 [rows, heads, 0, size], for an input of a decoder."""
     sizes = [size if isinstance(size, int) else 0 if "past" in size else rows for size in entry.shape]
     return np.zeros(sizes, dtype=np.float32)

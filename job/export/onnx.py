@@ -15,10 +15,10 @@ import numpy as np
 
 from job.data import TokenTable
 from job.errors import GateFailed, lacks_memory
+from job.export.bundle import hash_onnx
 from job.export.gate import check_parity, list_by_length
 from job.export.measure import compute_answers
 from job.recipe import Run
-from job.store.manifest import hash_file
 from job.tasks import get_task
 
 log = logging.getLogger("job.export")
@@ -50,13 +50,13 @@ def export_run(run: Run) -> dict[str, Any]:
     found = compute_answers(run, folder / "model.onnx", "test")
     expected = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
     table = TokenTable.open(run.tokens("test"))
-    positions = table.truth.rows
+    positions = table.unit_positions
     parity = check_parity(task, expected, found, np.asarray(table.rows)[positions])
     parity["by_length"] = list_by_length(task, expected, found, table.lengths[positions])
     log.info(
         "ONNX fp32 equals torch on %(n)d rows: max |Δlogit| %(max_abs_logit_diff).2g, agreement %(agreement).4f", parity
     )
-    return parity | {"model_sha256": hash_file(folder / "model.onnx"), "size": onnx_size(folder / "model.onnx")}
+    return parity | {"model_sha256": hash_onnx(folder / "model.onnx"), "size": onnx_size(folder / "model.onnx")}
 
 
 def move_model(source: Path, target: Path) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from job.data import TokenTable
 from job.errors import GateFailed, ResourceExhausted, lacks_disk, lacks_memory
-from job.export.bundle import int8_file_name
-from job.export.gate import compare_quality, describe_quality, looks_good, passes
+from job.export.bundle import hash_onnx, int8_file_name
+from job.export.decode import compare_decoding
+from job.export.gate import compare_quality, decodes_alike, describe_quality, looks_good, passes
 from job.export.ladder import Rung, list_rungs
 from job.export.latency import find_real, measure_latency
 from job.export.measure import compute_answers
@@ -24,7 +25,6 @@ from job.export.onnx import move_model, onnx_size
 from job.export.quantizer import Quantizer
 from job.processor import can_judge, describe_processor
 from job.recipe import Run
-from job.store.manifest import hash_file
 from job.tasks import Truth, get_task
 
 log = logging.getLogger("job.export")
@@ -50,6 +50,7 @@ def quantize_run(run: Run) -> dict[str, Any]:
             f"{gate.min_agreement:g}); nothing is released, the checkpoint is kept. Change the limits, or set "
             "export.int8.gate: report_only, and run again: the training is not repeated"
         )
+    shutil.rmtree(run.folder / "rungs", ignore_errors=True)
     cells = _add_speed(run, targets)
     fp32 = {"ms_per_row": find_real(cells)["fp32"], "size": onnx_size(run.folder / "onnx" / "model.onnx")}
     return {"targets": targets, "fp32": fp32 | judge.score_fp32("test"), "latency": cells}
@@ -80,6 +81,18 @@ class Judge:
         int8 = compute_answers(self._run, model, split)
         return compare_quality(self._task, self._fp32_answers(split), int8, self._truth(split))
 
+    def try_out(self, model: Path) -> dict[str, Any]:
+        """Return `compare` on validation rows, for a decoder that looks good also how it answers token by token."""
+        quality = self.compare(model, "validation")
+        return quality | (self._decode(model) if looks_good(quality, self._run.recipe.export.int8) else {})
+
+    def judge(self, model: Path) -> dict[str, Any]:
+        """Return `compare` on test rows, of a decoder also how it answers token by token."""
+        return self.compare(model, "test") | self._decode(model)
+
+    def _decode(self, model: Path) -> dict[str, Any]:
+        return {"decoding": compare_decoding(self._run, model)} if self._task.generates else {}
+
     def accepts(self, quality: dict[str, Any]) -> bool:
         """Tell whether what `compare` says of the test rows meets the recipe's limits."""
         gate = self._run.recipe.export.int8
@@ -104,14 +117,14 @@ def _climb(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> dict[st
     rung, candidate, tried = _choose_rung(run, target, judge, quantizer)
     if rung is None or candidate is None:
         return about | {"accepted": False, "tried": tried}
-    judged = judge.compare(candidate, "test")
+    judged = judge.judge(candidate)
     result = about | judged | {"accepted": judge.accepts(judged), "rung": rung.name, "tried": tried}
     result["size"] = onnx_size(candidate)
     result["size_ratio"] = round(result["size"] / onnx_size(run.folder / "onnx" / "model.onnx"), 4)
     log.info("int8 %s (%s)", _explain(target, result), rung.name)
     if result["accepted"]:
         move_model(candidate, final)
-        result["sha256"] = hash_file(final)
+        result["sha256"] = hash_onnx(final)
     return result
 
 
@@ -144,12 +157,15 @@ def _choose_rung(
         if quality is None:
             continue
         about["size_ratio"] = round(onnx_size(path) / fp32_size, 4)
-        useless = about["size_ratio"] > MAX_SIZE_RATIO and candidates and gate.mode == "auto"
+        # the first rung of an encoder is as small as any other; weights alone may leave most of a model as it is
+        useless = (
+            gate.mode == "auto" and about["size_ratio"] > MAX_SIZE_RATIO and (candidates or rung.kind == "weights")
+        )
         if looks_good(quality, gate) and not useless:
             return rung, path, tried
         said = f"{describe_quality(quality)}, {about['size_ratio']:.2f} of the size"
         log.info("int8 %s: no (%s): %s", target, rung.name, said)
-        if not useless:
+        if not useless and decodes_alike(quality, gate):
             candidates.append((quality["drop_bound"], number, rung, path))
     if not candidates:
         return None, None, tried
@@ -162,7 +178,7 @@ def _try_rung(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return what is to be recorded of a rung, and its quality on validation rows; None where it does not run."""
     try:
-        quality = judge.compare(quantizer.write(rung, path), "validation")
+        quality = judge.try_out(quantizer.write(rung, path))
     except Exception as error:  # of quantizers, which meet models that they were not made for; the next rung may work
         if isinstance(error, ResourceExhausted) or lacks_memory(error) or lacks_disk(error):
             raise

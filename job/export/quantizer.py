@@ -18,10 +18,10 @@ import numpy as np
 
 from job.data import TokenTable
 from job.export.ladder import BLOCK, EMBEDDINGS, MATRICES, Rung
+from job.export.matrices import split_gemms, untie_weights
 from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
 from job.export.sensitivity import estimate_block_error, estimate_error, list_dynamic_products, rank_matrices
-from job.export.untie import untie_weights
 from job.recipe import Run
 
 _CALIBRATION_ROWS, _CALIBRATION_BATCH = 256, 16
@@ -95,7 +95,7 @@ class Quantizer:
             calibration_tensors_range=self._ranges if static else None,
             use_external_data_format=onnx_size(self._model) > _LARGE_BYTES,
         )
-        move_model(scratch / "model_quantized.onnx", output)
+        move_model(scratch / f"{self._model.stem}_quantized.onnx", output)
         shutil.rmtree(scratch)
 
     def _write_weights(self, rung: Rung, output: Path) -> None:
@@ -103,7 +103,9 @@ class Quantizer:
 
         operators = ("MatMul", *EMBEDDINGS) if rung.embeddings else ("MatMul",)
         wide = self.list_left_out(rung)
-        model = _quantize_blocks(onnx.load(str(self._model)), rung.bits, operators, wide)
+        model = onnx.load(str(self._model))
+        split_gemms(model.graph)
+        model = _quantize_blocks(model, rung.bits, operators, wide)
         if rung.left_out:
             model = _quantize_blocks(model.model, 8, ("MatMul",), self._products)
         written = output.with_name(f"{output.stem}-scratch.onnx")

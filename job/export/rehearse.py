@@ -12,7 +12,7 @@ import logging
 from typing import Any
 
 from job.errors import GateFailed
-from job.export.bundle import list_onnx_files
+from job.export.bundle import hash_onnx, list_onnx_files
 from job.export.rehearse_labels import rehearse_labels
 from job.export.rehearse_writing import rehearse_writing
 from job.recipe import Run
@@ -37,7 +37,7 @@ def rehearse_bundle(run: Run) -> dict[str, Any]:
 def _check_files(run: Run) -> None:
     """Hold every ONNX file of the bundle against the digest with which it passed."""
     passed = {about["file"]: about["sha256"] for about in list_onnx_files(run.read("records.json")).values()}
-    found = {path.name: hash_file(path) for path in (run.bundle / "onnx").glob("*.onnx")}
+    found = {path.name: hash_onnx(path) for path in (run.bundle / "onnx").glob("*.onnx")}
     if found != passed:
         wrong = sorted(name for name in {*found, *passed} if found.get(name) != passed.get(name))
         raise GateFailed(

@@ -9,7 +9,7 @@ from job.errors import GateFailed
 from job.export.bundle import list_onnx_files
 from job.export.consumers import ask_predict, refuse_to_open
 from job.recipe import Run
-from job.tasks import Task, open_trained
+from job.tasks import Task, encode_prompt, open_trained
 
 
 def rehearse_writing(run: Run, task: Task) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def rehearse_writing(run: Run, task: Task) -> dict[str, Any]:
 def _open_as_users(bundle: Path, task: Task, prompts: list[str], length: int) -> dict[str, list[list[int]]]:
     """Return the ids that follow each prompt, by file name; raise GateFailed where one does not open."""
     import optimum.onnxruntime
+    import torch
     from transformers import AutoTokenizer, GenerationConfig
 
     try:
@@ -44,14 +45,16 @@ def _open_as_users(bundle: Path, task: Task, prompts: list[str], length: int) ->
             "model.safetensors": open_trained(bundle, task).eval(),
             "onnx/model.onnx": ort_class.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx"),
         }
-        end = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        ends = models["model.safetensors"].generation_config.eos_token_id  # what stops a consumer's generate()
+        end = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
         greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=length, **end)
         written: dict[str, list[list[int]]] = {name: [] for name in models}
         for prompt in prompts:
-            ids = tokenizer(prompt, return_tensors="pt")
+            ids = torch.tensor([encode_prompt(tokenizer, prompt, ends)])
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             for name, model in models.items():
-                answer = model.generate(**ids, generation_config=greedy)
-                written[name].append(answer[0, ids["input_ids"].shape[1] :].tolist())
+                answer = model.generate(**inputs, generation_config=greedy, use_model_defaults=False)
+                written[name].append(answer[0, ids.shape[1] :].tolist())
         return written
     except Exception as error:  # loaders of dozens of models and tokenizers raise errors of any kind
         raise refuse_to_open(error) from None

@@ -12,7 +12,6 @@ from job.predict.predictor import Predictor
 from job.predict.tokens import Text
 from job.processor import describe_processor
 
-_ROWS = 1024
 _SECONDS = 3.0
 
 
@@ -21,7 +20,7 @@ def measure_speed(predictor: Predictor, texts: Iterable[Text]) -> dict[str, Any]
 
     Tokenizing is part of it. Raises DataError (11) where there is no text.
     """
-    rows = list(islice(texts, _ROWS))
+    rows = list(islice(texts, predictor.bench_rows))
     if not rows:
         raise DataError("--bench: no text to answer; give texts, --file, or lines on stdin")
     predictor.predict(rows)  # the first turn fills caches

@@ -30,6 +30,8 @@ class Classifier:
     Raises NoValidCheckpoint (17) for files that do not load.
     """
 
+    bench_rows = 1024
+
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
         config = read_json(folder / "config.json")
         self._labels = _read_labels(config, folder)

@@ -15,10 +15,11 @@ from job.tasks import get_task
 
 
 class Predictor(Protocol):
-    """An open bundle: `model_path` is the ONNX file, `threads` how many compute."""
+    """An open bundle: `threads` compute its ONNX file `model_path`, `bench_rows` texts tell how fast that is."""
 
     model_path: Path
     threads: int
+    bench_rows: int
 
     def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
         """Return an answer for each text, in order."""

@@ -54,6 +54,12 @@ class BundleTokenizer:
         """Names of the arrays that `pad` makes."""
         return tuple(self._filling)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of one text to write on from; too long, it keeps its end."""
+        if self._tokenizer.truncation:
+            self._tokenizer.enable_truncation(self._tokenizer.truncation["max_length"], direction="left")
+        return list(self._tokenizer.encode(text).ids)
+
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
         """Tokenize texts or pairs, cut to the bundle's limit and not padded."""
         return self._tokenizer.encode_batch(list(texts))

@@ -26,11 +26,14 @@ class Writer:
     Raises NoValidCheckpoint (17) for files that do not load.
     """
 
+    bench_rows = 8
+
     def __init__(self, folder: Path, precision: str, threads: int, max_new_tokens: int) -> None:
         config = read_json(folder / "config.json")
         self._tokenizer = BundleTokenizer(folder, config)
         self._ends = _find_ends(folder, config, self._tokenizer)
         self._max_new_tokens = max_new_tokens
+        self._positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)
         self.model_path = folder / choose_model(list_bundle(folder), precision, str(folder))
         self.threads = count_threads(threads)
         self._session = open_session(self.model_path, self.threads)
@@ -46,8 +49,8 @@ class Writer:
     def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
         """Return {"text", "written", "ids", "ended"} for each prompt: what follows, its token ids, and why it ends.
 
-        `ended` is "end" where the model ended its text, "length" after `max_new_tokens`. Raises DataError (11) naming a
-        row that is no text, or has no token.
+        `ended` is "end" where the model ended its text, "length" after `max_new_tokens` or at its last position.
+        Raises DataError (11) naming a row that is no text, or has no token.
         """
         return list(self.stream(texts))
 
@@ -57,18 +60,30 @@ class Writer:
             check_text(text, row)
             if not isinstance(text, str):
                 raise DataError(f"text {row}: is a pair; a language model writes on from one text")
-            prompt = self._tokenizer.encode([text])[0].ids
-            if not prompt:
-                raise DataError(f"text {row}: is empty; give a language model a text to write on from")
-            ids = list(self._write_on(prompt))
-            ended = "end" if ids[-1] in self._ends else "length"
-            written = self._tokenizer.decode(ids[:-1] if ended == "end" else ids)
-            yield {"text": text, "written": written, "ids": ids, "ended": ended}
+            yield self._answer(text, self._encode(text, row))
+
+    def _encode(self, text: str, row: int) -> list[int]:
+        """Return the ids of a prompt: without an end that the tokenizer may give it, and with room for an answer."""
+        prompt = self._tokenizer.encode_prompt(text)
+        while len(prompt) > 1 and prompt[-1] in self._ends:
+            prompt.pop()
+        if not prompt:
+            raise DataError(f"text {row}: is empty; give a language model a text to write on from")
+        return prompt[-max(self._positions - self._max_new_tokens, self._positions // 2) :]
+
+    def _answer(self, text: str, prompt: list[int]) -> dict[str, Any]:
+        ids = list(self._write_on(prompt))
+        ended = "end" if ids and ids[-1] in self._ends else "length"
+        said = ids[:-1] if ended == "end" else ids
+        before, whole = self._tokenizer.decode(prompt), self._tokenizer.decode([*prompt, *said])
+        # decoded alone, some tokenizers drop the space before the first word
+        written = whole.removeprefix(before) if whole.startswith(before) else self._tokenizer.decode(said)
+        return {"text": text, "written": written, "ids": ids, "ended": ended}
 
     def _write_on(self, prompt: list[int]) -> Iterator[int]:
         cache = {name: np.zeros(shape, np.float32) for name, shape in self._cache.items()}
         ids, seen = np.array([prompt], dtype=np.int64), 0
-        for _ in range(self._max_new_tokens):
+        for _ in range(min(self._max_new_tokens, self._positions - len(prompt))):
             seen += ids.shape[1]
             answers = self._step(ids, seen, cache)
             token = int(answers["logits"][0, -1].argmax())
@@ -96,7 +111,7 @@ class Writer:
 
 
 def _find_ends(folder: Path, config: dict[str, Any], tokenizer: BundleTokenizer) -> set[int]:
-    """Return the ids after which nothing is written: the tokenizer's, the generation config's, else the config's."""
+    """Return the ids after which nothing is written: those of generation_config.json, as generate() takes them."""
     named = read_json(folder / "generation_config.json", {}).get("eos_token_id", config.get("eos_token_id"))
-    ends = {*(named if isinstance(named, list) else [named]), tokenizer.end_id}
+    ends = set(named if isinstance(named, list) else [named]) - {None} or {tokenizer.end_id}
     return {int(end) for end in ends if isinstance(end, int)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -215,6 +215,12 @@ class Int8(Section):
             raise ValueError("names a target twice")
         return targets
 
+    @model_validator(mode="after")
+    def _int4_is_weights(self) -> Int8:
+        if "int4" in self.targets and self.mode in ("dynamic", "static"):
+            raise ValueError(f"targets: int4 is made of weights alone, not by mode: {self.mode}; leave one of them out")
+        return self
+
 
 class Export(Section):
     """ONNX export."""
@@ -296,15 +302,21 @@ class Recipe(Section):
             filled["data"] = filled["data"] | {"columns": _fill_columns(keys, columns)}
         return filled
 
-    @model_validator(mode="after")
-    def _fit_the_task(self) -> Recipe:
-        keys, columns = TASK_KEYS[self.task], set(self.data.columns)
-        if columns not in [set(wanted) for wanted in keys.columns]:
-            offered = " or ".join(", ".join(wanted) for wanted in keys.columns)
-            raise ValueError(f"data.columns: names {', '.join(sorted(columns))}; {self.task} takes {offered}")
-        if self.task == "causal-lm" and (other := [name for name in self.baselines if name != "untrained"]):
-            raise ValueError(f"baselines: {other[0]} is not offered for causal-lm; use untrained")
-        return self
+    @field_validator("data")
+    @classmethod
+    def _fit_columns(cls, data: Data, info: ValidationInfo) -> Data:
+        task = info.data.get("task")
+        if task is None:
+            return data
+        offered = TASK_KEYS[task].columns
+        if set(data.columns) not in [set(columns) for columns in offered]:
+            raise ValueError(
+                f"columns names {', '.join(sorted(data.columns))}; {task} takes "
+                + " or ".join(", ".join(columns) for columns in offered)
+            )
+        if data.labels is not None and not any("label" in columns for columns in offered):
+            raise ValueError(f"labels: {task} has none; leave it out")
+        return data
 
     @field_validator("name")
     @classmethod
@@ -317,8 +329,10 @@ class Recipe(Section):
 
     @field_validator("baselines")
     @classmethod
-    def _known_baselines(cls, baselines: list[str]) -> list[str]:
+    def _known_baselines(cls, baselines: list[str], info: ValidationInfo) -> list[str]:
         for baseline in baselines:
+            if info.data.get("task") == "causal-lm" and baseline != "untrained":
+                raise ValueError(f"has {baseline!r}, which causal-lm does not offer; use untrained")
             if not _BASELINE.fullmatch(baseline):
                 raise ValueError(f"has {baseline!r}; use majority, untrained, zero-shot, one-shot or few-shot:N")
         return baselines

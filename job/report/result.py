@@ -48,4 +48,5 @@ def hide_paths(value: Any) -> Any:
 
 
 def _pick(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {key: numbers.get(key) for key in (*_INT8_KEYS, "ms_per_row", "size", "file")}
+    decoding = {"decoding": numbers["decoding"]} if "decoding" in numbers else {}
+    return {key: numbers.get(key) for key in (*_INT8_KEYS, "ms_per_row", "size", "file")} | decoding

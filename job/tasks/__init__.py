@@ -5,11 +5,13 @@ there and one in `recipe/schema.py` · `loading.py` loads a model folder for a t
 statistics. No torch or transformers at import: a task names its model class, and imports torch only inside its loss.
 """
 
+from job.tasks.causal_lm import encode_prompt, find_end
 from job.tasks.intervals import bound_mean, estimate_margin
 from job.tasks.loading import load_model, open_trained
 from job.tasks.protocol import IGNORED_LABEL, Task, Truth
 from job.tasks.registry import get_task
 
 __all__ = [
-    "IGNORED_LABEL", "Task", "Truth", "bound_mean", "estimate_margin", "get_task", "load_model", "open_trained",
+    "IGNORED_LABEL", "Task", "Truth", "bound_mean", "encode_prompt", "estimate_margin", "find_end", "get_task",
+    "load_model", "open_trained",
 ]  # fmt: skip

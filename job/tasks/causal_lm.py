@@ -20,7 +20,7 @@ _LOGITS = slice(_TARGET, _SAID)
 
 
 class CausalLM:
-    """Next-token prediction with cross-entropy, judged by the mean log-likelihood of a token (perplexity's logarithm).
+    """Next-token prediction with cross-entropy, judged by the mean log-likelihood of a token: −ln(perplexity).
 
     An answer has five columns: the label's logit, the logarithm of the sum of all exponentials, the largest and the
     second largest logit, and the id of the largest. Of 49,152 logits a token that is all that anybody asks for.
@@ -46,8 +46,7 @@ class CausalLM:
         """Yield rows of at most `max_length` tokens whose labels are the tokens that follow.
 
         A long text becomes several rows, none of its tokens is lost, and no row holds two texts. Every text ends with
-        the token at which generation stops. With pairs, texts are prompts: only what follows them has labels, and a
-        prompt that leaves no room for its completion keeps its end.
+        the token at which generation stops. With pairs, texts are prompts, and only what follows them has labels.
         """
         end = find_end(tokenizer)
         for place, text in enumerate(texts):
@@ -93,27 +92,39 @@ class CausalLM:
         return np.asarray(answers[:, _BEST] - answers[:, _SECOND])
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
-        """Return the mean log-likelihood of each row's tokens in nats: 0.01 is 1 % of its perplexity."""
+        """Return each text's log-likelihood in nats, scaled so that their mean is that of a token.
+
+        A text counts by its tokens; 0.01 is 1 % of perplexity.
+        """
         logs = (answers[:, _TARGET] - answers[:, _TOTAL]).astype(np.float64)
         counts = np.bincount(truth.rows)
-        return np.bincount(truth.rows, weights=logs)[counts > 0] / counts[counts > 0]
+        sums = np.bincount(truth.rows, weights=logs)[counts > 0]
+        return np.asarray(sums * len(sums) / len(logs))
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
-        """Return the rows' mean log-likelihood, perplexity, and the share of tokens that are foretold."""
-        rows = self.per_row_score(answers, truth)
-        logs = (answers[:, _TARGET] - answers[:, _TOTAL]).astype(np.float64)
+        """Return the mean log-likelihood of a token, perplexity, and the share of tokens that are foretold."""
+        texts = self.per_row_score(answers, truth)
+        mean = float(texts.mean())
         return {
-            "log_likelihood": round(float(rows.mean()), 6),
-            "log_likelihood_interval": normal_interval(rows),
-            "perplexity": round(float(np.exp(min(-logs.mean(), 700.0))), 4),
+            "log_likelihood": round(mean, 6),
+            "log_likelihood_interval": normal_interval(texts),
+            "perplexity": round(math.exp(min(-mean, 700.0)), 4),
             "token_accuracy": round(float((self.decide(answers) == truth.labels).mean()), 6),
             "tokens": len(answers),
-            "n": len(rows),
+            "n": len(texts),
         }
 
     def min_rows(self, max_drop: float) -> int:
-        """Return 30: a row's log-likelihood is no yes or no, so few rows have a normal mean already."""
-        return 30
+        """Return ln(20) / max_drop, 30 at least: a loss that one text in so many would show must not stay unseen."""
+        return max(math.ceil(math.log(20) / max_drop), 30)
+
+
+def encode_prompt(tokenizer: Any, prompt: str, ends: list[int]) -> list[int]:
+    """Return the ids of a prompt to write on from: some tokenizers end every text, and a prompt has not ended."""
+    ids = list(tokenizer(prompt)["input_ids"])
+    while len(ids) > 1 and ids[-1] in ends:
+        ids.pop()
+    return ids
 
 
 def find_end(tokenizer: Any) -> int:
@@ -131,12 +142,14 @@ def _encode_inner(tokenizer: Any, text: str) -> list[int]:
 def _cut(place: int, ids: list[int], max_length: int) -> Iterator[Encoded]:
     for start in range(0, len(ids) - 1, max_length):
         part, following = ids[start : start + max_length], ids[start + 1 : start + max_length + 1]
-        yield Encoded(place, part[: len(following)], None, following)
+        yield Encoded(place, part[: len(following)], None, following, cut=False)
 
 
 def _join(place: int, prompt: list[int], completion: list[int], max_length: int) -> Encoded:
-    completion = completion[: max(max_length - 1, 1)]
-    prompt = prompt[-(max_length - len(completion)) :] if len(completion) < max_length else []
-    ids = [*prompt, *completion]
+    """Return a row of prompt and completion; too long, the prompt keeps its end, and a quarter of the row at least."""
+    whole = len(prompt) + len(completion) - 1
+    kept = max(max_length + 1 - len(completion), min(len(prompt), max(max_length // 4, 1)))
+    prompt = prompt[-kept:]
+    ids = [*prompt, *completion][: max_length + 1]
     labels = [IGNORED_LABEL] * max(len(prompt) - 1, 0) + ids[max(len(prompt), 1) :]
-    return Encoded(place, ids[:-1], None, labels)
+    return Encoded(place, ids[:-1], None, labels, cut=whole > max_length)

@@ -23,7 +23,7 @@ def wilson_interval(share: float, n: int) -> list[float]:
 
 def normal_interval(values: np.ndarray) -> list[float]:
     """Return the two-sided 95 % interval [low, high] of the mean of float [rows], if it is normal."""
-    half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return [round(float(values.mean()) - half, 6), round(float(values.mean()) + half, 6)]
 
 

@@ -40,9 +40,18 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
             f"model.id: {folder} does not load as {task.auto_class}: {reason}; name a model of this kind"
         ) from None
     if model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id
+        ends = model.config.eos_token_id
+        model.config.pad_token_id = ends[0] if isinstance(ends, list) else ends
+    if task.generates:  # the base model's wishes come back with the bundle; invalid ones would not be saved
+        model.generation_config = transformers.GenerationConfig()
     if task.classifies:
         model.config.problem_type = "single_label_classification"
+    new = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+    if new and not task.classifies:
+        raise DataError(
+            f"model.id: {folder} has no weight {new[0]} of the size that its config.json gives, and training would "
+            f"begin with random ones; name a {task.name} model"
+        )
     return model, sorted(loading["missing_keys"])
 
 

@@ -20,17 +20,21 @@ IGNORED_LABEL = -100
 
 
 class Encoded(NamedTuple):
-    """One row of a token table, made of the example at `place`: a label for the row, or one for each token."""
+    """One row of a token table, made of the example at `place`: a label for the row, or one for each token.
+
+    `cut`: tokens of the example were left out, because it is too long.
+    """
 
     place: int
     ids: list[int]
     types: list[int] | None
     labels: int | list[int]
+    cut: bool
 
 
 @dataclass(frozen=True)
 class Truth:
-    """`labels` int64 [units], and for each unit the place of its row in the split, int64 [units]."""
+    """`labels` int64 [units], and for each unit the number of its text in the split, int64 [units], ascending."""
 
     labels: np.ndarray
     rows: np.ndarray
@@ -80,10 +84,10 @@ class Task(Protocol):
         """Return float32 [units]: how far what it says is ahead of the next, in logits."""
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
-        """Return the metric row by row, float64 [rows], higher is better: what gates compare in pairs."""
+        """Return the metric text by text, float64 [texts], higher is better: what gates compare in pairs."""
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
-        """Return `metric`, `<metric>_interval` (95 %), n (rows) and what else is worth knowing."""
+        """Return `metric`, `<metric>_interval` (95 %), n (texts) and what else is worth knowing."""
 
     def min_rows(self, max_drop: float) -> int:
         """Return the fewest test rows on which a drop of at most `max_drop` can be proved."""

@@ -44,7 +44,8 @@ class TextClassification:
             batch = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
             types = batch.get("token_type_ids") if pairs else None
             for line, ids in enumerate(batch["input_ids"]):
-                yield Encoded(start + line, ids, types[line] if types else None, int(labels[start + line]))
+                segments, label = types[line] if types else None, int(labels[start + line])
+                yield Encoded(start + line, ids, segments, label, len(ids) >= max_length)
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         """Return the cross-entropy summed over rows: logits float [rows, labels], labels int64 [rows] → scalar fp32."""

@@ -91,6 +91,14 @@ def test_parity_accepts_rounding_and_names_the_worst_row_otherwise() -> None:
         check_parity(TASK, expected, found, rows)
 
 
+def test_a_decoder_that_answers_otherwise_token_by_token_does_not_pass() -> None:
+    quality = judge(2000, 0)
+    assert is_accepted(quality | {"decoding": {"drop": 0.001, "agreement": 0.99, "n": 16}})
+    assert not is_accepted(quality | {"decoding": {"drop": 0.001, "agreement": 0.5, "n": 16}})
+    assert not is_accepted(quality | {"decoding": {"drop": -0.3, "agreement": 0.99, "n": 16}})
+    assert not looks_good(quality | {"decoding": {"drop": 0.3, "agreement": 0.99, "n": 16}}, Int8())
+
+
 def test_parity_is_told_by_length() -> None:
     expected = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     found = expected + np.array([0, 1e-5, 0, 0, 1e-4], dtype=np.float32)[:, None]

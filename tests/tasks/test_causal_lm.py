@@ -52,9 +52,13 @@ def test_a_prompt_that_is_too_long_keeps_its_end_and_the_completion(prompt: str,
     (row,) = encode([prompt], [answer], max_length)
     assert len(row.ids) == len(row.labels) <= max_length
     asked = [label for label in row.labels if label != IGNORED_LABEL]
+    answer_ids, prompt_ids = [ord(letter) - 96 for letter in answer], [0, *(ord(letter) - 96 for letter in prompt)]
     assert asked, "something is always asked"
-    answer_ids = [ord(letter) - 96 for letter in answer]
-    assert asked == [*answer_ids, END][: len(asked)] or asked == [*answer_ids, END][1 : len(asked) + 1]
+    assert asked == [*answer_ids, END][: len(asked)]
+    kept = row.ids[: len(row.ids) - len(asked) + 1]
+    assert kept == prompt_ids[-len(kept) :], "the prompt keeps its end"
+    assert len(kept) >= min(len(prompt_ids), max_length // 4)
+    assert row.cut == (len(kept) < len(prompt_ids) or len(asked) <= len(answer_ids))
 
 
 @pytest.fixture
@@ -84,10 +88,11 @@ def test_answers_hold_likelihood_choice_and_lead(batch: tuple[np.ndarray, np.nda
     np.testing.assert_array_equal(TASK.decide(answers), flat.argmax(1))
     ordered = np.sort(flat, axis=1)
     np.testing.assert_allclose(TASK.lead(answers), ordered[:, -1] - ordered[:, -2], rtol=1e-6)
-    by_row = [logs[truth.rows == row].mean() for row in range(3)]
-    np.testing.assert_allclose(TASK.per_row_score(answers, truth), by_row, rtol=1e-5)
+    by_text = [logs[truth.rows == text].sum() * 3 / len(logs) for text in range(3)]
+    np.testing.assert_allclose(TASK.per_row_score(answers, truth), by_text, rtol=1e-5)
     scores = TASK.score(answers, truth)
     assert scores["perplexity"] == pytest.approx(math.exp(-logs.mean()), rel=1e-4)
+    assert scores["log_likelihood"] == pytest.approx(logs.mean(), rel=1e-5)
     assert scores["n"] == 3
     low, high = scores["log_likelihood_interval"]
     assert low < scores["log_likelihood"] < high

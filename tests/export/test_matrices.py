@@ -1,4 +1,4 @@
-"""Tied matrices become constants with the same answers; a model without them stays the file it is."""
+"""Matrices become constants of a MatMul with the same answers; a model where they are stays the file it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from job.export.untie import untie_weights
+from job.export.matrices import split_gemms, untie_weights
 
 
 @pytest.fixture
@@ -48,3 +48,32 @@ def test_where_nothing_is_tied_nothing_is_written(tied: Path, tmp_path: Path) ->
     untied = untie_weights(tied, tmp_path / "untied.onnx")
     assert untie_weights(untied, tmp_path / "again.onnx") == untied
     assert not (tmp_path / "again.onnx").exists()
+
+
+@pytest.mark.parametrize(("turned", "biased"), [(False, True), (True, True), (True, False), (False, False)])
+def test_a_gemm_becomes_a_product_and_a_sum(turned: bool, biased: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    constants = [
+        numpy_helper.from_array(weight.T.copy() if turned else weight, "w"),
+        numpy_helper.from_array(bias, "b"),
+    ]
+    node = helper.make_node("Gemm", ["x", "w", "b"][: 2 + biased], ["y"], "dense", transB=int(turned))
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 6])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 4])
+    model = helper.make_model(
+        helper.make_graph([node], "test", [entry], [result], constants),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=9,
+    )  # fmt: skip
+    split_gemms(model.graph)
+    assert [other.op_type for other in model.graph.node] == ["MatMul", "Add"][: 1 + biased]
+    rows = rng.normal(size=(3, 6)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": rows})[0], rows @ weight + (bias if biased else 0), rtol=1e-5)
+
+
+def test_a_gemm_that_scales_is_left_alone() -> None:
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], "dense", alpha=0.5)
+    graph = helper.make_graph([node], "test", [], [], [numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")])
+    split_gemms(graph)
+    assert [other.op_type for other in graph.node] == ["Gemm"]

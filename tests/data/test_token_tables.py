@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from job.data import TokenTable
-from job.tasks import IGNORED_LABEL
+from job.data.columns import Examples
+from job.data.tokenize import Encoder, tokenize_split
+from job.tasks import IGNORED_LABEL, get_task
 
 
 def make_table(lengths: list[int], seed: int = 0) -> TokenTable:
@@ -29,6 +34,37 @@ def test_answers_of_batches_come_back_in_order_whatever_the_batches(lengths: lis
     np.testing.assert_array_equal(answers[:, 0], table.truth.labels)
     assert len(answers) == len(table.truth.rows) == int((table.labels != IGNORED_LABEL).sum())
     np.testing.assert_array_equal(np.unique(table.truth.rows), np.arange(len(table)))
+    np.testing.assert_array_equal(table.truth.rows, table.unit_positions)
+
+
+def test_rows_that_one_text_became_count_as_one() -> None:
+    table = replace(make_table([3, 2, 4]), rows=np.array([7, 7, 9]))
+    assert set(table.truth.rows) == {0, 1}
+    assert set(table.unit_positions) == {0, 1, 2}
+
+
+def test_the_head_of_a_table_is_its_first_rows_cut() -> None:
+    table = make_table([3, 5, 4])
+    head = table.head(2, 4)
+    assert head.lengths.tolist() == [3, 4]
+    np.testing.assert_array_equal(head.tokens, np.concatenate([table.tokens[:3], table.tokens[3:7]]))
+    np.testing.assert_array_equal(head.labels, np.concatenate([table.labels[:3], table.labels[3:7]]))
+
+
+def test_the_token_that_ends_a_text_decides_which_table_it_is(tmp_path: Path) -> None:
+    """Two models may share tokenizer.json and differ in what ends a text: a base model and its sibling for chats."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"<a>": 0, "<b>": 1, "film": 2}, unk_token="<a>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    examples = Examples(["film film"], None, np.zeros(1, np.int64), np.ones(1, np.int64))
+    ends = []
+    for end in ("<a>", "<b>"):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end)
+        folder = tokenize_split(examples, Encoder(get_task("causal-lm"), tokenizer, 16), tmp_path)
+        ends.append(int(TokenTable.open(folder).labels[-1]))
+    assert ends == [0, 1]
 
 
 def test_labels_are_padded_with_what_adds_nothing_to_the_loss() -> None:
