@@ -7,7 +7,6 @@ released. Everything else lies in the cache and is found again by content.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from job.data.columns import Examples, LabelMap, RawColumns, check_rows, pick_columns
+from job.data.prompts import choose_prompts, describe_generation
 from job.data.sources import DataSource, locate_data, read_split
 from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits
 from job.data.tokenize import Encoder, TokenTable, hash_tokenizer, tokenize_split
@@ -28,7 +28,6 @@ log = logging.getLogger("job.data")
 
 DEFAULT_MAX_LENGTH = 512
 _SAMPLE_ROWS = 64
-_PROMPTS, _PROMPT_TOKENS = 16, 64
 _POSITIONS_BEFORE_FIRST_TOKEN = {
     "roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "roberta-prelayernorm": 2, "mpnet": 2,
     "longformer": 2, "data2vec-text": 2, "ibert": 2, "esm": 2,
@@ -48,12 +47,13 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     tokenizer = load_tokenizer(model.path, config, task)
     encoder = Encoder(task, tokenizer, _decide_max_length(recipe.data.max_length, tokenizer, config))
     tokenizer.model_max_length = check_max_length(None, config) if task.generates else encoder.max_length
-    about = _tokenize(run, splits, encoder) | {"labels": labels.names, "positions": check_max_length(None, config)}
+    about = _tokenize(run, splits, encoder) | {"labels": labels.names}
+    sample = _sample(splits["test"])
     if task.generates:
-        about["ends"] = _list_ends(model.path, config, tokenizer)
+        about["generation"] = describe_generation(model.path, config, tokenizer)
+        sample["prompts"] = choose_prompts(splits["test"], tokenizer, encoder.max_length)
     run.write("data.json", origin | about)
-    prompts = {"prompts": _choose_prompts(splits["test"], tokenizer, about)} if task.generates else {}
-    run.write("sample.json", _sample(splits["test"]) | prompts)
+    run.write("sample.json", sample)
     if recipe.release.promote_if == "better":  # the current release reads them with its own tokenizer
         run.write("test.json", {"texts": splits["test"].texts, "pairs": splits["test"].pairs})
     return identify(run, model, source, splits, tokenizer)
@@ -97,28 +97,6 @@ def _sample(test: Examples) -> dict[str, Any]:
     positions = sorted({longest, *range(min(len(test), _SAMPLE_ROWS))})
     chosen = test.take(np.array(positions))
     return {"texts": chosen.texts, "pairs": chosen.pairs, "positions": positions}
-
-
-def _choose_prompts(test: Examples, tokenizer: Any, about: dict[str, Any]) -> list[str]:
-    """Return short prompts of test rows to write on from: the ends of prompts, or the beginnings of texts."""
-    limit = max(min(_PROMPT_TOKENS, about["max_length"], about["positions"] // 2), 1)
-    prompts = []
-    for text in test.texts[:_PROMPTS]:
-        prompt = text if test.pairs else text[: len(text) // 2 + 1].rpartition(" ")[0].strip() or text
-        while len(prompt) > 1 and len(tokenizer(prompt)["input_ids"]) > limit:
-            half = len(prompt) // 2
-            prompt = prompt[half:] if test.pairs else prompt[:half]
-        prompts.append(prompt)
-    return prompts
-
-
-def _list_ends(folder: Path, config: dict[str, Any], tokenizer: Any) -> list[int]:
-    """Return the ids at which generation stops: that which ends our texts, and those which the base model names."""
-    path = folder / "generation_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    theirs = named.get("eos_token_id", config.get("eos_token_id")) if isinstance(named, dict) else None
-    ends = [find_end(tokenizer), *(theirs if isinstance(theirs, list) else [theirs])]
-    return list(dict.fromkeys(end for end in ends if isinstance(end, int)))
 
 
 def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:

@@ -10,13 +10,11 @@ from typing import Any
 from job.export.triton import write_triton
 from job.recipe import Run, hash_json
 from job.store.manifest import hash_file
-from job.tasks import get_task
 
 INT8_FILE = "model_quantized.onnx"
 """The portable int8 file, by the name that consumers look for."""
 _FIXED = {"portable": INT8_FILE, "int4": "model_q4.onnx"}
 _MODEL_FILES = ("config.json", "model.safetensors")
-_GENERATION_FILE = "generation_config.json"
 
 
 def int8_file_name(target: str) -> str:
@@ -47,8 +45,8 @@ def build_bundle(run: Run) -> Path:
     (bundle / "onnx").mkdir(parents=True)
     for name in _MODEL_FILES:
         shutil.copyfile(run.final_model / name, bundle / name)
-    if get_task(run.recipe.task).generates:
-        _write_generation_config(run, bundle)
+    if generation := run.read("data.json").get("generation"):
+        (bundle / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
     for path in sorted(run.tokenizer.iterdir()):
         shutil.copyfile(path, bundle / path.name)
     for path in sorted((run.folder / "onnx").glob("model*.onnx*")):
@@ -57,11 +55,3 @@ def build_bundle(run: Run) -> Path:
         best = bundle / "onnx" / INT8_FILE
         write_triton(best if best.exists() else best.with_name("model.onnx"), bundle / "triton", run.recipe.name)
     return bundle
-
-
-def _write_generation_config(run: Run, bundle: Path) -> None:
-    """Write the base model's wishes with the ends that the trained model knows, so that generate() stops."""
-    path, data = run.base_model / _GENERATION_FILE, run.read("data.json")
-    wishes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    ids = {"eos_token_id": data["ends"], "pad_token_id": data["pad_id"]}
-    (bundle / _GENERATION_FILE).write_text(json.dumps(wishes | ids, indent=1) + "\n", encoding="utf-8")
