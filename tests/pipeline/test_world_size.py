@@ -69,9 +69,11 @@ def test_every_row_is_trained_once_on_any_ranks(
     *broken, last = attempts
     for index, options in enumerate(broken):
         assert trial.attempt(*options, accident=f"training_step:kill:{4 * index + 5}") in (78, 79), trial.reason
-        assert trial.pointer["step"] == 4 * index + 4
+        # the last save, or the one before: ranks that stand still agree on nothing, so its upload may not have begun
+        committed = trial.pointer["step"]
+        assert committed in (4 * index + 2, 4 * index + 4)
     assert trial.attempt(*last) == 0, trial.reason
-    assert trial.record["resumed_from"] == 4 * len(broken)
+    assert trial.record["resumed_from"] == committed
     assert trial.record["samples"] == straight.record["samples"] == 200
     assert trial.record["samples_sha256"] == straight.record["samples_sha256"]
     found, expected = load_file(trial.weights), load_file(straight.weights)
