@@ -46,7 +46,8 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     task = get_task(recipe.task)
     tokenizer = load_tokenizer(model.path, config, task)
     encoder = Encoder(task, tokenizer, _decide_max_length(recipe.data.max_length, tokenizer, config))
-    tokenizer.model_max_length = check_max_length(None, config) if task.generates else encoder.max_length
+    # a model that writes may be given longer prompts than it was trained on, as long as it has positions for them
+    tokenizer.model_max_length = (_count_positions(config) if task.generates else None) or encoder.max_length
     about = _tokenize(run, splits, encoder) | {"labels": labels.names}
     sample = _sample(splits["test"])
     if task.generates:
@@ -194,14 +195,18 @@ def _takes_segments(folder: Path, task: Task) -> bool:
 
 def check_max_length(asked: int | None, config: dict[str, Any]) -> int:
     """Return the positions that a model has for tokens; raise RecipeError (10) when `asked` is beyond them."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    reserved = _POSITIONS_BEFORE_FIRST_TOKEN.get(str(config.get("model_type")), 0)
-    limit = int(positions) - reserved if positions else 1 << 20
+    limit = _count_positions(config) or 1 << 20
     if asked is not None and asked > limit:
         raise RecipeError(
             f"data.max_length: {asked} tokens, but this model has {limit} positions; use {limit} or fewer"
         )
     return limit
+
+
+def _count_positions(config: dict[str, Any]) -> int | None:
+    """Return how many tokens a model can tell apart by place; None where it has no limit."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(positions) - _POSITIONS_BEFORE_FIRST_TOKEN.get(str(config.get("model_type")), 0) if positions else None
 
 
 def _decide_max_length(asked: int | None, tokenizer: Any, config: dict[str, Any]) -> int:

@@ -69,8 +69,10 @@ def _answer_by_name(run: Run, folder: Path, task: Task, truth: Truth) -> np.ndar
 
 def _answer_by_token(run: Run, folder: Path, task: Task, truth: Truth) -> np.ndarray:
     """Return the answers of the model in `folder` to this run's own tokens, which must be its tokens too."""
-    theirs, ours = (load_tokenizer(place, read_config(folder), task) for place in (folder, run.tokenizer))
-    if hash_tokenizer(theirs) != hash_tokenizer(ours):
+    from transformers import AutoTokenizer
+
+    theirs, ours = load_tokenizer(folder, read_config(folder), task), AutoTokenizer.from_pretrained(run.tokenizer)
+    if (hash_tokenizer(theirs), theirs.eos_token_id) != (hash_tokenizer(ours), ours.eos_token_id):
         raise CheckpointMismatch(
             f"{folder.name}: the current release has another tokenizer, so its tokens cannot be compared with this "
             "model's; use another name, or release.promote_if: proven"

@@ -46,7 +46,8 @@ def build_bundle(run: Run) -> Path:
     for name in _MODEL_FILES:
         shutil.copyfile(run.final_model / name, bundle / name)
     if generation := run.read("data.json").get("generation"):
-        (bundle / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
+        for place in (bundle, bundle / "onnx"):  # Optimum looks beside the ONNX file
+            (place / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
     for path in sorted(run.tokenizer.iterdir()):
         shutil.copyfile(path, bundle / path.name)
     for path in sorted((run.folder / "onnx").glob("model*.onnx*")):

@@ -8,6 +8,7 @@ The gates read whole rows at once. Kernels for one token are others, and were wr
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from job.export.gate import compare_quality
 from job.export.measure import Rows, call_process, empty_cache, open_session, run_table, select_inputs
 from job.liveness import die_with_parent
 from job.recipe import Run
-from job.tasks import get_task
+from job.tasks import IGNORED_LABEL, get_task
 
 ROWS, TOKENS = 16, 24
 
 
-def compare_decoding(run: Run, model: Path) -> dict[str, Any]:
-    """Return drop and agreement of the first test rows decoded token by token against the same rows read at once."""
+def compare_decoding(run: Run, model: Path, split: str) -> dict[str, Any]:
+    """Return drop and agreement of a split's first rows decoded token by token against the same rows read at once.
+
+    Every token is asked for the one that follows it, prompts too.
+    """
     output = run.folder / "measured" / f"{model.stem}-decoded.npy"
     output.parent.mkdir(exist_ok=True)
-    words = [run.recipe.task, str(run.tokens("test")), str(run.read("data.json")["pad_id"]), str(model), str(output)]
+    words = [run.recipe.task, str(run.tokens(split)), str(run.read("data.json")["pad_id"]), str(model), str(output)]
     call_process("job.export.decode", words)
     read, decoded = np.load(output, allow_pickle=False)
     rows = _head(Rows.open(*words[:3]))
@@ -35,7 +39,10 @@ def compare_decoding(run: Run, model: Path) -> dict[str, Any]:
 
 
 def _head(rows: Rows) -> Rows:
-    return rows._replace(table=rows.table.head(ROWS, TOKENS))
+    table = rows.table.head(ROWS, TOKENS)
+    labels = np.append(table.tokens[1:], 0).astype(np.int32)
+    labels[table.offsets[1:] - 1] = IGNORED_LABEL
+    return rows._replace(table=replace(table, labels=labels))
 
 
 def decode_row(session: Any, ids: np.ndarray) -> np.ndarray:

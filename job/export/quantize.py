@@ -84,14 +84,16 @@ class Judge:
     def try_out(self, model: Path) -> dict[str, Any]:
         """Return `compare` on validation rows, for a decoder that looks good also how it answers token by token."""
         quality = self.compare(model, "validation")
-        return quality | (self._decode(model) if looks_good(quality, self._run.recipe.export.int8) else {})
+        return quality | (
+            self._decode(model, "validation") if looks_good(quality, self._run.recipe.export.int8) else {}
+        )
 
     def judge(self, model: Path) -> dict[str, Any]:
         """Return `compare` on test rows, of a decoder also how it answers token by token."""
-        return self.compare(model, "test") | self._decode(model)
+        return self.compare(model, "test") | self._decode(model, "test")
 
-    def _decode(self, model: Path) -> dict[str, Any]:
-        return {"decoding": compare_decoding(self._run, model)} if self._task.generates else {}
+    def _decode(self, model: Path, split: str) -> dict[str, Any]:
+        return {"decoding": compare_decoding(self._run, model, split)} if self._task.generates else {}
 
     def accepts(self, quality: dict[str, Any]) -> bool:
         """Tell whether what `compare` says of the test rows meets the recipe's limits."""
@@ -190,6 +192,8 @@ def _try_rung(
 def _explain(target: str, result: dict[str, Any]) -> str:
     if result["accepted"] is None:
         return f"{target}: this processor cannot judge it"
-    if result["rung"] is None:
+    if result["rung"] is None and not any("validation" in rung for rung in result["tried"]):
         return f"{target} left out: no way to quantize runs with this model"
+    if result["rung"] is None:
+        return f"{target} left out: what runs is hardly smaller than fp32, or answers otherwise token by token"
     return f"{target} {'accepted' if result['accepted'] else 'left out'}: {describe_quality(result)}"

@@ -23,6 +23,7 @@ from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
 from job.export.sensitivity import estimate_block_error, estimate_error, list_dynamic_products, rank_matrices
 from job.recipe import Run
+from job.tasks import get_task
 
 _CALIBRATION_ROWS, _CALIBRATION_BATCH = 256, 16
 _LARGE_BYTES = 2 << 30
@@ -34,6 +35,7 @@ class Quantizer:
 
     def __init__(self, run: Run) -> None:
         self._exported, self._scratch = run.folder / "onnx" / "model.onnx", run.folder / "rungs"
+        self._generates = get_task(run.recipe.task).generates
         self._pad_id = int(run.read("data.json")["pad_id"])
         self._validation, self._train = run.tokens("validation"), run.tokens("train")
         self._rankings: dict[int, list[tuple[str, float]]] = {}
@@ -104,7 +106,8 @@ class Quantizer:
         operators = ("MatMul", *EMBEDDINGS) if rung.embeddings else ("MatMul",)
         wide = self.list_left_out(rung)
         model = onnx.load(str(self._model))
-        split_gemms(model.graph)
+        if self._generates:  # GPT-2 is made of them; a classifier's head is small and stays as it is
+            split_gemms(model.graph)
         model = _quantize_blocks(model, rung.bits, operators, wide)
         if rung.left_out:
             model = _quantize_blocks(model.model, 8, ("MatMul",), self._products)

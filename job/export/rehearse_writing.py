@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from job.errors import GateFailed
 from job.export.bundle import list_onnx_files
 from job.export.consumers import ask_predict, refuse_to_open
@@ -45,14 +47,13 @@ def _open_as_users(bundle: Path, task: Task, prompts: list[str], length: int) ->
             "model.safetensors": open_trained(bundle, task).eval(),
             "onnx/model.onnx": ort_class.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx"),
         }
-        ends = models["model.safetensors"].generation_config.eos_token_id  # what stops a consumer's generate()
-        end = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
-        greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=length, **end)
         written: dict[str, list[list[int]]] = {name: [] for name in models}
         for prompt in prompts:
-            ids = torch.tensor([encode_prompt(tokenizer, prompt, ends)])
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             for name, model in models.items():
+                ends = {key: getattr(model.generation_config, key) for key in ("eos_token_id", "pad_token_id")}
+                greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=length, **ends)
+                ids = torch.tensor([encode_prompt(tokenizer, prompt, list(np.atleast_1d(ends["eos_token_id"])))])
+                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 answer = model.generate(**inputs, generation_config=greedy, use_model_defaults=False)
                 written[name].append(answer[0, ids.shape[1] :].tolist())
         return written

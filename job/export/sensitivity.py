@@ -18,7 +18,7 @@ from job.data import TokenTable
 from job.export.ladder import BLOCK, MATRICES
 from job.export.measure import open_session, select_inputs
 
-ROWS, _MAX_TOKENS = 32, 2048
+ROWS, _MAX_TOKENS = 32, 4096
 
 
 def rank_matrices(
@@ -54,18 +54,19 @@ def list_dynamic_products(model: Path) -> list[str]:
 
 def estimate_error(rows: np.ndarray, weight: np.ndarray) -> float:
     """Return |exact − int8| / |exact| of the product of activations float [rows, k] and weights float [k, n]."""
-    return _compare(rows @ weight, _round_unsigned(rows) @ _round_signed(weight))
+    exact = rows @ weight
+    size = float(np.linalg.norm(exact))
+    return float(np.linalg.norm(exact - _round_unsigned(rows) @ _round_signed(weight))) / max(size, 1e-12)
 
 
 def estimate_block_error(rows: np.ndarray, weight: np.ndarray, bits: int) -> float:
-    """Return the same where only weights are rounded: to 2^bits steps from the least to the largest of each block."""
-    return _compare(rows @ weight, rows @ _round_blocks(weight, bits))
+    """Return the same where only weights are rounded: to 2^bits steps from the least to the largest of each block.
 
-
-def _compare(exact: np.ndarray, found: np.ndarray) -> float:
-    """Return the mean over rows, so that a few huge ones, which decoders have, do not hide what becomes of the rest."""
-    sizes = np.linalg.norm(exact, axis=1)
-    return float(np.mean(np.linalg.norm(exact - found, axis=1) / np.maximum(sizes, 1e-12)))
+    It is the mean over rows: a few huge ones, which decoders have, would hide what becomes of the others.
+    """
+    exact = rows @ weight
+    errors = np.linalg.norm(exact - rows @ _round_blocks(weight, bits), axis=1)
+    return float(np.mean(errors / np.maximum(np.linalg.norm(exact, axis=1), 1e-12)))
 
 
 def _round_blocks(weight: np.ndarray, bits: int) -> np.ndarray:

@@ -296,7 +296,9 @@ class Recipe(Section):
         keys = TASK_KEYS.get(str(values.get("task"))) if isinstance(values, dict) else None
         if keys is None:
             return values
-        int8 = {"targets": list(keys.targets), "min_agreement": keys.min_agreement}
+        pinned = _find(values, "export", "int8", "mode") in ("dynamic", "static")
+        targets = [target for target in keys.targets if not (pinned and target == "int4")]
+        int8 = {"targets": targets, "min_agreement": keys.min_agreement}
         filled = _merge({"baselines": list(keys.baselines), "export": {"int8": int8}}, values)
         if isinstance(filled.get("data"), dict) and isinstance(columns := filled["data"].get("columns", {}), dict):
             filled["data"] = filled["data"] | {"columns": _fill_columns(keys, columns)}
@@ -346,6 +348,13 @@ def _fill_columns(keys: TaskKeys, columns: dict[str, str]) -> dict[str, str]:
     """Return the columns with those of the task that they leave out, under their own names."""
     wanted = next((names for names in keys.columns if set(columns) <= set(names)), ())
     return {name: name for name in wanted} | columns
+
+
+def _find(values: Any, *keys: str) -> Any:
+    """Return what a tree of mappings has under the keys; None where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
 _LIMITS_OF_LABELS = """Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The labels are
   {labels}; the model answers one of them to any text, also to one that has nothing to do with them."""
 _LIMITS_OF_WRITING = """It was trained and measured on rows of at most {max_length} tokens. It writes what is likely,
-  not what is true. log_likelihood is that of a token in nats, the mean over rows; a drop of 0.01 is 1 % of
+  not what is true. log_likelihood is the mean of all tokens, in nats; a drop of 0.01 is 1 % of
   perplexity, agreement the share of tokens that both files would write next."""
 
 

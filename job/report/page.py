@@ -109,7 +109,7 @@ def _parity(record: dict[str, Any]) -> str:
     """Tables by length and of the rows that differ most."""
     by_length = [
         [f"≤ {cell['tokens']}", str(cell["n"]), f"{cell['max_abs_logit_diff']:.1e}", f"{cell['agreement']:.4f}"]
-        for cell in record["by_length"]
+        for cell in record.get("by_length", [])
     ]
     worst = ", ".join(f"{entry['row']} ({entry['difference']:.1e})" for entry in record["worst"])
     headings = ["tokens of the row", "answers", "largest difference", "agreement"]

@@ -92,14 +92,15 @@ class CausalLM:
         return np.asarray(answers[:, _BEST] - answers[:, _SECOND])
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
-        """Return each text's log-likelihood in nats, scaled so that their mean is that of a token.
+        """Return for each text how likely its tokens are, in nats, so that their mean is that of a token.
 
-        A text counts by its tokens; 0.01 is 1 % of perplexity.
+        It is the mean of all tokens, and by how much this text moves it: the ratio estimator's residual (Cochran 1977,
+        6.8), whose spread is not that of the texts' lengths. 0.01 is 1 % of perplexity.
         """
         logs = (answers[:, _TARGET] - answers[:, _TOTAL]).astype(np.float64)
-        counts = np.bincount(truth.rows)
-        sums = np.bincount(truth.rows, weights=logs)[counts > 0]
-        return np.asarray(sums * len(sums) / len(logs))
+        counts, mean = np.bincount(truth.rows), logs.mean()
+        sums, counts = np.bincount(truth.rows, weights=logs)[counts > 0], counts[counts > 0]
+        return np.asarray(mean + (sums - mean * counts) * len(counts) / len(logs))
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return the mean log-likelihood of a token, perplexity, and the share of tokens that are foretold."""

@@ -44,9 +44,11 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
         model.config.pad_token_id = ends[0] if isinstance(ends, list) else ends
     if task.generates:  # the base model's wishes come back with the bundle; invalid ones would not be saved
         model.generation_config = transformers.GenerationConfig()
+        for wish in model.config._get_non_default_generation_parameters():  # some stand in config.json
+            setattr(model.config, wish, None)
     if task.classifies:
         model.config.problem_type = "single_label_classification"
-    new = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+    new = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
     if new and not task.classifies:
         raise DataError(
             f"model.id: {folder} has no weight {new[0]} of the size that its config.json gives, and training would "

@@ -179,7 +179,7 @@ def test_completions_are_learned_and_their_prompts_are_not(words: dict[str, Any]
     for name, count in (("train", 200), ("validation", 40), ("test", 160)):
         with (tmp_path / f"{name}.jsonl").open("w") as file:
             for number in range(count):
-                question = " ".join(letters.choice("abcdefgh") for _ in range(12)) + f" {name}{number}:"
+                question = " ".join(letters.choice("abcdefgh") for _ in range(20)) + f" {name}{number}:"
                 file.write(json.dumps({"question": question, "answer": " a fine film"}) + "\n")
     splits = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
     columns = {"prompt": "question", "completion": "answer"}
@@ -201,7 +201,10 @@ def test_better_compares_language_models_token_by_token(words: dict[str, Any], t
     second = run(worse, tmp_path, "--run-id", "2")
     assert second.code == 0, second.stderr
     assert not second.result["promoted"]
-    assert "not promoted" in second.result["reason"]
+    assert "not better than" in second.result["reason"] and "gain -" in second.result["reason"]
+    better = recipe | {"training": words["training"] | {"max_steps": 200, "save_steps": 100}}
+    third = run(better, tmp_path, "--run-id", "3")
+    assert third.code == 0 and third.result["promoted"], third.stderr
 
 
 def test_what_a_language_model_cannot_use_is_refused(words: dict[str, Any], tmp_path: Path, tiny_model: Path) -> None:

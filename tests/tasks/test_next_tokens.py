@@ -88,8 +88,7 @@ def test_answers_hold_likelihood_choice_and_lead(batch: tuple[np.ndarray, np.nda
     np.testing.assert_array_equal(TASK.decide(answers), flat.argmax(1))
     ordered = np.sort(flat, axis=1)
     np.testing.assert_allclose(TASK.lead(answers), ordered[:, -1] - ordered[:, -2], rtol=1e-6)
-    by_text = [logs[truth.rows == text].sum() * 3 / len(logs) for text in range(3)]
-    np.testing.assert_allclose(TASK.per_row_score(answers, truth), by_text, rtol=1e-5)
+    assert TASK.per_row_score(answers, truth).mean() == pytest.approx(logs.mean(), rel=1e-6)
     scores = TASK.score(answers, truth)
     assert scores["perplexity"] == pytest.approx(math.exp(-logs.mean()), rel=1e-4)
     assert scores["log_likelihood"] == pytest.approx(logs.mean(), rel=1e-5)
@@ -109,3 +108,13 @@ def test_the_loss_is_that_of_transformers() -> None:
     theirs = model(input_ids=ids, labels=ids).loss.detach()
     ours = TASK.sum_loss(model(input_ids=ids).logits[:, :-1], ids[:, 1:], 0.0).detach() / 12
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_the_interval_is_that_of_the_tokens_and_not_of_the_texts_lengths() -> None:
+    """Texts of very unlike length whose tokens are all equally likely leave no doubt about a token."""
+    rows = np.repeat(np.arange(150), np.random.default_rng(0).integers(1, 200, 150))
+    answers = np.tile(np.array([1.0, 4.0, 2.0, 1.0, 7.0], dtype=np.float32), (len(rows), 1))
+    scores = TASK.score(answers, Truth(np.full(len(rows), 7), rows))
+    assert scores["log_likelihood"] == pytest.approx(-3.0)
+    low, high = scores["log_likelihood_interval"]
+    assert high - low < 1e-6
