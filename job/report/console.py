@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from job.errors import redact
+from job.report.result import list_other_scores
 
 _EXAMPLE = "I am absolutely amazed with this new and revolutionary AI device"
 
@@ -44,8 +45,8 @@ def _find_metric(result: dict[str, Any]) -> str:
 
 
 def _quality_table(result: dict[str, Any]) -> Table:
-    metric, tuned = _find_metric(result), result["metrics"]["test"]
-    others = [key for key, value in tuned.items() if key != metric and isinstance(value, float)]
+    metric = _find_metric(result)
+    others = list_other_scores(result["metrics"]["test"], metric)
     table = Table(title=f"What the training bought ({result['metrics']['test']['n']} test rows)", title_justify="left")
     for heading in ("model", metric, "95 % interval", *others):
         table.add_column(heading, justify="left" if heading == "model" else "right")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from job.recipe import Run
-from job.report.result import hide_paths
+from job.report.result import hide_paths, list_other_scores
 from job.tasks import get_task
 
 _STYLE = """
@@ -77,7 +77,7 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
 
 def _quality(result: dict[str, Any], metric: str) -> str:
     scores = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
-    others = [key for key, value in scores["fine-tuned"].items() if key != metric and isinstance(value, float)]
+    others = list_other_scores(scores["fine-tuned"], metric)
     rows = [
         [
             html.escape(name),

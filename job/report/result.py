@@ -37,6 +37,11 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
     return result
 
 
+def list_other_scores(scores: dict[str, Any], metric: str) -> list[str]:
+    """Return the names of the scores that tables show beside the task's metric and its interval."""
+    return [key for key, value in scores.items() if key != metric and isinstance(value, float)]
+
+
 def hide_paths(value: Any) -> Any:
     """Return `value` with local paths cut to their last part: a release is read where they do not exist."""
     if isinstance(value, dict):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from job.errors import DataError
-from job.tasks.intervals import normal_interval
+from job.tasks.intervals import count_rows, normal_interval
 from job.tasks.protocol import IGNORED_LABEL, Encoded, Truth
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class CausalLM:
         }
 
     def min_rows(self, max_drop: float) -> int:
-        """Return ln(20) / max_drop, 30 at least: a loss that one text in so many would show must not stay unseen."""
-        return max(math.ceil(math.log(20) / max_drop), 30)
+        """Return what the rule of three wants, 30 at least: a loss that few texts show must not stay unseen."""
+        return max(count_rows(max_drop), 30)
 
 
 def encode_prompt(tokenizer: Any, prompt: str, ends: list[int]) -> list[int]:

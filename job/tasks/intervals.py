@@ -33,6 +33,15 @@ def estimate_margin(paired: np.ndarray) -> float:
     return _Z95_ONE_SIDED * float(paired.std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
 
 
+def count_rows(max_drop: float) -> int:
+    """Return ln(20) / max_drop: the fewest rows on which a drop of at most `max_drop` can be proved.
+
+    With no changed label in n rows the 95 % bound on the share of changed labels is ln(20)/n
+    (Hanley & Lippman-Hand 1983), and that share bounds the drop.
+    """
+    return math.ceil(math.log(20) / max_drop)
+
+
 def bound_mean(paired: np.ndarray) -> tuple[float, float]:
     """Return the mean of paired differences float [rows] and the margin of its one-sided 95 % bound.
 

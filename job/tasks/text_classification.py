@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from job.tasks.intervals import wilson_interval
+from job.tasks.intervals import count_rows, wilson_interval
 from job.tasks.protocol import IGNORED_LABEL, Encoded, Truth
 
 if TYPE_CHECKING:
@@ -88,12 +87,8 @@ class TextClassification:
         }
 
     def min_rows(self, max_drop: float) -> int:
-        """Return ln(20) / max_drop, by the rule of three.
-
-        With no changed label in n rows the 95 % bound on the share of changed labels is ln(20)/n
-        (Hanley & Lippman-Hand 1983), and that share bounds the drop.
-        """
-        return math.ceil(math.log(20) / max_drop)
+        """Return what the rule of three wants."""
+        return count_rows(max_drop)
 
 
 def _macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
