@@ -34,7 +34,7 @@ def print_plan(recipe: Recipe, work: Path, offline: bool) -> None:
 
 def count_needed_rows(recipe: Recipe) -> int:
     """Return the fewest test rows on which the int8 gate can prove anything."""
-    return get_task(recipe.task).min_rows(recipe.export.int8.max_metric_drop)
+    return get_task(recipe.kind).min_rows(recipe.export.int8.max_metric_drop)
 
 
 def refuse_few_rows(recipe: Recipe, rows: int) -> None:
@@ -78,7 +78,7 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
     _, labels, counts = read_splits(recipe, source, config)
     rows = counts["rows"]
     refuse_few_rows(recipe, rows["test"])
-    least = "at least " if get_task(recipe.task).per_token else ""  # long texts become several rows
+    least = "at least " if get_task(recipe.kind).per_token else ""  # long texts become several rows
     parameters = count_parameters(model.path)
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
     steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)

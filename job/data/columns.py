@@ -6,71 +6,49 @@ bad rows are set aside and counted instead. Row numbers count from 1 within the 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from job.data.targets import has_answer, join_words, list_values, read_answers, read_tags
 from job.errors import DataError
 from job.recipe.schema import Data
+from job.tasks import Examples
 
 MAX_TEXT_CHARACTERS = 1_000_000
 _SHOWN_PROBLEMS = 3
-
-
-@dataclass(frozen=True)
-class Examples:
-    """`texts` and `pairs` (None for single texts) as strings, `labels` int64 ids, `rows` int64 source row numbers.
-
-    Of prompts and completions the pairs are the completions. Where labels are no classes, all ids are 0.
-    """
-
-    texts: list[str]
-    pairs: list[str] | None
-    labels: np.ndarray
-    rows: np.ndarray
-    set_aside: int = 0
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, positions: np.ndarray) -> Examples:
-        """Return the examples at `positions` (int64), in that order."""
-        return replace(
-            self,
-            texts=[self.texts[i] for i in positions],
-            pairs=[self.pairs[i] for i in positions] if self.pairs else None,
-            labels=self.labels[positions],
-            rows=self.rows[positions],
-        )
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the sha256 (hex) of rows, labels and texts in order: the content, whatever file it came from."""
-        digest = hashlib.sha256(self.labels.tobytes() + self.rows.tobytes())
-        for column in (self.texts, self.pairs or []):
-            for text in column:
-                encoded = text.encode()
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        return digest.hexdigest()
+_FIRST, _SECOND = ("text", "prompt", "tokens", "question"), ("text_pair", "completion", "context")
+_LABELS = ("label", "tags", "answers")
+"""Our names of columns by what they are to a row; a recipe names at most one of each."""
 
 
 @dataclass(frozen=True)
 class RawColumns:
     """One split's columns as they stand in the source, and the label names its schema declares, if any.
 
-    `columns` are our names of texts and pairs.
+    `columns` are our names of texts, pairs and labels, None for one that the task does not have.
     """
 
     split: str
-    columns: tuple[str, str]
+    columns: tuple[str | None, str | None, str | None]
     texts: Sequence[Any]
     pairs: Sequence[Any] | None
     labels: Sequence[Any] | None
     declared: list[str] | None
+
+    @property
+    def named(self) -> bool:
+        """Tell whether the labels are names, of rows or of words."""
+        return self.columns[2] in ("label", "tags")
+
+    def list_labels(self) -> list[Any]:
+        """Return every label of every row."""
+        if self.columns[2] != "tags":
+            return list(self.labels or ())
+        return [tag for row in self.labels or () if row is not None for tag in list_values(row)]
 
 
 def pick_columns(rows: Any, data: Data, split: str) -> RawColumns:
@@ -84,16 +62,15 @@ def pick_columns(rows: Any, data: Data, split: str) -> RawColumns:
     if len(rows) == 0:
         raise DataError(f"data: split {split!r} of {data.source!r} has no rows; give it some")
     columns: dict[str, str] = {str(ours): theirs for ours, theirs in data.columns.items()}
-    first, second = ("prompt", "completion") if "prompt" in columns else ("text", "text_pair")
-    pair, label = columns.get(second), columns.get("label")
-    return RawColumns(
-        split,
-        (first, second),
-        list(rows[columns[first]]),
-        list(rows[pair]) if pair else None,
-        list(rows[label]) if label else None,
-        list(getattr(rows.features[label], "names", None) or []) or None if label else None,
-    )
+    first, second, label = (next(filter(columns.get, names), None) for names in (_FIRST, _SECOND, _LABELS))
+    texts, pairs, labels = (list(rows[columns[name]]) if name else None for name in (first, second, label))
+    declared = _find_names(rows.features[columns[label]]) if label else None
+    return RawColumns(split, (first, second, label), texts or [], pairs, labels, declared)
+
+
+def _find_names(feature: Any) -> list[str] | None:
+    """Return the label names that a column's type declares, of the column itself or of the lists in it."""
+    return list(getattr(getattr(feature, "feature", feature), "names", None) or []) or None
 
 
 class LabelMap:
@@ -114,7 +91,10 @@ class LabelMap:
         Where `model_names` (the id2label of a model that was fine-tuned before) are the same words, or
         the values are plain numbers 0…k−1, the model's ids and names are kept, so that its head stays valid.
         """
-        if train.labels is None:
+        if train.columns[2] == "answers":
+            unanswered = not all(map(has_answer, train.labels or ()))
+            return LabelMap(["answer", "no answer"] if unanswered else ["answer"], {})
+        if not train.named:
             return LabelMap([], {})
         values, names = _name_values(data, train)
         if model_names and names == values == [str(index) for index in range(len(model_names))]:
@@ -158,26 +138,55 @@ def _name_values(data: Data, train: RawColumns) -> tuple[list[str], list[str]]:
 
 
 def _find_values(train: RawColumns) -> set[str]:
-    return {_canonical(value) for value in train.labels or () if not _is_missing(value)}
+    return {_canonical(value) for value in train.list_labels() if not _is_missing(value)}
 
 
 def check_rows(raw: RawColumns, labels: LabelMap, data: Data) -> Examples:
     """Return the good rows of a split; raise DataError naming the bad ones beyond `max_bad_fraction`."""
-    ids = [0] * len(raw.texts) if raw.labels is None else [labels.find(value) for value in raw.labels]
-    problems = {
-        index: problem
-        for index in range(len(raw.texts))
-        if (problem := _find_problem(raw, index, ids[index], labels.names))
-    }
+    rows: list[tuple[list[str], int, Any]] = []
+    problems: dict[int, str] = {}
+    for index in range(len(raw.texts)):
+        try:
+            rows.append(_read_row(raw, index, labels))
+        except ValueError as problem:
+            problems[index] = str(problem)
     refuse_beyond(len(problems), len(raw.texts), data, _list_problems(raw.split, problems))
     good = [index for index in range(len(raw.texts)) if index not in problems]
     return Examples(
-        [_as_text(raw.texts[index]) or "" for index in good],
-        [_as_text(raw.pairs[index]) or "" for index in good] if raw.pairs else None,
-        np.array([ids[index] for index in good], dtype=np.int64),
+        [texts[0] for texts, _, _ in rows],
+        [texts[1] for texts, _, _ in rows] if raw.pairs is not None else None,
+        np.array([label for _, label, _ in rows], dtype=np.int64),
         np.array(good, dtype=np.int64) + 1,
         len(problems),
+        [target for _, _, target in rows] if raw.columns[2] in ("tags", "answers") else None,
+        tuple(labels.names),
     )
+
+
+def _read_row(raw: RawColumns, index: int, labels: LabelMap) -> tuple[list[str], int, Any]:
+    """Return the texts, the label's id and the target of a row; raise ValueError saying what is wrong with it."""
+    texts = []
+    for column, values in zip(raw.columns[:2], (raw.texts, raw.pairs), strict=True):
+        if values is not None:
+            value = join_words(values[index])[0] if column == "tokens" else values[index]
+            if problem := _find_text_problem(value):
+                raise ValueError(f"{column} {problem}")
+            texts.append(_as_text(value) or "")
+    value = raw.labels[index] if raw.labels is not None else None
+    if raw.columns[2] == "tags":
+        return texts, 0, read_tags(raw.texts[index], value, labels.find)
+    if raw.columns[2] == "answers":
+        return texts, 0, read_answers(texts[1], value)
+    return texts, _find_label(value, labels) if raw.labels is not None else 0, None
+
+
+def _find_label(value: Any, labels: LabelMap) -> int:
+    if _is_missing(value):
+        raise ValueError("label is missing")
+    found = labels.find(value)
+    if found is None:
+        raise ValueError(f"label {str(value)[:40]!r} is not one of {', '.join(map(repr, labels.names[:10]))}")
+    return found
 
 
 def refuse_beyond(bad: int, total: int, data: Data, what: str) -> None:
@@ -195,19 +204,6 @@ def _list_problems(split: str, problems: dict[int, str]) -> str:
     shown = "; ".join(f"row {index + 1}: {problem}" for index, problem in list(problems.items())[:_SHOWN_PROBLEMS])
     more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
     return f"split {split!r} has {len(problems)} bad row{'s' * (len(problems) > 1)} ({shown}{more})"
-
-
-def _find_problem(raw: RawColumns, index: int, label: int | None, names: list[str]) -> str | None:
-    for column, values in zip(raw.columns, (raw.texts, raw.pairs), strict=True):
-        problem = _find_text_problem(values[index]) if values is not None else None
-        if problem:
-            return f"{column} {problem}"
-    if label is None and raw.labels is not None:
-        value = raw.labels[index]
-        if _is_missing(value):
-            return "label is missing"
-        return f"label {str(value)[:40]!r} is not one of {', '.join(map(repr, names[:10]))}"
-    return None
 
 
 def _find_text_problem(value: Any) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from job.data.columns import Examples, LabelMap, RawColumns, check_rows, pick_columns
+from job.data.columns import LabelMap, RawColumns, check_rows, pick_columns
 from job.data.prompts import choose_prompts, describe_generation
 from job.data.sources import DataSource, locate_data, read_split
 from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits
@@ -22,7 +22,7 @@ from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
 from job.store.manifest import hash_file
 from job.store.models import ModelSource, fetch_model, read_config
-from job.tasks import Task, find_end, get_task
+from job.tasks import Examples, Task, find_end, get_task
 
 log = logging.getLogger("job.data")
 
@@ -43,7 +43,7 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     run.write("sources.json", {"model": _describe(model), "data": _describe(source)})
     config = read_config(model.path)
     splits, labels, origin = read_splits(recipe, source, config)
-    task = get_task(recipe.task)
+    task = get_task(recipe.kind)
     tokenizer = load_tokenizer(model.path, config, task)
     encoder = Encoder(task, tokenizer, _decide_max_length(recipe.data.max_length, tokenizer, config))
     # a model that writes may be given longer prompts than it was trained on, as long as it has positions for them
@@ -56,7 +56,7 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     run.write("data.json", origin | about)
     run.write("sample.json", sample)
     if recipe.release.promote_if == "better":  # the current release reads them with its own tokenizer
-        run.write("test.json", {"texts": splits["test"].texts, "pairs": splits["test"].pairs})
+        run.write("test.json", describe_examples(splits["test"]))
     return identify(run, model, source, splits, tokenizer)
 
 
@@ -79,12 +79,13 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
             splits["train"], splits[split] = hold_out(
                 splits["train"], fraction * total / max(len(splits["train"]), 1), seed
             )
-    check_splits(splits, labels.names)
+    classes = labels.names if raw["train"].columns[2] == "label" else []
+    check_splits(splits, classes)
     before = {name: len(split) for name, split in splits.items()}
     splits = separate_splits(splits, data)
     leaked = {name: before[name] - len(split) for name, split in splits.items() if len(split) < before[name]}
     splits["train"] = cut_train(splits["train"], data.limit, seed)
-    check_splits(splits, labels.names)
+    check_splits(splits, classes)
     return (
         splits,
         labels,
@@ -97,12 +98,18 @@ def _sample(test: Examples) -> dict[str, Any]:
     longest = max(range(len(test)), key=lambda row: len(test.texts[row]))
     positions = sorted({longest, *range(min(len(test), _SAMPLE_ROWS))})
     chosen = test.take(np.array(positions))
-    return {"texts": chosen.texts, "pairs": chosen.pairs, "positions": positions}
+    return describe_examples(chosen)
+
+
+def describe_examples(examples: Examples) -> dict[str, Any]:
+    """Return examples as JSON: {texts, pairs, targets, labels, rows}."""
+    about = {"texts": examples.texts, "pairs": examples.pairs, "targets": examples.targets}
+    return about | {"labels": examples.labels.tolist(), "rows": examples.rows.tolist()}
 
 
 def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:
     """Return what fixes the training beside the recipe: commits and fingerprints."""
-    end = {"end": find_end(tokenizer)} if get_task(run.recipe.task).generates else {}
+    end = {"end": find_end(tokenizer)} if get_task(run.recipe.kind).generates else {}
     return {
         "model": {"id": model.origin, "commit": model.commit, "sha256": _hash_model(model)},
         "data": {"source": source.origin, "commit": source.commit, "fingerprint": fingerprint_splits(splits)},

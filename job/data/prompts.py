@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from job.data.columns import Examples
-from job.tasks import find_end
+from job.tasks import Examples, find_end
 
 _PROMPTS, _TOKENS = 16, 64
 

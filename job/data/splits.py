@@ -10,9 +10,10 @@ import logging
 
 import numpy as np
 
-from job.data.columns import Examples, refuse_beyond
+from job.data.columns import refuse_beyond
 from job.errors import DataError
 from job.recipe.schema import Data
+from job.tasks import Examples
 
 log = logging.getLogger("job.data")
 

@@ -11,18 +11,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from job.data.columns import Examples
 from job.errors import DataError
 from job.recipe.schema import hash_json
-from job.tasks import IGNORED_LABEL, Task, Truth
+from job.tasks import IGNORED_LABEL, Examples, Task, Truth
 
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class TokenTable:
 
     tokens uint16/uint32 [all tokens], types uint8 [all tokens] or None (segment of sentence pairs),
     offsets int64 [rows + 1], labels int64 [rows], or int32 [all tokens] where `per_token`, rows int64 [rows] (row
-    numbers in the source; a long text may have become several rows).
+    numbers in the source; a long text may have become several rows), spans int32 [all tokens, 2] or None (characters of
+    a token in the text that answers are taken from), about: what the task has said of the split.
     """
 
     tokens: np.ndarray
@@ -40,6 +40,8 @@ class TokenTable:
     labels: np.ndarray
     rows: np.ndarray
     per_token: bool = False
+    spans: np.ndarray | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,7 +80,10 @@ class TokenTable:
         """Return the labels that answers are held against; the rows that one text became count as one."""
         labels = np.asarray(self.labels)
         texts = np.unique(self.rows, return_inverse=True)[1]
-        return Truth(labels[labels != IGNORED_LABEL].astype(np.int64), texts[self.unit_positions])
+        about = dict(self.about)
+        if self.spans is not None:
+            about["spans"] = [self.spans[span] for span in self._spans(np.arange(len(self)))]
+        return Truth(labels[labels != IGNORED_LABEL].astype(np.int64), texts[self.unit_positions], about)
 
     @property
     def unit_positions(self) -> np.ndarray:
@@ -87,6 +92,25 @@ class TokenTable:
             return np.arange(len(self))
         return np.repeat(np.arange(len(self)), self.lengths)[np.asarray(self.labels) != IGNORED_LABEL]
 
+    def take(self, positions: np.ndarray) -> TokenTable:
+        """Return a small table, in memory, of the rows at `positions` (int64), ascending."""
+        spans = self._spans(positions)
+        flat = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+        about = dict(self.about)
+        if "texts" in about:
+            texts = np.unique(self.rows, return_inverse=True)[1]
+            about["texts"] = [about["texts"][text] for text in np.unique(texts[positions])]
+        return TokenTable(
+            self.tokens[flat],
+            self.types[flat] if self.types is not None else None,
+            np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int64),
+            self.labels[flat if self.per_token else positions],
+            self.rows[positions],
+            self.per_token,
+            self.spans[flat] if self.spans is not None else None,
+            about,
+        )
+
     def head(self, rows: int, tokens: int) -> TokenTable:
         """Return the first rows, each cut to its first tokens, of a table whose tokens have labels."""
         lengths = np.minimum(self.lengths[:rows], tokens)
@@ -94,7 +118,8 @@ class TokenTable:
             [np.arange(start, start + length) for start, length in zip(self.offsets, lengths, strict=False)]
         )
         offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        return TokenTable(self.tokens[kept], None, offsets, self.labels[kept], self.rows[:rows], self.per_token)
+        kept_rows = {"offsets": offsets, "labels": self.labels[kept], "rows": self.rows[:rows]}
+        return replace(self, tokens=self.tokens[kept], types=None, **kept_rows)
 
     def gather(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Return answers float32 [units, k] in the table's order from (positions, answers [rows, …, k]) of batches.
@@ -121,7 +146,9 @@ class TokenTable:
         types = load("types") if (folder / "types.npy").exists() else None
         per_token = (folder / "token_labels.npy").exists()
         labels = load("token_labels" if per_token else "labels")
-        return TokenTable(load("tokens"), types, load("offsets"), labels, load("rows"), per_token)
+        spans = load("spans") if (folder / "spans.npy").exists() else None
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return TokenTable(load("tokens"), types, load("offsets"), labels, load("rows"), per_token, spans, about)
 
     @staticmethod
     def measure_cut(folder: Path) -> float:
@@ -164,9 +191,7 @@ def hash_tokenizer(tokenizer: Any) -> str:
 
 
 def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
-    rows = list(
-        encoder.task.encode(encoder.tokenizer, examples.texts, examples.pairs, examples.labels, encoder.max_length)
-    )
+    rows = list(encoder.task.encode(encoder.tokenizer, examples, encoder.max_length))
     if not rows:
         raise DataError("data: no text has a token to learn from; give longer texts")
     narrow = np.uint16 if len(encoder.tokenizer) <= 1 << 16 else np.uint32
@@ -178,6 +203,9 @@ def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
         _save(folder, "token_labels", np.concatenate([np.asarray(row.labels, dtype=np.int32) for row in rows]))
     else:
         _save(folder, "labels", np.array([row.labels for row in rows], dtype=np.int64))
+    if rows[0].spans is not None:
+        _save(folder, "spans", np.concatenate([np.asarray(row.spans, dtype=np.int32) for row in rows]))
+    (folder / "about.json").write_text(json.dumps(encoder.task.describe(examples)), encoding="utf-8")
     if rows[0].types is not None:
         _save(folder, "types", np.concatenate([np.asarray(row.types, dtype=np.uint8) for row in rows]))
 

@@ -24,7 +24,7 @@ log = logging.getLogger("job.evaluate")
 
 def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     """Return the task's metrics of every baseline of the recipe on the test split."""
-    task, baselines = get_task(run.recipe.task), Baselines(run)
+    task, baselines = get_task(run.recipe.kind), Baselines(run)
     measured = {}
     for name in run.recipe.baselines:
         measured[name] = task.score(baselines.answer(name), baselines.test.truth)
@@ -47,11 +47,11 @@ class Baselines:
         return {"majority": self._majority, "untrained": self._untrained, "zero-shot": self._zero_shot}[kind]()
 
     def _majority(self) -> np.ndarray:
-        counts = np.bincount(self._train.labels, minlength=len(self._data["labels"]))
-        return np.tile(counts.astype(np.float32), (len(self.test), 1))
+        counts = np.bincount(self._train.truth.labels, minlength=len(self._data["labels"]))
+        return np.tile(counts.astype(np.float32), (len(self.test.unit_positions), 1))
 
     def _untrained(self) -> np.ndarray:
-        seed, task = self._run.recipe.training.seed, get_task(self._run.recipe.task)
+        seed, task = self._run.recipe.training.seed, get_task(self._run.recipe.kind)
         model, _ = load_model(self._run.base_model, task, self._data["labels"], seed)
         return compute_answers(model, self.test, self._data["pad_id"], task)
 
@@ -68,7 +68,7 @@ class Baselines:
         rng = np.random.default_rng([self._run.recipe.training.seed, shots])
         labels = range(len(self._data["labels"]))
         chosen = [rng.permutation(np.flatnonzero(self._train.labels == label))[:shots] for label in labels]
-        vectors = self._embed(_take(self._train, np.concatenate(chosen)))
+        vectors = self._embed(self._train.take(np.concatenate(chosen)))
         parts = np.split(vectors, np.cumsum([len(part) for part in chosen])[:-1])
         return _unit(np.stack([part.mean(axis=0) if len(part) else np.zeros(vectors.shape[1]) for part in parts]))
 
@@ -88,15 +88,6 @@ class Baselines:
         folder = self._run.base_model
         model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
         return _unit(compute_vectors(model, table, self._data["pad_id"], pool))
-
-
-def _take(table: TokenTable, positions: np.ndarray) -> TokenTable:
-    """Return a small table of the rows at `positions`."""
-    spans = [slice(table.offsets[i], table.offsets[i + 1]) for i in positions]
-    types = np.concatenate([table.types[span] for span in spans]) if table.types is not None else None
-    offsets = np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int64)
-    tokens = np.concatenate([table.tokens[span] for span in spans])
-    return TokenTable(tokens, types, offsets, table.labels[positions], table.rows[positions])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from job.data import TokenTable
-from job.tasks import Task
+from job.tasks import Task, join_outputs
 
 Read = Callable[[Any, np.ndarray, torch.Tensor], torch.Tensor]
 """(the model's output, positions of the rows, attention mask) → float [rows, …, k]."""
@@ -20,7 +20,8 @@ def compute_answers(model: Any, table: TokenTable, pad_id: int, task: Task) -> n
     """Return the task's answers float32 [units, k] of a torch model on a table, in its order."""
 
     def read(output: Any, positions: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
-        return task.reduce(output.logits, torch.from_numpy(table.pad_labels(positions)).to(mask.device))
+        labels = torch.from_numpy(table.pad_labels(positions)).to(mask.device)
+        return task.reduce(join_outputs(task, output), labels)
 
     return table.gather(run_batches(partial(_run, _place(model), table, pad_id, read), table, task.max_batch_tokens))
 

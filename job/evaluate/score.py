@@ -24,7 +24,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
 
     Leaves `evaluate/{validation,test}.npy`: the task's answers float32 [units, k] of the fp32 torch model.
     """
-    task, data = get_task(run.recipe.task), run.read("data.json")
+    task, data = get_task(run.recipe.kind), run.read("data.json")
     model = open_trained(run.final_model, task)
     metrics: dict[str, Any] = {}
     for split in ("validation", "test"):

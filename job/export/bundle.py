@@ -35,6 +35,13 @@ def hash_onnx(path: Path) -> str:
     return hash_json([hash_file(path), hash_file(data)]) if data.exists() else hash_file(path)
 
 
+def _say_if_unanswerable(config: Path, labels: list[str]) -> None:
+    """Say whether "" may be an answer, by the name of the option that transformers' pipeline has for it."""
+    about, option = json.loads(config.read_text()), {"handle_impossible_answer": "no answer" in labels}
+    about["task_specific_params"] = {"question-answering": option}
+    config.write_text(json.dumps(about, indent=2) + "\n")
+
+
 def build_bundle(run: Run) -> Path:
     """Lay out `bundle/` from the final model, the tokenizer, and the ONNX files that stages left; return it.
 
@@ -45,6 +52,8 @@ def build_bundle(run: Run) -> Path:
     (bundle / "onnx").mkdir(parents=True)
     for name in _MODEL_FILES:
         shutil.copyfile(run.final_model / name, bundle / name)
+    if run.recipe.task == "question-answering":
+        _say_if_unanswerable(bundle / "config.json", run.read("data.json")["labels"])
     if generation := run.read("data.json").get("generation"):
         for place in (bundle, bundle / "onnx"):  # Optimum looks beside the ONNX file
             (place / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")

@@ -30,11 +30,11 @@ def compare_decoding(run: Run, model: Path, split: str) -> dict[str, Any]:
     """
     output = run.folder / "measured" / f"{model.stem}-decoded.npy"
     output.parent.mkdir(exist_ok=True)
-    words = [run.recipe.task, str(run.tokens(split)), str(run.read("data.json")["pad_id"]), str(model), str(output)]
+    words = [run.recipe.kind, str(run.tokens(split)), str(run.read("data.json")["pad_id"]), str(model), str(output)]
     call_process("job.export.decode", words)
     read, decoded = np.load(output, allow_pickle=False)
     rows = _head(Rows.open(*words[:3]))
-    quality = compare_quality(get_task(run.recipe.task), read, decoded, rows.table.truth)
+    quality = compare_quality(get_task(run.recipe.kind), read, decoded, rows.table.truth)
     return {key: quality[key] for key in ("drop", "agreement", "n")}
 
 

@@ -71,7 +71,7 @@ def _race(run: Run, contenders: dict[str, Path], threads: int, shapes: bool) -> 
     data = run.read("data.json")
     lengths = ",".join(str(tokens) for tokens in TOKENS if tokens <= data["max_length"]) if shapes else ""
     words = [str(threads), lengths, str(output), *(f"{name}={path}" for name, path in contenders.items())]
-    rows = [run.recipe.task, str(run.tokens("test")), str(data["pad_id"])]
+    rows = [run.recipe.kind, str(run.tokens("test")), str(data["pad_id"])]
     call_process("job.export.latency", [*rows, *words])
     return list(json.loads(output.read_text()))
 
@@ -85,13 +85,13 @@ def _open_torch(folder: Path, task: Task, threads: int) -> Answer:
 
     def answer(batch: dict[str, np.ndarray]) -> Any:
         with torch.inference_mode():
-            return model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits
+            return model(**{name: torch.from_numpy(array) for name, array in batch.items()})
 
     return answer
 
 
-def _open_onnx(path: Path, threads: int) -> Answer:
-    return partial(compute_batch, open_session(path, threads))
+def _open_onnx(path: Path, task: Task, threads: int) -> Answer:
+    return partial(compute_batch, open_session(path, threads), task)
 
 
 def _take_turns(work: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -139,7 +139,8 @@ def main(task: str, folder: str, pad_id: str, threads: str, lengths: str, output
     rows, answers = Rows.open(task, folder, pad_id), {}
     for name, _, path in (contender.partition("=") for contender in contenders):
         place, number = Path(path), int(threads)
-        answers[name] = _open_torch(place, rows.task, number) if place.is_dir() else _open_onnx(place, number)
+        open_contender = _open_torch if place.is_dir() else _open_onnx
+        answers[name] = open_contender(place, rows.task, number)
     shapes = _measure_shapes(answers, rows.table, [int(tokens) for tokens in lengths.split(",") if tokens])
     cells = [{"threads": int(threads)} | cell for cell in (*shapes, _measure_real(answers, rows))]
     for cell in cells:

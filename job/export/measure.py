@@ -19,7 +19,7 @@ from job.data import TokenTable
 from job.errors import GateFailed, ResourceExhausted, lacks_memory
 from job.liveness import die_with_parent
 from job.recipe import Run
-from job.tasks import Task, get_task
+from job.tasks import Task, get_task, join_outputs
 
 MICRO_BATCH_ROWS = 16
 
@@ -45,7 +45,7 @@ def compute_answers(run: Run, model: Path, split: str) -> np.ndarray:
     output = run.folder / "measured" / f"{model.stem}-{split}.npy"
     output.parent.mkdir(exist_ok=True)
     pad_id = str(run.read("data.json")["pad_id"])
-    call_process("job.export.measure", [run.recipe.task, str(run.tokens(split)), pad_id, str(model), str(output)])
+    call_process("job.export.measure", [run.recipe.kind, str(run.tokens(split)), pad_id, str(model), str(output)])
     return np.asarray(np.load(output, allow_pickle=False))
 
 
@@ -102,14 +102,16 @@ def empty_cache(entry: Any, rows: int) -> np.ndarray:
     return np.zeros(sizes, dtype=np.float32)
 
 
-def compute_batch(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+def compute_batch(session: Any, task: Task, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Return the logits [rows, …, k] of a padded batch."""
-    return np.asarray(session.run(["logits"], select_inputs(session, batch))[0])
+    outputs = session.run(list(task.outputs), select_inputs(session, batch))
+    return np.asarray(join_outputs(task, dict(zip(task.outputs, outputs, strict=True))))
 
 
 def run_table(session: Any, rows: Rows) -> np.ndarray:
     """Compute every row; return the task's answers float32 [units, k]."""
-    table, parts = rows.table, run_micro_batches(partial(compute_batch, session), rows, np.arange(len(rows.table)))
+    table, answer = rows.table, partial(compute_batch, session, rows.task)
+    parts = run_micro_batches(answer, rows, np.arange(len(table)))
     return table.gather((part, rows.task.reduce(logits, table.pad_labels(part))) for part, logits in parts)
 
 

@@ -28,7 +28,7 @@ def export_run(run: Run) -> dict[str, Any]:
     """Export `final/` to `onnx/model.onnx` and compare it with torch on the whole test split."""
     from optimum.exporters.onnx import main_export
 
-    folder, task = run.folder / "onnx", get_task(run.recipe.task)
+    folder, task = run.folder / "onnx", get_task(run.recipe.kind)
     shutil.rmtree(folder, ignore_errors=True)
     log.info("exporting to ONNX")
     try:

@@ -69,7 +69,7 @@ class Judge:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._task = get_task(run.recipe.task)
+        self._task = get_task(run.recipe.kind)
         self._fp32: dict[str, np.ndarray] = {}
 
     def score_fp32(self, split: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _choose_rung(
     gate, fp32_size = run.recipe.export.int8, onnx_size(run.folder / "onnx" / "model.onnx")
     candidates: list[tuple[float, int, Rung, Path]] = []
     tried: list[dict[str, Any]] = []
-    decoder = get_task(run.recipe.task).generates
+    decoder = get_task(run.recipe.kind).generates
     for number, rung in enumerate(list_rungs(target, gate.mode, decoder)):
         path = run.folder / "rungs" / f"{target}-{number}.onnx"
         about, quality = _try_rung(rung, path, judge, quantizer)

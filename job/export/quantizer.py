@@ -35,7 +35,7 @@ class Quantizer:
 
     def __init__(self, run: Run) -> None:
         self._exported, self._scratch = run.folder / "onnx" / "model.onnx", run.folder / "rungs"
-        self._generates = get_task(run.recipe.task).generates
+        self._generates = get_task(run.recipe.kind).generates
         self._pad_id = int(run.read("data.json")["pad_id"])
         self._validation, self._train = run.tokens("validation"), run.tokens("train")
         self._rankings: dict[int, list[tuple[str, float]]] = {}

@@ -2,7 +2,7 @@
 
 Token tables and answers of earlier stages cannot show a tokenizer that does not belong to the model, a file
 that was not copied, labels in another order, or inputs that a model does not take (optimum #1500, #1758).
-This can. Whatever it finds ends the run with 15. What is asked of a classifier stands in `rehearse_labels.py`, of a
+This can. Whatever it finds ends the run with 15. What is asked of a classifier stands in `rehearse_answers.py`, of a
 model that writes in `rehearse_writing.py`.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from job.errors import GateFailed
 from job.export.bundle import hash_onnx, list_onnx_files
-from job.export.rehearse_labels import rehearse_labels
+from job.export.rehearse_answers import rehearse_answers
 from job.export.rehearse_writing import rehearse_writing
 from job.recipe import Run
 from job.store.manifest import hash_file, list_files
@@ -28,8 +28,8 @@ def rehearse_bundle(run: Run) -> dict[str, Any]:
     Each ONNX file must be the one that its gate has let through.
     """
     _check_files(run)
-    task = get_task(run.recipe.task)
-    seen = rehearse_writing(run, task) if task.generates else rehearse_labels(run, task)
+    task = get_task(run.recipe.kind)
+    seen = rehearse_writing(run, task) if task.generates else rehearse_answers(run, task)
     log.info("the bundle answers %d texts as the trained model does: transformers, Optimum and job predict", seen["n"])
     return seen | {"files": {path: hash_file(run.bundle / path) for path in list_files(run.bundle)}}
 

@@ -13,7 +13,7 @@ from job.errors import DataError, NotFound
 from job.predict.tokens import Text
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-_COLUMNS = ("text", "text_pair")
+_COLUMNS = (("text", "question"), ("text_pair", "context"))
 _MAX_FIELD = 16 << 20
 
 
@@ -22,7 +22,7 @@ def open_texts(source: Path | None, format_: str = "auto", pairs: bool = False) 
     """Yield the texts of a file (None: stdin); `format_` auto: by the file's name, else lines.
 
     lines: a text each, or with `pairs` two with a tab between them · jsonl: a string, [text, pair], or an object with
-    `text` and perhaps `text_pair` · csv, tsv: those columns. A byte order mark is left out.
+    `text` and perhaps `text_pair`, or `question` and `context` · csv, tsv: those columns. No byte order mark is read.
     Raises DataError (11) naming the row that is none, NotFound (13) for a file that is not there.
     """
     if format_ == "auto":
@@ -66,7 +66,7 @@ def _parse_json(line: str, row: int) -> Text:
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
-        text, pair = value.get("text"), value.get("text_pair")
+        text, pair = (next((value[name] for name in names if name in value), None) for names in _COLUMNS)
         value = text if pair is None else [text, pair]
     if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
         return value[0], value[1]
@@ -83,11 +83,12 @@ def _read_table(file: Iterable[str], delimiter: str) -> Iterator[Text]:
     plain = delimiter == "\t"
     reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
     names = reader.fieldnames or []
-    if "text" not in names:
+    chosen = [name for ours in _COLUMNS for name in ours if name in names]
+    if not set(chosen) & set(_COLUMNS[0]):
         raise DataError(f"the first row names the columns {list(names)}; one must be called `text`")
     try:
         for row, entry in enumerate(reader, 1):
-            texts = [entry[name] for name in _COLUMNS if name in names]
+            texts = [entry[name] for name in chosen]
             if None in texts:
                 raise DataError(f"row {row}: has fewer columns than the first; correct the row")
             yield (texts[0], texts[1]) if len(texts) > 1 else texts[0]

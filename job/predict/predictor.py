@@ -9,9 +9,18 @@ from typing import Any, Protocol
 from job.errors import NotFound
 from job.predict.bundle import fetch_bundle
 from job.predict.labels import Classifier
+from job.predict.reader import Reader
+from job.predict.spans import Answerer
+from job.predict.tags import Tagger
 from job.predict.tokens import Text, read_json
 from job.predict.writing import MAX_NEW_TOKENS, Writer
 from job.tasks import get_task
+
+_READERS: dict[str, type[Reader]] = {
+    "text-classification": Classifier,
+    "token-classification": Tagger,
+    "question-answering": Answerer,
+}
 
 
 class Predictor(Protocol):
@@ -44,11 +53,13 @@ def open_predictor(
     folder = fetch_bundle(uri, cache, precision, allow_http)
     names = read_json(folder / "config.json").get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else "none"
-    if architecture.endswith(get_task("text-classification").architectures):
-        return Classifier(folder, precision, threads)
+    for kind, reader in _READERS.items():
+        if architecture.endswith(get_task(kind).architectures):
+            return reader(folder, precision, threads, get_task(kind))
     if architecture.endswith(get_task("causal-lm").architectures):
         return Writer(folder, precision, threads, max_new_tokens)
+    known = ", ".join(f"…{get_task(kind).architectures[0]}" for kind in (*_READERS, "causal-lm"))
     raise NotFound(
-        f"{folder / 'config.json'}: architectures: {architecture}; prediction knows …ForSequenceClassification and "
-        "…ForCausalLM, name the release of such a model"
+        f"{folder / 'config.json'}: architectures: {architecture}; prediction knows {known}; name the release of such "
+        "a model"
     )

@@ -7,7 +7,7 @@ those are silent, config.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,32 @@ class BundleTokenizer:
         """Tokenize texts or pairs, cut to the bundle's limit and not padded."""
         return self._tokenizer.encode_batch(list(texts))
 
+    def cut_second(self, measure_stride: Callable[[int], int]) -> int:
+        """Cut only the second of two texts from now on, into rows that overlap; return how long a row may be."""
+        truncation = self._tokenizer.truncation
+        length = int(truncation["max_length"]) if truncation else _DEFAULT_MAX_LENGTH
+        self._tokenizer.enable_truncation(length, stride=measure_stride(length), strategy="only_second")
+        return length
+
+    def find_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where the tokens of a text stand in it, uncut; special tokens are left out."""
+        truncation = self._tokenizer.truncation
+        self._tokenizer.no_truncation()
+        spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        self._tokenizer.enable_truncation(**truncation)
+        return list(spans)
+
+    def place(self, encoding: Encoding, width: int) -> slice:
+        """Return where a row stands among `width` tokens."""
+        length = len(encoding.ids)
+        return slice(width - length, width) if self._left else slice(0, length)
+
     def pad(self, encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
         """Return int64 [rows, longest] for every input that a classifier can have."""
         width = max(1, *(len(encoding.ids) for encoding in encodings))
         arrays = {name: np.full((len(encodings), width), value, np.int64) for name, value in self._filling.items()}
         for row, encoding in enumerate(encodings):
-            length = len(encoding.ids)
-            place = slice(width - length, width) if self._left else slice(0, length)
+            place, length = self.place(encoding, width), len(encoding.ids)
             arrays["input_ids"][row, place] = encoding.ids
             arrays["token_type_ids"][row, place] = encoding.type_ids
             # A text without any token keeps one padding token: attention over nothing is NaN.

@@ -20,10 +20,12 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Fraction | str
 
-TaskName = Literal["text-classification", "causal-lm"]
+TaskName = Literal["text-classification", "token-classification", "question-answering", "causal-lm"]
 """Tasks that this version can train."""
 
-Column = Literal["text", "text_pair", "label", "prompt", "completion"]
+Column = Literal[
+    "text", "text_pair", "label", "tokens", "tags", "question", "context", "answers", "prompt", "completion"
+]
 Target = Literal["portable", "avx512_vnni", "avx2", "arm64", "int4"]
 
 DEFINES_TRAINING = ("task", "model", "data", "tuning", "training")
@@ -35,10 +37,14 @@ _BASELINE = re.compile(r"majority|untrained|zero-shot|one-shot|few-shot:[1-9][0-
 
 @dataclass(frozen=True)
 class TaskKeys:
-    """What a task makes of a recipe: sets of columns that it takes, the first by default, and its other defaults."""
+    """What a task makes of a recipe: sets of columns that it takes, the first by default, and its other defaults.
+
+    `offered`: further baselines that it knows.
+    """
 
     columns: tuple[tuple[Column, ...], ...]
     baselines: tuple[str, ...]
+    offered: tuple[str, ...]
     targets: tuple[Target, ...]
     min_agreement: float
 
@@ -47,11 +53,18 @@ TASK_KEYS: dict[str, TaskKeys] = {
     "text-classification": TaskKeys(
         (("text", "label"), ("text", "text_pair", "label")),
         ("majority", "untrained"),
+        ("zero-shot", "one-shot", "few-shot"),
         ("portable", "avx512_vnni"),
         0.95,
     ),
+    "token-classification": TaskKeys(
+        (("tokens", "tags"),), ("majority", "untrained"), (), ("portable", "avx512_vnni"), 0.95
+    ),
+    "question-answering": TaskKeys(
+        (("question", "context", "answers"),), ("untrained",), (), ("portable", "avx512_vnni"), 0.9
+    ),
     # the next token is often a close call: where 19 of 20 labels must not change, 9 of 10 tokens must not
-    "causal-lm": TaskKeys((("text",), ("prompt", "completion")), ("untrained",), ("portable", "int4"), 0.9),
+    "causal-lm": TaskKeys((("text",), ("prompt", "completion")), ("untrained",), (), ("portable", "int4"), 0.9),
 }
 
 
@@ -282,8 +295,8 @@ class Recipe(Section):
     launch: Launch = Launch()
     baselines: list[str] = Field(
         default=["majority", "untrained"],
-        description="majority, untrained, zero-shot, one-shot, few-shot:N; measured on the same test split; causal-lm: "
-        "untrained alone",
+        description="majority, untrained, zero-shot, one-shot, few-shot:N; measured on the same test split; every task "
+        "has untrained, the last three text-classification alone",
     )
     export: Export = Export()
     release: Release = Release()
@@ -316,7 +329,7 @@ class Recipe(Section):
                 f"columns names {', '.join(sorted(data.columns))}; {task} takes "
                 + " or ".join(", ".join(columns) for columns in offered)
             )
-        if data.labels is not None and not any("label" in columns for columns in offered):
+        if data.labels is not None and not any({"label", "tags"} & set(columns) for columns in offered):
             raise ValueError(f"labels: {task} has none; leave it out")
         return data
 
@@ -333,11 +346,20 @@ class Recipe(Section):
     @classmethod
     def _known_baselines(cls, baselines: list[str], info: ValidationInfo) -> list[str]:
         for baseline in baselines:
-            if info.data.get("task") == "causal-lm" and baseline != "untrained":
-                raise ValueError(f"has {baseline!r}, which causal-lm does not offer; use untrained")
+            known = TASK_KEYS.get(info.data.get("task", ""))
+            offered = (*known.baselines, *known.offered) if known else ()
+            if known and _BASELINE.fullmatch(baseline) and baseline.partition(":")[0] not in offered:
+                raise ValueError(
+                    f"has {baseline!r}, which {info.data['task']} does not offer; use {', '.join(offered)}"
+                )
             if not _BASELINE.fullmatch(baseline):
                 raise ValueError(f"has {baseline!r}; use majority, untrained, zero-shot, one-shot or few-shot:N")
         return baselines
+
+    @property
+    def kind(self) -> str:
+        """The name of its task in `job.tasks`."""
+        return self.task
 
     def hash_sections(self, *sections: str) -> str:
         """Return the sha256 (hex) of the named top-level sections in canonical JSON."""

@@ -86,7 +86,7 @@ def write_report(run: Run) -> dict[str, Any]:
 def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> str:
     """Return the model card in Markdown."""
     recipe, data, sources = run.recipe, run.read("data.json"), run.read("sources.json")
-    task = get_task(recipe.task)
+    task = get_task(recipe.kind)
     metric = task.metric
     scores = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
     quality = [f"| {name} | {s[metric]:.4f} | {s[f'{metric}_interval']} |" for name, s in scores.items()]

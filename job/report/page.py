@@ -27,7 +27,7 @@ _WIDTH, _HEIGHT, _MARGIN = 640, 220, 44
 def render_page(run: Run, records: dict[str, Any], result: dict[str, Any]) -> str:
     """Return the report of a run as HTML, with its curves as inline SVG."""
     history = records["train"].get("history", [])
-    metric = get_task(run.recipe.task).metric
+    metric = get_task(run.recipe.kind).metric
     parts = [
         f"<h1>{html.escape(run.recipe.name)}</h1><small>run {html.escape(run.run_id)}</small>",
         "<h2>Quality on test</h2>", _quality(result, metric),

@@ -8,10 +8,13 @@ statistics. No torch or transformers at import: a task names its model class, an
 from job.tasks.causal_lm import encode_prompt, find_end
 from job.tasks.intervals import bound_mean, estimate_margin
 from job.tasks.loading import load_model, open_trained
-from job.tasks.protocol import IGNORED_LABEL, Task, Truth
+from job.tasks.protocol import IGNORED_LABEL, Examples, Task, Truth, join_outputs
+from job.tasks.question_answering import Window, cut_question, find_spans, measure_stride
 from job.tasks.registry import get_task
+from job.tasks.token_classification import find_entities
 
 __all__ = [
-    "IGNORED_LABEL", "Task", "Truth", "bound_mean", "encode_prompt", "estimate_margin", "find_end", "get_task",
-    "load_model", "open_trained",
+    "IGNORED_LABEL", "Examples", "Task", "Truth", "Window", "bound_mean", "cut_question", "encode_prompt",
+    "estimate_margin", "find_end", "find_entities", "find_spans", "get_task", "join_outputs", "load_model",
+    "measure_stride", "open_trained",
 ]  # fmt: skip

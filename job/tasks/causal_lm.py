@@ -10,7 +10,7 @@ import numpy as np
 
 from job.errors import DataError
 from job.tasks.intervals import count_rows, normal_interval
-from job.tasks.protocol import IGNORED_LABEL, Encoded, Truth
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Task, Truth
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ _TARGET, _TOTAL, _BEST, _SECOND, _SAID = range(5)
 _LOGITS = slice(_TARGET, _SAID)
 
 
-class CausalLM:
+class CausalLM(Task):
     """Next-token prediction with cross-entropy, judged by the mean log-likelihood of a token: −ln(perplexity).
 
     An answer has five columns: the label's logit, the logarithm of the sum of all exponentials, the largest and the
@@ -33,23 +33,21 @@ class CausalLM:
     export_task: ClassVar[str] = "text-generation-with-past"
     pipeline_tag: ClassVar[str] = "text-generation"
     metric: ClassVar[str] = "log_likelihood"
-    classifies: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
     generates: ClassVar[bool] = True
+    trains_head: ClassVar[bool] = False
     max_abs_diff: ClassVar[float] = 1e-2
     """Logits of language models are an order of magnitude larger than a classifier's, and pass more layers."""
     max_batch_tokens: ClassVar[int] = 2048
 
-    def encode(
-        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, labels: np.ndarray, max_length: int
-    ) -> Iterator[Encoded]:
+    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Iterator[Encoded]:
         """Yield rows of at most `max_length` tokens whose labels are the tokens that follow.
 
         A long text becomes several rows, none of its tokens is lost, and no row holds two texts. Every text ends with
         the token at which generation stops. With pairs, texts are prompts, and only what follows them has labels.
         """
-        end = find_end(tokenizer)
-        for place, text in enumerate(texts):
+        end, pairs = find_end(tokenizer), examples.pairs
+        for place, text in enumerate(examples.texts):
             ids = tokenizer(text)["input_ids"]
             ids = ids[:-1] if ids and ids[-1] == end else ids
             if pairs is None:
@@ -114,6 +112,10 @@ class CausalLM:
             "tokens": len(answers),
             "n": len(texts),
         }
+
+    def confirms(self, told: Sequence[dict[str, Any]], answers: np.ndarray, truth: Truth, tolerance: float) -> bool:
+        """Tell nothing: what a model writes is compared token by token (`job/export/rehearse_writing.py`)."""
+        raise NotImplementedError
 
     def min_rows(self, max_drop: float) -> int:
         """Return what the rule of three wants, 30 at least: a loss that few texts show must not stay unseen."""

@@ -21,10 +21,11 @@ def wilson_interval(share: float, n: int) -> list[float]:
     return [round(max(centre - half, 0.0), 6), round(min(centre + half, 1.0), 6)]
 
 
-def normal_interval(values: np.ndarray) -> list[float]:
-    """Return the two-sided 95 % interval [low, high] of the mean of float [rows], if it is normal."""
+def normal_interval(values: np.ndarray, within: tuple[float, float] = (-math.inf, math.inf)) -> list[float]:
+    """Return the two-sided 95 % interval [low, high] of the mean of float [rows], if it is normal, cut to `within`."""
     half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return [round(float(values.mean()) - half, 6), round(float(values.mean()) + half, 6)]
+    low, high = float(values.mean()) - half, float(values.mean()) + half
+    return [round(max(low, within[0]), 6), round(min(high, within[1]), 6)]
 
 
 def estimate_margin(paired: np.ndarray) -> float:

@@ -46,10 +46,10 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
         model.generation_config = transformers.GenerationConfig()
         for wish in model.config._get_non_default_generation_parameters():  # some stand in config.json
             setattr(model.config, wish, None)
-    if task.classifies:
-        model.config.problem_type = "single_label_classification"
+    if task.problem_type:
+        model.config.problem_type = task.problem_type
     new = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
-    if new and not task.classifies:
+    if new and not task.trains_head:
         raise DataError(
             f"model.id: {folder} has no weight {new[0]} of the size that its config.json gives, and training would "
             f"begin with random ones; name a {task.name} model"

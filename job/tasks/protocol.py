@@ -1,4 +1,4 @@
-"""What the rest of the house asks of a task, and what answers are held against.
+"""What the rest of the house asks of a task, what rows it is given, and what answers are held against.
 
 An *answer* is what is kept of a model's output for one unit: a row, or a token that has a label. Answers
 of a split are float32 [units, k], units in the order of the split's rows; what the columns mean is the task's own.
@@ -6,8 +6,10 @@ of a split are float32 [units, k], units in the order of the split's rows; what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -19,10 +21,55 @@ IGNORED_LABEL = -100
 """Label of a row that only fills up a batch, or of a token that nothing is asked about: it adds nothing to the loss."""
 
 
+@dataclass(frozen=True)
+class Examples:
+    """`texts` and `pairs` (None for single texts) as strings, `labels` int64 ids, `rows` int64 source row numbers.
+
+    Of prompts and completions the pairs are the completions, of questions and contexts the contexts. Where a row is to
+    be answered with more than an id, all ids are 0, and `targets` has for each row what its task reads, as JSON.
+    `names[id]` is the label that is released.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: np.ndarray
+    rows: np.ndarray
+    set_aside: int = 0
+    targets: list[Any] | None = None
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, positions: np.ndarray) -> Examples:
+        """Return the examples at `positions` (int64), in that order."""
+        return replace(
+            self,
+            texts=[self.texts[i] for i in positions],
+            pairs=[self.pairs[i] for i in positions] if self.pairs else None,
+            labels=self.labels[positions],
+            rows=self.rows[positions],
+            targets=[self.targets[i] for i in positions] if self.targets else None,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the sha256 (hex) of rows, labels and texts in order: the content, whatever file it came from."""
+        digest = hashlib.sha256(self.labels.tobytes() + self.rows.tobytes())
+        for column in (self.texts, self.pairs or []):
+            for text in column:
+                encoded = text.encode()
+                digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        if self.targets is not None:
+            digest.update(json.dumps([self.targets, self.names]).encode())
+        return digest.hexdigest()
+
+
 class Encoded(NamedTuple):
     """One row of a token table, made of the example at `place`: a label for the row, or one for each token.
 
-    `cut`: tokens of the example were left out, because it is too long.
+    `cut`: tokens of the example were left out, because it is too long. `spans`: of each token its first and last + 1
+    character in the text that answers are taken from.
     """
 
     place: int
@@ -30,22 +77,31 @@ class Encoded(NamedTuple):
     types: list[int] | None
     labels: int | list[int]
     cut: bool
+    spans: list[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
 class Truth:
-    """`labels` int64 [units], and for each unit the number of its text in the split, int64 [units], ascending."""
+    """`labels` int64 [units], and for each unit the number of its text in the split, int64 [units], ascending.
+
+    `about`: what the task has said of the split (`Task.describe`), and where it has any, as `spans` those of the tokens
+    of each row, int32 [tokens, 2].
+    """
 
     labels: np.ndarray
     rows: np.ndarray
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
     """One file of this room each. `classifies`: its labels are named classes; `per_token`: units are tokens;
-    `generates`: it writes on from a text.
+    `generates`: it writes on from a text; `per_window`: a long text becomes rows that overlap, of which one answers;
+    `trains_head`: a base model without the task's head gets a new one.
 
-    `architectures`: how the names of its model classes end, as a config.json gives them · `export_task`: Optimum's name
-    of it · `pipeline_tag`: that of the Hub and of transformers' pipelines.
+    `architectures`: how the names of its model classes end, as a config.json gives them · `outputs`: of the model, one
+    of logits or several that are stacked · `export_task`: Optimum's name of it · `pipeline_tag`: that of the Hub and of
+    transformers' pipelines · `truncation`: how a tokenizer cuts what is too long, as transformers calls it ·
+    `problem_type`: what a config.json says of a sequence classifier's labels.
     `max_abs_diff`: by how much answers of the same model may differ between two runtimes in fp32.
     `max_batch_tokens`: how many tokens, padding included, are computed at once where no gradients are kept.
     """
@@ -54,19 +110,27 @@ class Task(Protocol):
     auto_class: ClassVar[str]
     ort_class: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
     export_task: ClassVar[str]
     pipeline_tag: ClassVar[str]
     metric: ClassVar[str]
-    classifies: ClassVar[bool]
-    per_token: ClassVar[bool]
-    generates: ClassVar[bool]
-    max_abs_diff: ClassVar[float]
-    max_batch_tokens: ClassVar[int]
+    classifies: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    per_window: ClassVar[bool] = False
+    trains_head: ClassVar[bool] = True
+    truncation: ClassVar[str] = "longest_first"
+    problem_type: ClassVar[str | None] = None
+    max_abs_diff: ClassVar[float] = 1e-3
+    """Kernels add up in another order, which moves a logit by about 1e-5."""
+    max_batch_tokens: ClassVar[int] = 8192
 
-    def encode(
-        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, labels: np.ndarray, max_length: int
-    ) -> Iterator[Encoded]:
-        """Yield rows of at most `max_length` tokens; `tokenizer`: a fast one of transformers, labels int64 [texts]."""
+    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Iterator[Encoded]:
+        """Yield rows of at most `max_length` tokens, in the order of the examples; `tokenizer`: a fast one."""
+
+    def describe(self, examples: Examples) -> dict[str, Any]:
+        """Return what must be known of a split beside its labels, as JSON; `texts` has an entry for each text."""
+        return {}
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         """Return the loss summed over units: logits float [rows, …, k] and int64 labels [rows, …] → scalar fp32."""
@@ -89,5 +153,20 @@ class Task(Protocol):
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return `metric`, `<metric>_interval` (95 %), n (texts) and what else is worth knowing."""
 
+    def confirms(self, told: Sequence[dict[str, Any]], answers: np.ndarray, truth: Truth, tolerance: float) -> bool:
+        """Tell whether `job predict` has told of each text what `answers` say, but for close calls."""
+
     def min_rows(self, max_drop: float) -> int:
         """Return the fewest test rows on which a drop of at most `max_drop` can be proved."""
+
+
+def join_outputs(task: Task, outputs: Mapping[str, Any]) -> Any:
+    """Return the task's logits, torch's or numpy's, of a model's outputs by name; several are stacked last."""
+    parts = [outputs[name] for name in task.outputs]
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        return np.stack(parts, axis=-1)
+    import torch
+
+    return torch.stack(parts, dim=-1)

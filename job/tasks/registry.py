@@ -1,15 +1,17 @@
-"""Tasks by the name that a recipe gives."""
+"""Tasks by the kind that a recipe gives (`Recipe.kind`)."""
 
 from __future__ import annotations
 
 from job.tasks.causal_lm import CausalLM
 from job.tasks.protocol import Task
+from job.tasks.question_answering import QuestionAnswering
 from job.tasks.text_classification import TextClassification
+from job.tasks.token_classification import TokenClassification
 
-_ALL: tuple[Task, ...] = (TextClassification(), CausalLM())
+_ALL: tuple[Task, ...] = (TextClassification(), TokenClassification(), QuestionAnswering(), CausalLM())
 _TASKS = {task.name: task for task in _ALL}
 
 
-def get_task(name: str) -> Task:
+def get_task(kind: str) -> Task:
     """Return the task of a recipe; the schema has already refused unknown names."""
-    return _TASKS[name]
+    return _TASKS[kind]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from job.tasks.intervals import count_rows, wilson_interval
-from job.tasks.protocol import IGNORED_LABEL, Encoded, Truth
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Task, Truth
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 1000
 
 
-class TextClassification:
+class TextClassification(Task):
     """Sequence classification with cross-entropy, judged by accuracy."""
 
     name: ClassVar[str] = "text-classification"
@@ -27,24 +27,23 @@ class TextClassification:
     pipeline_tag: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "accuracy"
     classifies: ClassVar[bool] = True
-    per_token: ClassVar[bool] = False
-    generates: ClassVar[bool] = False
-    max_abs_diff: ClassVar[float] = 1e-3
-    """Kernels add up in another order, which moves a logit by about 1e-5."""
-    max_batch_tokens: ClassVar[int] = 8192
+    problem_type: ClassVar[str | None] = "single_label_classification"
 
-    def encode(
-        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, labels: np.ndarray, max_length: int
-    ) -> Iterator[Encoded]:
+    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Iterator[Encoded]:
         """Yield a row for each text or pair, cut to `max_length` tokens; segments where the model takes them."""
+        texts, pairs = examples.texts, examples.pairs
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             span = slice(start, start + _TEXTS_AT_ONCE)
             columns = (texts[span], pairs[span]) if pairs else (texts[span],)
-            batch = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+            batch = tokenizer(*columns, truncation=self.truncation, max_length=max_length, padding=False)
             types = batch.get("token_type_ids") if pairs else None
             for line, ids in enumerate(batch["input_ids"]):
-                segments, label = types[line] if types else None, int(labels[start + line])
+                segments, label = types[line] if types else None, int(examples.labels[start + line])
                 yield Encoded(start + line, ids, segments, label, len(ids) >= max_length)
+
+    def describe(self, examples: Examples) -> dict[str, Any]:
+        """Return the names of the labels."""
+        return {"names": list(examples.names)}
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         """Return the cross-entropy summed over rows: logits float [rows, labels], labels int64 [rows] → scalar fp32."""
@@ -85,6 +84,13 @@ class TextClassification:
             "macro_f1": round(_macro_f1(predicted, truth.labels, answers.shape[1]), 6),
             "n": len(predicted),
         }
+
+    def confirms(self, told: Sequence[dict[str, Any]], answers: np.ndarray, truth: Truth, tolerance: float) -> bool:
+        """Tell whether the probabilities are those of the logits `answers`."""
+        shares = np.exp(answers - answers.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        found = np.array([[answer["scores"][name] for name in truth.about["names"]] for answer in told])
+        return bool(np.abs(found - shares).max() <= tolerance)
 
     def min_rows(self, max_drop: float) -> int:
         """Return what the rule of three wants."""

@@ -63,7 +63,7 @@ def build_arguments(
     recipe: Recipe, shape: BatchShape, precision: str, folder: Path, parameters: int
 ) -> TrainingArguments:
     """Return the TrainingArguments of one rank; Trainer neither saves, reports nor shuffles on its own."""
-    training, per_token = recipe.training, get_task(recipe.task).per_token
+    training, per_token = recipe.training, get_task(recipe.kind).per_token
     deepspeed = None
     if recipe.distributed.engine == "deepspeed":
         deepspeed = build_deepspeed_config(recipe, shape, parameters, precision)
@@ -83,6 +83,7 @@ def build_arguments(
         dataloader_num_workers=recipe.data.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
+        label_names=["labels"],
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=[],

@@ -82,7 +82,7 @@ def _train(trainer: JobTrainer, vote: StopVote, attempt: dict[str, Any]) -> floa
 def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     """Return the trainer and a CPU group of all ranks (None for one)."""
     recipe, data = run.recipe, run.read("data.json")
-    task, training = get_task(recipe.task), recipe.training
+    task, training = get_task(recipe.kind), recipe.training
     check_gpus()
     shape = derive_micro_batch(training.global_batch_size, world_size, training.max_micro_batch_size)
     precision = decide_precision(training.precision)

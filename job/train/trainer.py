@@ -23,7 +23,7 @@ from job.data.tokenize import TokenTable
 from job.failpoints import failpoint
 from job.liveness import beat
 from job.recipe import Run
-from job.tasks import IGNORED_LABEL, Task, Truth
+from job.tasks import IGNORED_LABEL, Task, join_outputs
 from job.train.checkpoint import (
     STATE_FILE,
     gather_weights,
@@ -66,6 +66,7 @@ class JobTrainer(Trainer):
         self.samples = SampleDigest()
         self.shape = (0, 0)
         self._saved_step = -1
+        self._order = np.argsort(-data.validation.lengths, kind="stable")
         smoothing = run.recipe.training.label_smoothing_factor
 
         def mean_loss(
@@ -73,15 +74,15 @@ class JobTrainer(Trainer):
         ) -> torch.Tensor:
             # the sum over this rank's rows over the count of the whole global batch
             count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED_LABEL).sum()
-            return task.sum_loss(outputs.logits, labels, smoothing) / count
+            return task.sum_loss(join_outputs(task, outputs), labels, smoothing) / count
 
         super().__init__(
             model=model,
             args=args,
-            eval_dataset=TableRows(np.argsort(-data.validation.lengths, kind="stable")),
+            eval_dataset=TableRows(self._order),
             compute_loss_func=mean_loss,
             compute_metrics=self._score,
-            preprocess_logits_for_metrics=task.reduce,
+            preprocess_logits_for_metrics=self._reduce,
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -136,10 +137,22 @@ class JobTrainer(Trainer):
             self.control.should_save = self.control.should_training_stop = True
             return {}
 
+    def _reduce(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the task's answers of a batch; Trainer gives one output as it is, several in the model's order."""
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        named = dict(zip(self.task.outputs, parts, strict=False))
+        answers: torch.Tensor = self.task.reduce(join_outputs(self.task, named), labels)
+        return answers
+
     def _score(self, prediction: EvalPrediction) -> dict[str, Any]:
-        answers, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        asked = labels != IGNORED_LABEL
-        return self.task.score(answers[asked], Truth(labels[asked], np.nonzero(asked)[0]))
+        """Score all rows together; Trainer has filled short ones up to the longest of all."""
+        table, answers = self._data.validation, np.asarray(prediction.predictions)
+        lengths, order = table.lengths, self._order
+        if table.per_token:
+            rows = [row[None, : lengths[place]] for row, place in zip(answers, order, strict=True)]
+        else:
+            rows = list(answers[:, None])
+        return self.task.score(table.gather(zip(order[:, None], rows, strict=True)), table.truth)
 
     def read_loss_scale(self) -> float | None:
         """Return what fp16's scaler multiplies the loss with now, None without a scaler."""

@@ -22,7 +22,12 @@ def examples(texts: list[str], labels: list[int] | None = None) -> Examples:
 
 def raw(labels: list[Any], texts: list[Any] | None = None, declared: list[str] | None = None) -> RawColumns:
     return RawColumns(
-        "train", ("text", "text_pair"), texts or [f"text {i}" for i in range(len(labels))], None, labels, declared
+        "train",
+        ("text", "text_pair", "label"),
+        texts or [f"text {i}" for i in range(len(labels))],
+        None,
+        labels,
+        declared,
     )
 
 

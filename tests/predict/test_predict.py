@@ -15,7 +15,7 @@ import pytest
 from job.errors import DataError, NotFound, NoValidCheckpoint, SecurityRefused
 from job.predict import open_predictor
 from job.predict.bundle import fetch_bundle
-from job.predict.labels import _group_by_length
+from job.predict.reader import _group_by_length
 from job.recipe.schema import Store as Address
 from job.store import ModelPointer, open_store, publish_release
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.tasks import IGNORED_LABEL, Truth, get_task
+from job.tasks import IGNORED_LABEL, Examples, Truth, get_task
 
 TASK = get_task("causal-lm")
 END = 99
@@ -27,7 +27,8 @@ class Letters:
 
 
 def encode(texts: list[str], pairs: list[str] | None = None, max_length: int = 8) -> list[Any]:
-    return list(TASK.encode(Letters(), texts, pairs, np.zeros(len(texts), dtype=np.int64), max_length))
+    nothing = np.zeros(len(texts), dtype=np.int64)
+    return list(TASK.encode(Letters(), Examples(texts, pairs, nothing, nothing), max_length))
 
 
 @given(st.lists(st.text("abc", max_size=40), max_size=5), st.integers(1, 12))

@@ -1,0 +1,93 @@
+"""What a row is to be answered with, where that is more than one label: tags of words, answers in a context.
+
+Each reader returns what `Examples.targets` holds, in JSON, or raises ValueError saying what is wrong with the row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def join_words(value: Any) -> tuple[str, list[tuple[int, int]]]:
+    """Return words as one text with a blank between them, and of each word its first and last + 1 character.
+
+    `value`: a list of words, or a text that is split at white space. White space inside a word is one blank.
+    """
+    words = value.split() if isinstance(value, str) else value
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"is {type(value).__name__}, no list of words")
+    spans, end = [], -1
+    words = [" ".join(word.split()) for word in words]
+    for word in words:
+        spans.append((end + 1, end + 1 + len(word)))
+        end = spans[-1][1]
+    return " ".join(words), spans
+
+
+def read_tags(words: Any, value: Any, find: Callable[[Any], int | None]) -> list[list[int]]:
+    """Return [first, last + 1 character, label id] of every word in the joined text; `find` maps a tag to its id."""
+    tags = list_values(value)
+    _, spans = join_words(words)
+    if len(tags) != len(spans):
+        raise ValueError(f"has {len(spans)} tokens and {len(tags)} tags")
+    ids = [find(tag) for tag in tags]
+    if None in ids:
+        raise ValueError(f"tag {str(tags[ids.index(None)])[:40]!r} is not among the labels")
+    return [[first, end, label] for (first, end), label in zip(spans, ids, strict=True) if label is not None]
+
+
+def list_values(value: Any) -> list[Any]:
+    """Return the labels of one row: those of a list, of a JSON list, or the words of a string; one alone as a list."""
+    if isinstance(value, str):
+        value = _parse(value) if value.lstrip().startswith("[") else value.split()
+    if value is None:
+        raise ValueError("label is missing")
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def read_answers(context: str, value: Any) -> list[list[Any]]:
+    """Return [first character, text] of every answer in the context, none for a question without one.
+
+    `value`: SQuAD's {text, answer_start} of lists or single ones, a list of such, a text or texts to be found in the
+    context, or any of these as JSON. An answer whose place is not given, or given wrong, is the first of its text.
+    """
+    found = []
+    for text, start in _list_answers(value):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("an answer is empty; a question without one has an empty list")
+        if not isinstance(start, int) or context[start : start + len(text)] != text:
+            start = context.find(text)
+        if start < 0:
+            raise ValueError(f"answer {text[:40]!r} does not stand in its context")
+        found.append([start, text])
+    return found
+
+
+def has_answer(value: Any) -> bool:
+    """Tell whether a question has an answer, however it is written; see `read_answers`."""
+    return bool(_list_answers(value))
+
+
+def _list_answers(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        value = _parse(value)
+    if value is None or value == "":
+        return []
+    if isinstance(value, dict):
+        texts, starts = value.get("text", []), value.get("answer_start")
+        if isinstance(texts, (list, tuple)):
+            starts = starts if isinstance(starts, (list, tuple)) and len(starts) == len(texts) else [None] * len(texts)
+            return list(zip(texts, starts, strict=True))
+        return [(texts, starts)] if texts else []
+    if isinstance(value, (list, tuple)):
+        return [answer for part in value for answer in _list_answers(part)]
+    return [(value, None)]
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
