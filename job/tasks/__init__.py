@@ -1,8 +1,8 @@
 """One file per task: how its rows are encoded, which model class it needs, how it is scored.
 
 `protocol.py` says what a task must know · `registry.py` finds one by name; a new task is one new file, a line
-there and one in `recipe/schema.py` · `loading.py` loads a model folder for a task · `intervals.py` has the
-statistics. No torch or transformers at import: a task names its model class, and imports torch only inside its loss.
+there and one in `recipe/schema.py` · `likelihood.py` has what all that foretell tokens share ·
+`loading.py` loads a model folder for a task · `intervals.py` has the statistics. No torch or transformers at import: a task names its model class, and imports torch only inside its loss.
 """
 
 from job.tasks.causal_lm import encode_prompt, find_end

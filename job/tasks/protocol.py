@@ -132,6 +132,10 @@ class Task(Protocol):
         """Return what must be known of a split beside its labels, as JSON; `texts` has an entry for each text."""
         return {}
 
+    def redraw(self, row: Encoded, about: Mapping[str, Any], rng: np.random.Generator) -> Encoded:
+        """Return a train row as this epoch has it; most tasks leave nothing to chance."""
+        return row
+
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         """Return the loss summed over units: logits float [rows, …, k] and int64 labels [rows, …] → scalar fp32."""
 

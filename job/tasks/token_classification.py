@@ -87,7 +87,7 @@ class TokenClassification(Task):
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return for each text what it adds to F1, so that their mean is the F1 of all.
 
-        F1 is 2 · hits over entities said and there, a ratio of sums; see `CausalLM.per_row_score`.
+        F1 is 2 · hits over entities said and there, a ratio of sums; see `TokenLikelihood.per_row_score`.
         """
         hits, said, there = self._count(answers, truth).T
         total = float((said + there).sum()) or 1.0
