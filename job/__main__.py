@@ -157,6 +157,7 @@ def predict(
     pairs: Annotated[bool, typer.Option("--pairs", help="A line is two texts, with a tab between them.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: one for each processor.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a language model writes, at most.")] = 64,
+    chat: Annotated[bool, typer.Option("--chat", help="A text is what a user says to a language model.")] = False,
     bench: Annotated[bool, typer.Option("--bench", help="Answer nothing: print how many texts a second.")] = False,
     allow_http: HttpOption = False,
     work: WorkOption = Path("work"),
@@ -175,6 +176,8 @@ def predict(
         )
         with open_texts(file, format_, pairs) as read:
             texts = (split_pair(line) if pairs else line for line in text) if text else read
+            if chat:
+                texts = ([{"role": "user", "content": said}] if isinstance(said, str) else said for said in texts)
             answers = [measure_speed(predictor, texts)] if bench else predictor.stream(texts)
             for answer in answers:
                 print(json.dumps(answer, ensure_ascii=False))

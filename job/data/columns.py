@@ -7,20 +7,28 @@ bad rows are set aside and counted instead. Row numbers count from 1 within the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from job.data.targets import has_answer, join_words, list_values, read_answers, read_tags
+from job.data.targets import (
+    has_answer,
+    join_messages,
+    join_words,
+    list_values,
+    read_answers,
+    read_messages,
+    read_tags,
+)  # fmt: skip
 from job.errors import DataError
 from job.recipe.schema import Data
 from job.tasks import Examples
 
 MAX_TEXT_CHARACTERS = 1_000_000
 _SHOWN_PROBLEMS = 3
-_FIRST, _SECOND = ("text", "prompt", "tokens", "question"), ("text_pair", "completion", "context")
+_FIRST, _SECOND = ("text", "prompt", "tokens", "question", "messages"), ("text_pair", "completion", "context")
 _LABELS = ("label", "tags", "answers")
 """Our names of columns by what they are to a row; a recipe names at most one of each."""
 
@@ -158,7 +166,7 @@ def check_rows(raw: RawColumns, labels: LabelMap, data: Data) -> Examples:
         np.array([label for _, label, _ in rows], dtype=np.int64),
         np.array(good, dtype=np.int64) + 1,
         len(problems),
-        [target for _, _, target in rows] if raw.columns[2] in ("tags", "answers") else None,
+        [target for _, _, target in rows] if {"tags", "answers", "messages"} & set(raw.columns) else None,
         tuple(labels.names),
     )
 
@@ -168,16 +176,25 @@ def _read_row(raw: RawColumns, index: int, labels: LabelMap) -> tuple[list[str],
     texts = []
     for column, values in zip(raw.columns[:2], (raw.texts, raw.pairs), strict=True):
         if values is not None:
-            value = join_words(values[index])[0] if column == "tokens" else values[index]
+            value = _JOIN[column](values[index]) if column in _JOIN else values[index]
             if problem := _find_text_problem(value):
                 raise ValueError(f"{column} {problem}")
             texts.append(_as_text(value) or "")
     value = raw.labels[index] if raw.labels is not None else None
+    if raw.columns[0] == "messages":
+        return texts, 0, read_messages(raw.texts[index])
     if raw.columns[2] == "tags":
         return texts, 0, read_tags(raw.texts[index], value, labels.find)
     if raw.columns[2] == "answers":
         return texts, 0, read_answers(texts[1], value)
     return texts, _find_label(value, labels) if raw.labels is not None else 0, None
+
+
+_JOIN: dict[str | None, Callable[[Any], str]] = {
+    "tokens": lambda value: join_words(value)[0],
+    "messages": lambda value: join_messages(read_messages(value)),
+}
+"""How columns that are no texts are shown as one."""
 
 
 def _find_label(value: Any, labels: LabelMap) -> int:

@@ -49,12 +49,14 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     # a model that writes may be given longer prompts than it was trained on, as long as it has positions for them
     tokenizer.model_max_length = (_count_positions(config) if task.generates else None) or encoder.max_length
     about = _tokenize(run, splits, encoder) | {"labels": labels.names}
-    sample = _sample(splits["test"])
+    sample = task.sample(tokenizer, _choose_sample(splits["test"]))
+    about["tokens"]["sample"] = str(tokenize_split(sample, encoder, run.cache))
+    asked = describe_examples(sample)
     if task.generates:
         about["generation"] = describe_generation(model.path, config, tokenizer)
-        sample["prompts"] = choose_prompts(splits["test"], tokenizer, encoder.max_length)
+        asked["prompts"] = choose_prompts(splits["test"], tokenizer, encoder.max_length)
     run.write("data.json", origin | about)
-    run.write("sample.json", sample)
+    run.write("sample.json", asked)
     if recipe.release.promote_if == "better":  # the current release reads them with its own tokenizer
         run.write("test.json", describe_examples(splits["test"]))
     return identify(run, model, source, splits, tokenizer)
@@ -93,12 +95,11 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
     )
 
 
-def _sample(test: Examples) -> dict[str, Any]:
-    """Return test rows as texts, the longest among them: the release is rehearsed on them."""
+def _choose_sample(test: Examples) -> Examples:
+    """Return test rows, the longest among them: the release is rehearsed on them."""
     longest = max(range(len(test)), key=lambda row: len(test.texts[row]))
     positions = sorted({longest, *range(min(len(test), _SAMPLE_ROWS))})
-    chosen = test.take(np.array(positions))
-    return describe_examples(chosen)
+    return test.take(np.array(positions))
 
 
 def describe_examples(examples: Examples) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from job.tasks import Examples, find_end
+from job.tasks import Examples, find_end, list_turns, render_chat
 
 _PROMPTS, _TOKENS = 16, 64
 
@@ -17,13 +17,21 @@ def choose_prompts(test: Examples, tokenizer: Any, max_length: int) -> list[str]
     None is longer than half of `max_length`, for which the model has positions: what is written needs the others.
     """
     limit, prompts = max(min(_TOKENS, max_length // 2), 1), []
-    for text in test.texts[:_PROMPTS]:
-        prompt = text if test.pairs else text[: len(text) // 2 + 1].rpartition(" ")[0].strip() or text
+    whole = test.pairs is not None or test.targets is not None
+    for place, text in enumerate(test.texts[:_PROMPTS]):
+        if test.targets is not None:
+            text = _ask(tokenizer, test.targets[place])
+        prompt = text if whole else text[: len(text) // 2 + 1].rpartition(" ")[0].strip() or text
         while len(prompt) > 1 and len(tokenizer(prompt)["input_ids"]) > limit:
             half = len(prompt) // 2
-            prompt = prompt[half:] if test.pairs else prompt[:half]
+            prompt = prompt[half:] if whole else prompt[:half]
         prompts.append(prompt)
     return prompts
+
+
+def _ask(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Return a conversation up to where the assistant speaks last."""
+    return render_chat(tokenizer, messages[: list_turns(messages)[-1]], ask=True)
 
 
 def describe_generation(folder: Path, config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -65,6 +65,30 @@ def read_answers(context: str, value: Any) -> list[list[Any]]:
     return found
 
 
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+
+
+def read_messages(value: Any) -> list[dict[str, str]]:
+    """Return a conversation as {role, content}; ShareGPT's {from, value} too, or any of these as JSON."""
+    messages = _parse(value) if isinstance(value, str) else value
+    if not isinstance(messages, (list, tuple)) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError("is no list of messages")
+    read = []
+    for message in messages:
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ValueError("has a message without role or content")
+        read.append({"role": _ROLES.get(role, role), "content": content})
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in read):
+        raise ValueError("has nothing that the assistant says")
+    return read
+
+
+def join_messages(messages: list[dict[str, str]]) -> str:
+    """Return a conversation as one text, for people, and to tell conversations apart."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
 def has_answer(value: Any) -> bool:
     """Tell whether a question has an answer, however it is written; see `read_answers`."""
     return bool(_list_answers(value))

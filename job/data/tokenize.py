@@ -205,7 +205,7 @@ def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
         _save(folder, "labels", np.array([row.labels for row in rows], dtype=np.int64))
     if rows[0].spans is not None:
         _save(folder, "spans", np.concatenate([np.asarray(row.spans, dtype=np.int32) for row in rows]))
-    (folder / "about.json").write_text(json.dumps(encoder.task.describe(examples)), encoding="utf-8")
+    (folder / "about.json").write_text(json.dumps(encoder.task.describe(encoder.tokenizer, examples)), encoding="utf-8")
     if rows[0].types is not None:
         _save(folder, "types", np.concatenate([np.asarray(row.types, dtype=np.uint8) for row in rows]))
 

@@ -22,7 +22,7 @@ log = logging.getLogger("job.evaluate")
 def evaluate_run(run: Run) -> dict[str, Any]:
     """Measure the trained model on validation and test, and the baselines on test; write answers for the export.
 
-    Leaves `evaluate/{validation,test}.npy`: the task's answers float32 [units, k] of the fp32 torch model.
+    Leaves `evaluate/{validation,test,sample}.npy`: the task's answers float32 [units, k] of the fp32 torch model.
     """
     task, data = get_task(run.recipe.kind), run.read("data.json")
     model = open_trained(run.final_model, task)
@@ -37,6 +37,9 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         log.info("%s %s %.4f on %d rows", split, task.metric, metrics[split][task.metric], len(table))
     if task.generates:
         run.write("evaluate/written.json", write_on(run, model))
+    else:
+        sample = compute_answers(model, TokenTable.open(run.tokens("sample")), data["pad_id"], task)
+        _save(run.folder / "evaluate" / "sample.npy", sample)
     metrics["torch_seconds"] = round(seconds, 3)
     metrics["baselines"] = measure_baselines(run)
     return metrics

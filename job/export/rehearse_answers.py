@@ -41,18 +41,18 @@ class Sample:
     """Test rows that are whole texts: `texts` as (text, pair or None), their `table`, and the `expected` answers."""
 
     def __init__(self, run: Run, task: Task) -> None:
-        about, whole = run.read("sample.json"), TokenTable.open(run.tokens("test"))
-        rows = np.asarray(whole.rows)
-        fitting = whole.lengths < run.read("data.json")["max_length"]  # a longer one may have been cut otherwise
-        alone = {row: place for row, place in _list_alone(rows).items() if fitting[place] or not task.per_window}
+        about, whole = run.read("sample.json"), TokenTable.open(run.tokens("sample"))
+        alone = _list_alone(np.asarray(whole.rows))
+        limit = run.read("data.json")["max_length"]
+        if task.per_window:  # a longer one may have been cut otherwise
+            alone = {row: place for row, place in alone.items() if whole.lengths[place] < limit}
         chosen = [line for line, row in enumerate(about["rows"]) if row in alone]
         places = np.array([alone[about["rows"][line]] for line in chosen], dtype=np.int64)
         pairs = about["pairs"] or [None] * len(about["texts"])
         self.texts: list[tuple[str, str | None]] = [(about["texts"][line], pairs[line]) for line in chosen]
         self.table = whole.take(places)
-        answers = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
-        units = whole.unit_positions
-        self.expected = np.concatenate([answers[units == place] for place in places])
+        answers = np.load(run.folder / "evaluate" / "sample.npy", allow_pickle=False)
+        self.expected = answers[np.isin(whole.unit_positions, places)]
 
 
 def _list_alone(rows: np.ndarray) -> dict[int, int]:

@@ -9,13 +9,13 @@ from typing import Any
 
 from job.errors import DataError
 from job.predict.predictor import Predictor
-from job.predict.tokens import Text
+from job.predict.tokens import Input
 from job.processor import describe_processor
 
 _SECONDS = 3.0
 
 
-def measure_speed(predictor: Predictor, texts: Iterable[Text]) -> dict[str, Any]:
+def measure_speed(predictor: Predictor, texts: Iterable[Input]) -> dict[str, Any]:
     """Answer the first texts again and again for some seconds; return rows and milliseconds of the fastest turn.
 
     Tokenizing is part of it. Raises DataError (11) where there is no text.

@@ -19,7 +19,7 @@ INT8_MODEL = "onnx/model_quantized.onnx"
 INT4_MODEL = "onnx/model_q4.onnx"
 
 _REQUIRED = ("config.json", "tokenizer.json")
-_OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
 
 
 def fetch_bundle(uri: str, cache: Path, precision: str = "auto", allow_http: bool = False) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from job.errors import DataError, NotFound
-from job.predict.tokens import Text
+from job.predict.tokens import Input, Text
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 _COLUMNS = (("text", "question"), ("text_pair", "context"))
@@ -18,11 +18,12 @@ _MAX_FIELD = 16 << 20
 
 
 @contextmanager
-def open_texts(source: Path | None, format_: str = "auto", pairs: bool = False) -> Iterator[Iterator[Text]]:
+def open_texts(source: Path | None, format_: str = "auto", pairs: bool = False) -> Iterator[Iterator[Input]]:
     """Yield the texts of a file (None: stdin); `format_` auto: by the file's name, else lines.
 
     lines: a text each, or with `pairs` two with a tab between them · jsonl: a string, [text, pair], or an object with
-    `text` and perhaps `text_pair`, or `question` and `context` · csv, tsv: those columns. No byte order mark is read.
+    `text` and perhaps `text_pair`, `question` and `context`, or `messages` · csv, tsv: those columns, no `messages`.
+    A byte order mark is left out.
     Raises DataError (11) naming the row that is none, NotFound (13) for a file that is not there.
     """
     if format_ == "auto":
@@ -60,11 +61,13 @@ def _without_mark(lines: Iterable[str]) -> Iterator[str]:
         yield line if number else line.removeprefix("\ufeff")
 
 
-def _parse_json(line: str, row: int) -> Text:
+def _parse_json(line: str, row: int) -> Input:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         value = None
+    if isinstance(value, dict) and isinstance(value.get("messages"), list):
+        return list(value["messages"])
     if isinstance(value, dict):
         text, pair = (next((value[name] for name in names if name in value), None) for names in _COLUMNS)
         value = text if pair is None else [text, pair]

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from job.errors import NotFound
 from job.predict.bundle import fetch_bundle
+from job.predict.filling import Filler
 from job.predict.labels import Classifier
 from job.predict.reader import Reader
 from job.predict.spans import Answerer
 from job.predict.tags import Tagger
-from job.predict.tokens import Text, read_json
+from job.predict.tokens import Input, read_json
 from job.predict.writing import MAX_NEW_TOKENS, Writer
 from job.tasks import get_task
 
@@ -20,6 +21,7 @@ _READERS: dict[str, type[Reader]] = {
     "text-classification": Classifier,
     "token-classification": Tagger,
     "question-answering": Answerer,
+    "masked-lm": Filler,
 }
 
 
@@ -30,10 +32,10 @@ class Predictor(Protocol):
     threads: int
     bench_rows: int
 
-    def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Input]) -> list[dict[str, Any]]:
         """Return an answer for each text, in order."""
 
-    def stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
+    def stream(self, texts: Iterable[Input]) -> Iterator[dict[str, Any]]:
         """Yield an answer for each text, reading no more than is needed."""
 
 

@@ -18,7 +18,7 @@ from tokenizers import Encoding
 from job.errors import NoValidCheckpoint
 from job.predict.bundle import choose_model, list_bundle
 from job.predict.runtime import count_threads, first_line, open_session
-from job.predict.tokens import BundleTokenizer, Text, check_text, read_json
+from job.predict.tokens import BundleTokenizer, Input, Text, check_text, read_json
 from job.tasks import Task, join_outputs
 
 _WINDOW_ROWS = 4096  # texts tokenized and sorted at a time, so that memory does not grow with the input
@@ -55,20 +55,19 @@ class Reader:
         """Return what is said of a text whose rows have these logits, float64 [labels] or [tokens, labels]."""
         raise NotImplementedError
 
-    def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Input]) -> list[dict[str, Any]]:
         """Return an answer for each text (or pair), in the order given; raise DataError (11) naming one that is none.
 
         An empty text is allowed.
         """
-        for row, text in enumerate(texts):
-            check_text(text, row)
+        checked = [check_text(text, row) for row, text in enumerate(texts)]
         answers: list[dict[str, Any]] = []
-        for start in range(0, len(texts), _WINDOW_ROWS):
-            window = texts[start : start + _WINDOW_ROWS]
+        for start in range(0, len(checked), _WINDOW_ROWS):
+            window = checked[start : start + _WINDOW_ROWS]
             answers += [self.answer(text, rows) for text, rows in zip(window, self._compute(window), strict=True)]
         return answers
 
-    def stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
+    def stream(self, texts: Iterable[Input]) -> Iterator[dict[str, Any]]:
         """Yield an answer for each text as `predict` does; so many are read at a time that like lengths meet."""
         source = iter(texts)
         while window := list(islice(source, _WINDOW_ROWS)):

@@ -15,8 +15,12 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from job.errors import DataError, NotFound, NoValidCheckpoint
+from job.predict.chat import Message
 
 Text = str | tuple[str, str]
+"""A text, or a pair of texts."""
+Input = Text | list[Message]
+"""What may be given to a model: a conversation to one that writes alone."""
 
 MAX_ROWS = 32
 """Rows of a micro-batch, at most."""
@@ -36,6 +40,8 @@ class BundleTokenizer:
         known = self._find_id(options.get("pad_token") or padding.get("pad_token"))
         pad_id = known if known is not None else padding.get("pad_id", config.get("pad_token_id"))
         self.end_id = self._find_id(options.get("eos_token"))
+        self.mask = _token_text(options.get("mask_token")) or ""
+        self.mask_id = self._find_id(self.mask)
         self._left = options.get("padding_side", padding.get("direction")) == "left"
         self._filling = {"input_ids": pad_id or 0, "attention_mask": 0, "token_type_ids": padding.get("pad_type_id", 0)}
         # Without a pad token a model may count the filling as text: then no row ever gets any.
@@ -54,11 +60,11 @@ class BundleTokenizer:
         """Names of the arrays that `pad` makes."""
         return tuple(self._filling)
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, special_tokens: bool = True) -> list[int]:
         """Return the ids of one text to write on from; too long, it keeps its end."""
         if self._tokenizer.truncation:
             self._tokenizer.enable_truncation(self._tokenizer.truncation["max_length"], direction="left")
-        return list(self._tokenizer.encode(text).ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
         """Tokenize texts or pairs, cut to the bundle's limit and not padded."""
@@ -97,8 +103,8 @@ class BundleTokenizer:
         return arrays
 
 
-def check_text(text: object, row: int) -> None:
-    """Raise DataError (11) naming the row unless `text` is a string, or a tuple of two, that UTF-8 can hold."""
+def check_text(text: Input, row: int) -> Text:
+    """Return a string, or a tuple of two, that UTF-8 can hold; raise DataError (11) naming a row that is none."""
     for part in text if isinstance(text, tuple) and len(text) == 2 else (text,):
         if not isinstance(part, str):
             raise DataError(f"text {row}: is a {type(part).__name__}; give a string, or a tuple of two strings")
@@ -108,6 +114,7 @@ def check_text(text: object, row: int) -> None:
             raise DataError(
                 f"text {row}: holds a lone surrogate, so it is not Unicode; read the input as UTF-8"
             ) from None
+    return text  # type: ignore[return-value]  # a list has been refused
 
 
 def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from job.errors import DataError, NoValidCheckpoint
 from job.predict.bundle import choose_model, list_bundle
+from job.predict.chat import ChatTemplate, check_messages
 from job.predict.runtime import count_threads, first_line, open_session
-from job.predict.tokens import BundleTokenizer, Text, check_text, read_json
+from job.predict.tokens import BundleTokenizer, Input, check_text, read_json
 
 MAX_NEW_TOKENS = 64
 _PAST, _PRESENT = "past_key_values", "present"
@@ -31,6 +32,7 @@ class Writer:
     def __init__(self, folder: Path, precision: str, threads: int, max_new_tokens: int) -> None:
         config = read_json(folder / "config.json")
         self._tokenizer = BundleTokenizer(folder, config)
+        self._template = ChatTemplate(folder, read_json(folder / "tokenizer_config.json", {}))
         self._ends = _find_ends(folder, config, self._tokenizer)
         self._max_new_tokens = max_new_tokens
         self._positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)
@@ -46,32 +48,39 @@ class Writer:
         if not self._cache or "logits" not in self._names:
             raise NoValidCheckpoint(f"{self.model_path}: is no decoder with a cache; export the model again")
 
-    def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Input]) -> list[dict[str, Any]]:
         """Return {"text", "written", "ids", "ended"} for each prompt: what follows, its token ids, and why it ends.
 
         `ended` is "end" where the model ended its text, "length" after `max_new_tokens` or at its last position.
-        Raises DataError (11) naming a row that is no text, or has no token.
+        A conversation is written on by the chat template of the bundle. Raises DataError (11) naming a row that is no
+        text, or has no token.
         """
         return list(self.stream(texts))
 
-    def stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
+    def stream(self, texts: Iterable[Input]) -> Iterator[dict[str, Any]]:
         """Yield an answer for each prompt as `predict` does."""
         for row, text in enumerate(texts):
-            check_text(text, row)
-            if not isinstance(text, str):
-                raise DataError(f"text {row}: is a pair; a language model writes on from one text")
             yield self._answer(text, self._encode(text, row))
 
-    def _encode(self, text: str, row: int) -> list[int]:
+    def _encode(self, text: Input, row: int) -> list[int]:
         """Return the ids of a prompt: without an end that the tokenizer may give it, and with room for an answer."""
-        prompt = self._tokenizer.encode_prompt(text)
+        if isinstance(text, list):
+            rendered = self._template.render(check_messages(text, row), row)
+            return self._fit(self._tokenizer.encode_prompt(rendered, special_tokens=False))
+        prompt_text = check_text(text, row)
+        if not isinstance(prompt_text, str):
+            raise DataError(f"text {row}: is a pair; a language model writes on from one text")
+        prompt = self._tokenizer.encode_prompt(prompt_text)
         while len(prompt) > 1 and prompt[-1] in self._ends:
             prompt.pop()
         if not prompt:
             raise DataError(f"text {row}: is empty; give a language model a text to write on from")
+        return self._fit(prompt)
+
+    def _fit(self, prompt: list[int]) -> list[int]:
         return prompt[-max(self._positions - self._max_new_tokens, self._positions // 2) :]
 
-    def _answer(self, text: str, prompt: list[int]) -> dict[str, Any]:
+    def _answer(self, text: Input, prompt: list[int]) -> dict[str, Any]:
         ids = list(self._write_on(prompt))
         ended = "end" if ids and ids[-1] in self._ends else "length"
         said = ids[:-1] if ended == "end" else ids

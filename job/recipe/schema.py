@@ -20,11 +20,21 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Fraction | str
 
-TaskName = Literal["text-classification", "token-classification", "question-answering", "causal-lm"]
+TaskName = Literal["text-classification", "token-classification", "question-answering", "masked-lm", "causal-lm"]
 """Tasks that this version can train."""
 
 Column = Literal[
-    "text", "text_pair", "label", "tokens", "tags", "question", "context", "answers", "prompt", "completion"
+    "text",
+    "text_pair",
+    "label",
+    "tokens",
+    "tags",
+    "question",
+    "context",
+    "answers",
+    "prompt",
+    "completion",
+    "messages",
 ]
 Target = Literal["portable", "avx512_vnni", "avx2", "arm64", "int4"]
 
@@ -63,8 +73,11 @@ TASK_KEYS: dict[str, TaskKeys] = {
     "question-answering": TaskKeys(
         (("question", "context", "answers"),), ("untrained",), (), ("portable", "avx512_vnni"), 0.9
     ),
+    "masked-lm": TaskKeys((("text",),), ("untrained",), (), ("portable", "avx512_vnni"), 0.9),
     # the next token is often a close call: where 19 of 20 labels must not change, 9 of 10 tokens must not
-    "causal-lm": TaskKeys((("text",), ("prompt", "completion")), ("untrained",), (), ("portable", "int4"), 0.9),
+    "causal-lm": TaskKeys(
+        (("text",), ("prompt", "completion"), ("messages",)), ("untrained",), (), ("portable", "int4"), 0.9
+    ),
 }
 
 
@@ -167,6 +180,7 @@ class Training(Section):
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
     group_by_length: bool = Field(True, description="rows of like length share a global batch (less padding)")
+    packing: bool = Field(False, description="causal-lm: rows end to end instead of padded; none sees another")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 where it is supported")
     attention: Literal["auto", "padded"] = "auto"
     logging_steps: Positive = 10
@@ -332,6 +346,13 @@ class Recipe(Section):
         if data.labels is not None and not any({"label", "tags"} & set(columns) for columns in offered):
             raise ValueError(f"labels: {task} has none; leave it out")
         return data
+
+    @field_validator("training")
+    @classmethod
+    def _pack_text_alone(cls, training: Training, info: ValidationInfo) -> Training:
+        if training.packing and info.data.get("task", "causal-lm") != "causal-lm":
+            raise ValueError(f"packing: is for causal-lm, not for {info.data['task']}; leave it out")
+        return training
 
     @field_validator("name")
     @classmethod

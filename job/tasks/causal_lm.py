@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from job.errors import DataError
+from job.tasks.chat import encode_chat
 from job.tasks.likelihood import TokenLikelihood
 from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples
 
@@ -26,9 +27,14 @@ class CausalLM(TokenLikelihood):
         """Yield rows of at most `max_length` tokens whose labels are the tokens that follow.
 
         A long text becomes several rows, none of its tokens is lost, and no row holds two texts. Every text ends with
-        the token at which generation stops. With pairs, texts are prompts, and only what follows them has labels.
+        the token at which generation stops. With pairs, texts are prompts, and only what follows them has labels; of
+        conversations, what the assistant says.
         """
         end, pairs = find_end(tokenizer), examples.pairs
+        for place, messages in enumerate(examples.targets or []):
+            yield _shift(place, *encode_chat(tokenizer, messages, end), max_length)
+        if examples.targets:
+            return
         for place, text in enumerate(examples.texts):
             ids = tokenizer(text)["input_ids"]
             ids = ids[:-1] if ids and ids[-1] == end else ids
@@ -56,6 +62,12 @@ def find_end(tokenizer: Any) -> int:
 def _encode_inner(tokenizer: Any, text: str) -> list[int]:
     """Return the ids of a text that does not begin: without a token for the beginning."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _shift(place: int, ids: list[int], said: list[int], max_length: int) -> Encoded:
+    """Return the row of a conversation; too long, it keeps its end."""
+    kept = max(len(ids) - 1 - max_length, 0)
+    return Encoded(place, ids[kept:-1], None, said[kept + 1 :], cut=kept > 0)
 
 
 def _cut(place: int, ids: list[int], max_length: int) -> Iterator[Encoded]:

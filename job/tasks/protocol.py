@@ -96,7 +96,7 @@ class Truth:
 class Task(Protocol):
     """One file of this room each. `classifies`: its labels are named classes; `per_token`: units are tokens;
     `generates`: it writes on from a text; `per_window`: a long text becomes rows that overlap, of which one answers;
-    `trains_head`: a base model without the task's head gets a new one.
+    `redraws`: a train row is another one every epoch; `trains_head`: a base model without the head gets a new one.
 
     `architectures`: how the names of its model classes end, as a config.json gives them · `outputs`: of the model, one
     of logits or several that are stacked · `export_task`: Optimum's name of it · `pipeline_tag`: that of the Hub and of
@@ -118,6 +118,7 @@ class Task(Protocol):
     per_token: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     per_window: ClassVar[bool] = False
+    redraws: ClassVar[bool] = False
     trains_head: ClassVar[bool] = True
     truncation: ClassVar[str] = "longest_first"
     problem_type: ClassVar[str | None] = None
@@ -128,13 +129,19 @@ class Task(Protocol):
     def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Iterator[Encoded]:
         """Yield rows of at most `max_length` tokens, in the order of the examples; `tokenizer`: a fast one."""
 
-    def describe(self, examples: Examples) -> dict[str, Any]:
+    def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
         """Return what must be known of a split beside its labels, as JSON; `texts` has an entry for each text."""
         return {}
 
-    def redraw(self, row: Encoded, about: Mapping[str, Any], rng: np.random.Generator) -> Encoded:
-        """Return a train row as this epoch has it; most tasks leave nothing to chance."""
-        return row
+    def redraw(
+        self, ids: np.ndarray, labels: np.ndarray, about: Mapping[str, Any], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a train row, ids and labels int64 [tokens], as one epoch has it; `about` as of `describe`."""
+        return ids, labels
+
+    def sample(self, tokenizer: Any, examples: Examples) -> Examples:
+        """Return test rows as the release is asked about them before it is published."""
+        return examples
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         """Return the loss summed over units: logits float [rows, …, k] and int64 labels [rows, …] → scalar fp32."""

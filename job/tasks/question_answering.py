@@ -82,7 +82,7 @@ class QuestionAnswering(Task):
                 ids, segments = batch["input_ids"][line], types[line] if types else None
                 yield Encoded(start + place, ids, segments, label, False, spans)
 
-    def describe(self, examples: Examples) -> dict[str, Any]:
+    def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
         """Return of each question its context and right answers, and whether one has to be given (SQuAD 1.1)."""
         texts = [
             {"context": context, "answers": [text for _, text in target]}

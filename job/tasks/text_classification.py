@@ -41,7 +41,7 @@ class TextClassification(Task):
                 segments, label = types[line] if types else None, int(examples.labels[start + line])
                 yield Encoded(start + line, ids, segments, label, len(ids) >= max_length)
 
-    def describe(self, examples: Examples) -> dict[str, Any]:
+    def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
         """Return the names of the labels."""
         return {"names": list(examples.names)}
 

@@ -55,7 +55,7 @@ class TokenClassification(Task):
                 labels = _label_tokens(batch["offset_mapping"][line], targets[start + place], place, seen)
                 yield Encoded(start + place, batch["input_ids"][line], None, labels, cut=False)
 
-    def describe(self, examples: Examples) -> dict[str, Any]:
+    def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
         """Return the names of the labels, which say what an entity is, and of each text where its words begin."""
         starts = [[first for first, _, _ in target] for target in examples.targets or []]
         return {"names": list(examples.names), "texts": starts}

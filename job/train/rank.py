@@ -28,6 +28,7 @@ from job.store.runs import RunStore
 from job.tasks import get_task, load_model
 from job.train.engine import build_arguments, check_gpus, decide_precision, init_sharded_weights, join_group
 from job.train.failures import explain_failures
+from job.train.packing import check_packing
 from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTwice
 from job.train.progress import Heartbeat, Progress, ScaleFloor
 from job.train.stream import seed_rank
@@ -92,8 +93,14 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     model, new_weights = load_model(run.base_model, task, data["labels"], training.seed)
     init_sharded_weights(model, new_weights, training.seed)
     tables = TrainingData(
-        TokenTable.open(run.tokens("train")), TokenTable.open(run.tokens("validation")), data["pad_id"], shape
+        TokenTable.open(run.tokens("train")),
+        TokenTable.open(run.tokens("validation")),
+        data["pad_id"],
+        data["max_length"],
+        shape,
     )
+    if training.packing:
+        check_packing(model, tables.train, tables.pad_id)
     trainer = JobTrainer(model, args, run, tables, task)
     seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:

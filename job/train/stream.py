@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,8 @@ from job.tasks import IGNORED_LABEL
 
 _MODULUS = 1 << 256
 _LIMBS, _LIMB_BITS = 16, 16
+
+Redraw = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 @contextmanager
@@ -89,10 +91,14 @@ class TableRows(Dataset[int]):
 
 
 class SeededBatches(Dataset[Any]):
-    """Fetches and collates a whole MicroBatch under generators of its own."""
+    """Fetches and collates a whole MicroBatch under generators of its own.
 
-    def __init__(self, rows: Dataset[int], collate: Any, seed: int) -> None:
-        self._rows, self._collate, self._seed = rows, collate, seed
+    `redraw` makes of a row's ids and labels those of an epoch, by a generator that depends on seed, epoch and row
+    alone: whatever the number of ranks, an epoch has the same rows.
+    """
+
+    def __init__(self, rows: Dataset[int], collate: Any, seed: int, redraw: Redraw | None = None) -> None:
+        self._rows, self._collate, self._seed, self._redraw = rows, collate, seed, redraw
 
     def __len__(self) -> int:
         return len(self._rows)  # every data set here has a length
@@ -101,7 +107,15 @@ class SeededBatches(Dataset[Any]):
         """Return the collated micro-batch; torch's fetcher calls this instead of `__getitem__`."""
         with keep_generators():
             seed_generators(self._seed, micro.epoch, micro.number)
-            return self._collate([self._rows[position] for position in micro.positions])
+            batch = self._collate([self._rows[position] for position in micro.positions])
+        for line, position in enumerate(micro.positions if self._redraw else ()):
+            if self._redraw and position != FILLER:
+                length = int(batch["attention_mask"][line].sum())
+                ids, labels = (batch[name][line, :length] for name in ("input_ids", "labels"))
+                rng = np.random.default_rng([self._seed, micro.epoch, position])
+                drawn = self._redraw(ids.numpy(), labels.numpy(), rng)
+                ids.copy_(torch.from_numpy(drawn[0])), labels.copy_(torch.from_numpy(drawn[1]))
+        return batch
 
 
 class EpochLoader(DataLoader[Any]):

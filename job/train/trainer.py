@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from job.train.checkpoint import (
     write_weights,
 )
 from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
+from job.train.packing import PackedCollator
 from job.train.preemption import EvaluationCut
 from job.train.shards import read_shards, write_shard, write_steps
 from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
@@ -48,12 +50,19 @@ transformers.trainer.deepspeed_load_checkpoint = lambda *_, **__: None
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Tokenized train and validation rows, the padding id, and how batches are shared."""
+    """Tokenized train and validation rows, the padding id, tokens of a row at most, and how batches are shared."""
 
     train: TokenTable
     validation: TokenTable
     pad_id: int
+    max_length: int
     shape: BatchShape
+
+
+def _redraw(
+    task: Task, about: dict[str, Any], ids: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    return task.redraw(ids, labels, about, rng)
 
 
 class JobTrainer(Trainer):
@@ -91,8 +100,13 @@ class JobTrainer(Trainer):
         sampler = RankBatches(
             table.lengths, self._data.shape, self.args.process_index, training.seed, training.group_by_length
         )
-        collate = Collator(table, self._data.pad_id, with_rows=True)
-        rows = SeededBatches(TableRows(np.arange(len(table))), collate, training.seed)
+        collate = (
+            PackedCollator(table, self._data.pad_id, self._data.max_length)
+            if training.packing
+            else Collator(table, self._data.pad_id, with_rows=True)
+        )
+        redraw = partial(_redraw, self.task, table.about) if self.task.redraws else None
+        rows = SeededBatches(TableRows(np.arange(len(table))), collate, training.seed, redraw)
         return load_batches(rows, sampler, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:

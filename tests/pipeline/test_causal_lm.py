@@ -253,3 +253,40 @@ def test_two_ranks_learn_what_one_learns(words: dict[str, Any], tmp_path: Path) 
         weights[ranks] = load_file(Path(done.result["release"]) / "model.safetensors")
     for name, tensor in weights[1].items():
         assert abs(tensor - weights[2][name]).max() < 1e-4, name
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}" + END + "{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_model_learns_to_answer_in_conversations_and_its_release_knows_how(
+    words: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    for split, count in (("train", 320), ("test", 200)):
+        rows = [
+            [
+                {"role": "user", "content": f"what is {number} {'up' if number % 2 else 'down'}?"},
+                {"role": "assistant", "content": "higher" if number % 2 else "lower"},
+            ]
+            for number in range(1000 * (split == "test"), 1000 * (split == "test") + count)
+        ]
+        lines = [json.dumps({"messages": messages}) + "\n" for messages in rows]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    data = {"source": str(tmp_path), "columns": {"messages": "messages"}, "max_length": 64}
+    training = words["training"] | {"packing": True}
+    recipe = words | {"model": {"id": str(model)}, "data": data, "training": training, "name": "talker"}
+    answer = run(recipe | {"export": {"latency": False, "int8": {"targets": ["portable"]}}}, tmp_path)
+    assert answer.code == 0, answer.stderr
+    scores = answer.result["metrics"]
+    assert scores["test"]["perplexity"] < 1.2 < 50 < scores["baselines"]["untrained"]["perplexity"]
+    asked = ["what is 5001 up?", "what is 5002 down?", "--chat", "--work-dir", str(tmp_path)]
+    told = call_job("predict", answer.result["release"], *asked)
+    assert [json.loads(line)["written"] for line in told.stdout.splitlines()] == ["higher", "lower"]
+    whole = tmp_path / "talk.jsonl"
+    whole.write_text(json.dumps({"messages": [{"role": "user", "content": "what is 5001 up?"}]}) + "\n")
+    again = call_job("predict", answer.result["release"], "--file", str(whole), "--work-dir", str(tmp_path))
+    assert json.loads(again.stdout)["written"] == "higher"

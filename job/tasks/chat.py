@@ -1,0 +1,64 @@
+"""Conversations as a tokenizer's chat template writes them, and which of their tokens a model is to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from job.errors import DataError
+from job.tasks.protocol import IGNORED_LABEL
+
+Message = dict[str, str]
+"""{role, content}; what the role `assistant` says is what a model learns to say."""
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message], end: int) -> tuple[list[int], list[int]]:
+    """Return ids of a conversation, and each again as a label where the assistant says it, else IGNORED_LABEL.
+
+    Its turns end as the template ends them; `end` is added where the last token of all is no end.
+    """
+    whole = render_chat(tokenizer, messages)
+    spans = [_find_turn(tokenizer, messages, turn, whole) for turn in list_turns(messages)]
+    batch = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    ids, labels = list(batch["input_ids"]), []
+    for token, (first, last) in zip(ids, batch["offset_mapping"], strict=True):
+        # a token that stands on the border counts: the blank before a word is often part of it
+        said = any(last > start and first < stop for start, stop in spans)
+        labels.append(token if said else IGNORED_LABEL)
+    if end not in ids[-2:]:  # templates like to end a turn with a line break
+        return [*ids, end], [*labels, end]
+    return ids, labels
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message], ask: bool = False) -> str:
+    """Return a conversation as text, with `ask` up to where the assistant is to speak; raise DataError (11)."""
+    if not tokenizer.chat_template:
+        raise DataError(
+            "data.columns.messages: this model's tokenizer has no chat template; name a model that has one, or use "
+            "prompt and completion"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+    except Exception as error:  # templates are programs and raise what they like
+        raise DataError(f"data.columns.messages: the chat template refuses a conversation: {error}") from None
+
+
+def list_turns(messages: Sequence[Message]) -> list[int]:
+    """Return the places of what the assistant says."""
+    return [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _find_turn(tokenizer: Any, messages: Sequence[Message], turn: int, whole: str) -> tuple[int, int]:
+    """Return where a turn of the assistant stands in the rendered conversation, [start, stop), its end included."""
+    if turn:
+        before, with_it = render_chat(tokenizer, messages[:turn], True), render_chat(tokenizer, messages[: turn + 1])
+        if with_it.startswith(before) and whole.startswith(with_it):
+            return len(before), len(with_it)
+    # a template that writes a turn otherwise once others follow (thoughts that are left out): look for what is said
+    start = whole.rfind(messages[turn]["content"])
+    if start < 0:
+        raise DataError(
+            "data.columns.messages: the chat template does not write what the assistant says as it is; use prompt and "
+            "completion"
+        )
+    return start, start + len(messages[turn]["content"])
