@@ -89,9 +89,9 @@ def test_predict_finds_the_entities_that_transformers_finds(tagger: Answer, tmp_
 @pytest.fixture(scope="module")
 def answerer(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Answer:
     folder = tmp_path_factory.mktemp("answerer")
-    source = write_questions(folder / "data", SIZES, unanswered=0.2)
+    source = write_questions(folder / "data", SIZES | {"train": 3000}, unanswered=0.2)
     data = {"source": str(source), "validation": "validation", "max_length": 64}
-    answer = run_task("question-answering", folder, assets, data, 80)
+    answer = run_task("question-answering", folder, assets, data, 60, "--set", "training.global_batch_size=32")
     assert answer.code == 0, answer.stderr
     return answer
 
@@ -131,7 +131,7 @@ def test_the_answerer_opens_in_transformers_and_optimum(answerer: Answer) -> Non
 @pytest.fixture(scope="module")
 def filler(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Answer:
     folder = tmp_path_factory.mktemp("filler")
-    data = {"source": str(assets / "nyt"), "max_length": 48, "limit": 1600}
+    data = {"source": str(assets / "nyt"), "test": 0.1, "max_length": 48, "limit": 1600}
     answer = run_task("masked-lm", folder, assets, data, 60)
     assert answer.code == 0, answer.stderr
     return answer
@@ -160,7 +160,7 @@ def test_a_classifier_is_trained_on_a_released_masked_language_model(
 ) -> None:
     parent = filler.result["release"]
     model = str(Path(parent).parent)
-    data = {"source": str(assets / "nyt"), "max_length": 48, "limit": 800}
+    data = {"source": str(assets / "nyt"), "test": 0.1, "max_length": 48, "limit": 800}
     answer = run_task("text-classification", tmp_path, assets, data, 30, "--set", f"model.id={model}")
     assert answer.code == 0, answer.stderr
     manifest = json.loads((Path(answer.result["release"]) / "manifest.json").read_text())
