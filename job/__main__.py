@@ -292,6 +292,42 @@ def rollback_release(uri: ModelArgument, single_writer: SoleOption = False, allo
     finish(action)
 
 
+@releases.command(
+    "prune",
+    epilog=_examples(
+        "job release prune s3://bucket/prefix/models/reviews --keep 5 --dry-run   # says what would go, and why not",
+        "job release prune s3://bucket/prefix/models/reviews --keep 5",
+    ),
+)
+def prune_releases(
+    uri: ModelArgument,
+    keep: Annotated[int, typer.Option(min=1, help="Newest releases that stay, beside those that are needed.")] = 10,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Delete nothing; list every release and its fate.")
+    ] = False,
+    allow_http: HttpOption = False,
+) -> None:
+    """Delete a model's oldest releases and the runs that made them.
+
+    Never the current release, the one a rollback leads to, or one that another model or a run is made of.
+    """
+
+    def action() -> int:
+        from job.report.console import print_listing
+        from job.store import Pruner
+
+        pruner = Pruner(uri, allow_http=allow_http)
+        if dry_run:
+            rows = [[version.name, version.why or "goes"] for version in pruner.plan(keep)]
+            print_listing(f"releases of {uri}", ["version", "kept as"], rows)
+            return 0
+        deleted, runs = pruner.prune(keep)
+        print("\n".join([*(f"deleted release {name}" for name in deleted), *(f"deleted run {run}" for run in runs)]))
+        return 0
+
+    finish(action)
+
+
 @app.command(epilog=_examples("job schema > recipe.schema.json   # point your editor's YAML plug-in at it"))
 def schema() -> None:
     """Print the recipe's JSON Schema."""

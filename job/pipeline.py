@@ -29,7 +29,7 @@ from job.launch import Place, StopRequest, Verdict, decide, find_topology
 from job.node import Node
 from job.plan import refuse_few_rows
 from job.recipe import Recipe, Run, hash_json, write_json
-from job.releasing import find_order, release_bundle
+from job.releasing import find_order, find_unchanged, release_bundle
 from job.report import assemble_result
 from job.stages import Stage
 from job.store import Attempt, RunStore
@@ -89,6 +89,9 @@ class Pipeline:
             self._node.transfer(lambda: self._compare(store))
             if finished := self._node.transfer(lambda: self._find_finished(store, inputs)):
                 return finished
+            if recipe.release.skip_if_unchanged and (same := self._node.transfer(lambda: find_unchanged(run))):
+                reason = "data, model and recipe are those of the current release; nothing was done"
+                return {"status": "unchanged", "exit_code": 0, "reason": reason, "release": same, "promoted": True}
         while True:
             try:
                 return self._do_stages(self._node.transfer(lambda: self._own(store)), inputs, lead)

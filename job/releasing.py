@@ -8,8 +8,10 @@ Order of calls; the numbers are those of `store/commit.py`:
     c  promote_if: better: a process runs the current release on this run's test rows and compares row by row
     d  swap the pointer that b has read (16); where another run moved it meanwhile, again from b
     e  commit the stage's record (17)
+    f  delete the model's oldest releases beyond `store.keep_releases`, and the runs that made them
 
 A crash before d leaves a version that nobody follows; the next attempt publishes the same one again, and decides anew.
+A crash after e leaves more releases than were asked for, until the next one.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ import logging
 import re
 from typing import Any
 
-from job import stages
+from job import __version__, stages
 from job.errors import PERMANENT, JobError
 from job.failpoints import failpoint
+from job.identity import material_sections
 from job.node import Node
-from job.recipe import Run, hash_json
+from job.recipe import Recipe, Run, hash_json
+from job.recipe.schema import DEFINES_TRAINING
 from job.report.result import hide_paths
-from job.store import Attempt, ModelPointer, publish_release
+from job.store import Attempt, ModelPointer, Pruner, publish_release
 from job.store.promotion import Standing, take_order
+from job.store.release import read_release_manifest
 
 log = logging.getLogger("job.pipeline")
 
@@ -48,19 +53,51 @@ def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str
 
     `proven` is what the rehearsal has seen of the bundle: path → sha256.
     """
-    recipe = run.recipe
-    version = node.transfer(
-        lambda: publish_release(recipe.store, run.bundle, describe_lineage(run), attempt.verify, proven)
-    )
+    recipe, lineage = run.recipe, describe_lineage(run, node.transfer(lambda: find_order(run, attempt)))
+    version = node.transfer(lambda: publish_release(recipe.store, run.bundle, lineage, attempt.verify, proven))
     promoted = _promote(node, run, attempt, version, (proven or {}).get("model.safetensors"))
     log.info("%s: %s", "promoted" if promoted["promoted"] else "not promoted", promoted["reason"])
     release = f"{recipe.store.uri}/models/{recipe.name}/{version}"
     record = {"release": release, "promoted": promoted["promoted"], "promotion": promoted}
     node.transfer(lambda: _commit(run, attempt, {"key": key, "outputs": version, "record": record}))
+    _prune(node, run, attempt)
     return record
 
 
-def describe_lineage(run: Run) -> dict[str, Any]:
+def find_unchanged(run: Run) -> str | None:
+    """Return the URI of the current release where it was made of what this run would be made of, else None."""
+    store, name = run.recipe.store, run.recipe.name
+    standing = ModelPointer.of(store, name).read()
+    if not standing.version:
+        return None
+    uri = f"{store.uri}/models/{name}/{standing.version}"
+    about = read_release_manifest(uri, allow_http=store.allow_http)[1].about
+    return uri if about.get("made_of_sha256") == hash_origin(run.recipe, run.read("about.json")["identity"]) else None
+
+
+def hash_origin(recipe: Recipe, identity: dict[str, Any]) -> str:
+    """Return the sha256 (hex) of all that a release is made of: sources, recipe, and this package's version."""
+    sections = material_sections(recipe, (*DEFINES_TRAINING, "name", "baselines", "export"))
+    return hash_json([identity, sections, __version__])
+
+
+def _prune(node: Node, run: Run, attempt: Attempt) -> None:
+    """Delete old releases; what cannot be deleted costs space, not the run."""
+    store, keep = run.recipe.store, run.recipe.store.keep_releases
+    if keep is None:
+        return
+    attempt.verify()
+    pruner = Pruner(f"{store.uri}/models/{run.recipe.name}", allow_http=store.allow_http)
+    try:
+        releases, runs = node.transfer(lambda: pruner.prune(keep))
+    except JobError as error:
+        log.warning("%s; old releases stay, `job release prune` deletes them", error)
+        return
+    if releases or runs:
+        log.info("deleted beyond store.keep_releases: %s", ", ".join([*releases, *(f"run {run}" for run in runs)]))
+
+
+def describe_lineage(run: Run, order: int) -> dict[str, Any]:
     """Return what a release's manifest says beside its files: what it was made of, and by what."""
     sources, about = run.read("sources.json"), run.read("about.json")
     return {
@@ -69,6 +106,8 @@ def describe_lineage(run: Run) -> dict[str, Any]:
         "parent": hide_paths(sources["model"]["release"]),
         "model": hide_paths(about["identity"]["model"]),
         "data": hide_paths(about["identity"]["data"]),
+        "order": order,
+        "made_of_sha256": hash_origin(run.recipe, about["identity"]),
         "tokenizer_sha256": about["identity"]["tokenizer_sha256"],
         "recipe_sha256": hash_json(run.recipe.model_dump(mode="json")),
         "versions": about["versions"],

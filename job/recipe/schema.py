@@ -264,7 +264,9 @@ class Release(Section):
         "proven",
         description="proven: when every gate passed; better: when it also beats the current release on the test rows",
     )
-    skip_if_unchanged: Literal[False] = Field(False, description="not offered by this version")
+    skip_if_unchanged: bool = Field(
+        False, description="end at once where data, model and recipe are those of the current release"
+    )
 
 
 class Store(Section):
@@ -272,7 +274,9 @@ class Store(Section):
 
     uri: str = Field(min_length=1, description="s3://bucket/prefix, or a local folder")
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints that a run keeps")
-    keep_releases: Positive = Field(10, description="releases are never deleted by this version")
+    keep_releases: Positive | None = Field(
+        10, description="newest releases of a model that a release leaves, with the runs that made them; null: all"
+    )
     lease_ttl_s: Positive = Field(30, description="seconds after which a silent owner of the run is replaced")
     max_unsynced_minutes: Positive = Field(30, description="minutes without a successful upload before stopping")
     single_writer: bool = Field(

@@ -9,15 +9,16 @@ download · `background.py` upload beside the training · `hub.py` the Hugging F
 The commit protocol, whose order of calls stands in `commit.py` (fence and pointer): `probe.py` can
 the store do it · `lease.py` who owns a run · `attempt.py` an attempt from its lease to its end ·
 `ledger.py` what every attempt came to · `checkpoints.py` writes, `restore.py` reads, `retention.py`
-deletes checkpoints · `release.py` the same for releases · `promotion.py` which of them is current ·
-`records.py` small JSON objects · `runs.py` one run's prefix · `inventory.py` what lies there, for
-`job show`.
+deletes checkpoints · `release.py` the same for releases · `promotion.py` which of them is current,
+`pruning.py` deletes old ones · `records.py` small JSON objects · `runs.py` one run's prefix ·
+`inventory.py` what lies there, for `job show`.
 """
 
 from job.store.attempt import Attempt
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import Store, open_store
 from job.store.promotion import ModelPointer
+from job.store.pruning import Pruner
 from job.store.release import latest_release, publish_release
 from job.store.runs import RunStore
 
@@ -26,6 +27,7 @@ __all__ = [
     "Manifest",
     "ManifestEntry",
     "ModelPointer",
+    "Pruner",
     "RunStore",
     "Store",
     "latest_release",

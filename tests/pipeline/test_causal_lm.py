@@ -256,8 +256,8 @@ def test_two_ranks_learn_what_one_learns(words: dict[str, Any], tmp_path: Path) 
 
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}" + END + "{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for message in messages %}{{ message['role'] }}\n{{ message['content'] }}" + END + "{% endfor %}"
+    "{% if add_generation_prompt %}assistant\n{% endif %}"
 )
 
 

@@ -86,3 +86,22 @@ def test_a_promotion_that_was_killed_before_its_record_is_not_decided_again(nigh
     again = nights.run("tuesday", *GOOD).result
     assert again["promoted"] is True
     assert again["promotion"]["against"].startswith("monday-"), "not compared with itself"
+
+
+def test_a_night_on_which_nothing_is_new_ends_at_once_and_old_nights_are_deleted(nights: Nights) -> None:
+    skip = ("release.skip_if_unchanged=true", "release.promote_if=proven", "training.max_steps=2")
+    skip = (*skip, "store.keep_releases=1")
+    first = nights.run("monday", *skip).result
+    again = nights.run("tuesday", *skip)
+    assert (again.code, again.result["status"], again.result["release"]) == (0, "unchanged", first["release"])
+    assert "nothing was done" in again.result["reason"]
+    assert not (nights.folder / "store" / "runs" / "tuesday" / "checkpoints").exists()
+    changed = nights.run("wednesday", *skip, "training.seed=7").result
+    assert (changed["status"], changed["promoted"]) == ("released", True)
+    third = nights.run("thursday", *skip, "training.seed=8").result
+    model = nights.folder / "store" / "models" / "tiny"
+    kept = {path.name for path in model.iterdir() if path.is_dir()}
+    assert kept == {Path(changed["release"]).name, Path(third["release"]).name}, "the current one, and the one before"
+    assert {path.name for path in (nights.folder / "store" / "runs").iterdir()} >= {"wednesday", "thursday"}
+    assert not (nights.folder / "store" / "runs" / "monday").exists()
+    assert "monday" not in nights.call("release", "list", nights.model)

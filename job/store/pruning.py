@@ -1,0 +1,148 @@
+"""Deleting old releases of a model, and the runs that made them (`job release prune`).
+
+Kept are the newest, the current one, the one that a rollback leads to, and every release that another release or a
+run that goes on was made of. A manifest goes before the objects that it names, so that half a release is none. Of a
+run nothing is touched but where its release is gone or goes, and nobody owns it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from job.errors import Fenced, NotFound, NoValidCheckpoint
+from job.failpoints import failpoint
+from job.store.lease import OWNER, acquire_lease
+from job.store.objects import Store, open_store, split_uri
+from job.store.promotion import ModelPointer
+from job.store.records import parse_leniently
+from job.store.restore import read_manifest
+
+log = logging.getLogger("job.store")
+
+_TTL_S = 30.0
+
+
+class Version(NamedTuple):
+    """A release: `order` is its run's number among those of its model, `why` it is kept, "" for one that goes."""
+
+    name: str
+    order: int
+    why: str
+
+
+class Pruner:
+    """The releases of the model at `uri`, …/models/<name>; NotFound (13) for another address."""
+
+    def __init__(self, uri: str, *, allow_http: bool = False) -> None:
+        parent, self._name = split_uri(uri)
+        self._root, room = split_uri(parent)
+        if room != "models":
+            raise NotFound(f"{uri}: is no model; name …/models/<name>")
+        self._allow_http = allow_http
+        self._whole, self._objects = self._open(""), self._open(f"/models/{self._name}")
+        self._pointer = ModelPointer(self._objects)
+
+    def plan(self, keep: int) -> list[Version]:
+        """Return all releases, newest first: the newest `keep` stay, and what is needed; NotFound (13) for none."""
+        standing = self._pointer.read()
+        kept = dict.fromkeys(_find_parents(self._whole, self._name), "chained")
+        kept |= dict.fromkeys(standing.before[:1], "rollback")
+        kept |= {standing.version: "current"} if standing.version else {}
+        found = sorted(_list_releases(self._objects), key=lambda each: (each[1], each[0]), reverse=True)
+        if not found:
+            raise NotFound(f"{self._objects.uri}: no release of a model lies there; name …/models/<name>")
+        return [
+            Version(version, order, kept.get(version, "" if place >= keep else "newest"))
+            for place, (version, order) in enumerate(found)
+        ]
+
+    def prune(self, keep: int) -> tuple[list[str], list[str]]:
+        """Delete what `plan` lets go, then the runs whose release is no more; return versions and run ids."""
+        gone = [version.name for version in self.plan(keep) if not version.why and self._delete_release(version.name)]
+        left = {version for version, _ in _list_releases(self._objects)}
+        over = list(_list_over(self._whole, self._name, left))
+        for _, version in over:  # what a pruning that was cut short has left of it
+            self._objects.delete([item.key for item in self._objects.list(f"{version}/")])
+        return gone, [run for run, _ in over if self._delete_run(run)]
+
+    def _delete_release(self, version: str) -> bool:
+        standing = self._pointer.read()  # asked again for each: a person may have gone back to it meanwhile
+        if version in (standing.version, *standing.before[:1]):
+            return False
+        failpoint("prune-manifest")
+        self._objects.delete([f"{version}/manifest.json"])
+        failpoint("prune-objects")
+        self._objects.delete([item.key for item in self._objects.list(f"{version}/")])
+        return True
+
+    def _delete_run(self, run: str) -> bool:
+        """Delete a run that nobody owns, `owner.json` last; False where somebody does."""
+        objects = self._open(f"/runs/{run}")
+        try:
+            lease = acquire_lease(objects, _TTL_S, lambda: None)
+        except Fenced as error:
+            log.warning("%s; it is left alone", error)
+            return False
+        keys = [item.key for item in objects.list("") if item.key != OWNER]
+        failpoint("prune-run")
+        objects.delete([key for key in keys if key.endswith("manifest.json") or key == "current.json"])
+        lease.verify()
+        objects.delete(keys)
+        lease.release()
+        objects.delete([OWNER])
+        return True
+
+    def _open(self, prefix: str) -> Store:
+        return open_store(f"{self._root}{prefix}", allow_http=self._allow_http)
+
+
+def _list_releases(objects: Store) -> Iterator[tuple[str, int]]:
+    """Yield (version, order) of every whole release; what has no manifest is being uploaded."""
+    for item in list(objects.list("")):
+        version, _, rest = item.key.partition("/")
+        if rest != "manifest.json":
+            continue
+        try:
+            about = read_manifest(objects, item.key).about
+        except NoValidCheckpoint as error:
+            log.warning("%s; it is left alone", error)
+            continue
+        order = about.get("order")
+        yield version, order if type(order) is int else 0
+
+
+def _find_parents(whole: Store, name: str) -> Iterator[str]:
+    """Yield the versions of model `name` that releases were made of, or that a run which goes on names."""
+    pattern = re.compile(rf"models/{re.escape(name)}/([^/]+)/?$")
+    keys = [item.key for item in whole.list("")]
+    for key in keys:
+        parts = key.split("/")
+        if parts[0] == "models" and parts[-1] == "manifest.json" and len(parts) == 4:
+            parent = str(parse_leniently(whole.read(key)).get("about", {}).get("parent") or "")
+            yield parent.rpartition("/")[2]
+        if parts[0] == "runs" and parts[2:] == ["run.json"] and f"runs/{parts[1]}/stages/release.json" not in keys:
+            recipe = parse_leniently(whole.read(key)).get("recipe", {})
+            if found := pattern.search(str(_dig(recipe, "model", "id"))):
+                yield found.group(1)
+
+
+def _list_over(whole: Store, name: str, left: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield (run, version) of the runs of model `name` that have made a release which is no more."""
+    releases = {}
+    for item in list(whole.list("runs/")):
+        parts = item.key.split("/")
+        if parts[2:] == ["stages", "release.json"]:
+            releases[parts[1]] = str(_dig(parse_leniently(whole.read(item.key)), "record", "release") or "")
+    for run, release in releases.items():
+        model, _, version = release.rpartition("/")
+        if model.endswith(f"/models/{name}") and version not in left:
+            yield run, version
+
+
+def _dig(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,118 @@
+"""Old releases go, and the runs that made them; nothing goes that anybody follows, goes back to, or builds on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.errors import Interrupted, NotFound
+from job.store import ModelPointer, Pruner, open_store
+from job.store.lease import acquire_lease
+from job.store.manifest import Manifest, ManifestEntry
+from job.store.records import dump
+
+ENTRY = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+
+
+class Shop:
+    """A store with releases of models, each made by a run of its own."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.objects = uri, open_store(uri)
+
+    def add(self, model: str, night: int, parent: str | None = None) -> str:
+        version, run = f"{model}-{night}-0000000{night}", f"{model}-{night}"
+        about = {"name": model, "run_id": run, "order": night, "parent": parent}
+        self.objects.write(f"models/{model}/{version}/config.json", b"{}")
+        self.objects.write(f"models/{model}/{version}/manifest.json", Manifest("release", ENTRY, about).to_bytes())
+        record = {"record": {"release": f"{self.uri}/models/{model}/{version}"}}
+        for key, value in (("run.json", {"recipe": {}}), ("stages/release.json", record), ("checkpoints/x/y", {})):
+            self.objects.write(f"runs/{run}/{key}", dump(value))
+        return version
+
+    def pointer(self, model: str) -> ModelPointer:
+        return ModelPointer(open_store(f"{self.uri}/models/{model}"))
+
+    def pruner(self, model: str) -> Pruner:
+        return Pruner(f"{self.uri}/models/{model}")
+
+    def list(self, prefix: str) -> set[str]:
+        return {item.key.removeprefix(prefix).split("/")[0] for item in self.objects.list(prefix)}
+
+
+@pytest.fixture
+def shop(store_uri: str) -> Shop:
+    return Shop(store_uri)
+
+
+def test_the_newest_releases_stay_and_the_runs_of_the_others_go(shop: Shop) -> None:
+    versions = [shop.add("tiny", night) for night in range(1, 6)]
+    for version in versions:
+        shop.pointer("tiny").promote(version)
+    deleted, runs = shop.pruner("tiny").prune(3)
+    assert (sorted(deleted), sorted(runs)) == (versions[:2], ["tiny-1", "tiny-2"])
+    assert shop.list("models/tiny/") == {*versions[2:], "current.json"}
+    assert shop.list("runs/") == {"tiny-3", "tiny-4", "tiny-5"}
+    assert shop.pruner("tiny").prune(3) == ([], [])
+
+
+def test_what_is_followed_gone_back_to_or_built_on_stays_however_old_it_is(shop: Shop) -> None:
+    versions = [shop.add("tiny", night) for night in range(1, 8)]
+    shop.pointer("tiny").promote(versions[0])
+    shop.pointer("tiny").promote(versions[1])
+    shop.add("child", 1, parent=f"{shop.uri}/models/tiny/{versions[2]}")
+    shop.add("nephew", 1, parent=versions[3])  # of a local store: paths are not told
+    shop.objects.write(
+        "runs/going/run.json", dump({"recipe": {"model": {"id": f"{shop.uri}/models/tiny/{versions[4]}"}}})
+    )
+    plan = {version.name: version.why for version in shop.pruner("tiny").plan(1)}
+    assert plan == dict(
+        zip(versions, ["rollback", "current", "chained", "chained", "chained", "", "newest"], strict=True)
+    )
+    assert shop.pruner("tiny").prune(1) == ([versions[5]], ["tiny-6"])
+    assert shop.list("models/tiny/") >= set(versions[:5])
+    assert shop.list("models/child/") and shop.list("runs/") >= {"going", "child-1"}
+
+
+def test_a_run_without_a_release_and_one_that_somebody_owns_are_left_alone(shop: Shop, monkeypatch: Any) -> None:
+    monkeypatch.setattr("job.store.pruning._TTL_S", 0.5)
+    for night in (1, 2, 3):
+        shop.add("tiny", night)
+    shop.objects.write("runs/interrupted/run.json", dump({"recipe": {}}))
+    shop.objects.write("runs/interrupted/checkpoints/x/y", b"")
+    lease = acquire_lease(open_store(f"{shop.uri}/runs/tiny-1"), 1.0, lambda: None)
+    try:
+        deleted, runs = shop.pruner("tiny").prune(1)
+    finally:
+        lease.release()
+    assert len(deleted) == 2 and runs == ["tiny-2"]
+    assert shop.list("runs/") == {"tiny-1", "tiny-3", "interrupted"}
+    assert shop.pruner("tiny").prune(1) == ([], ["tiny-1"])
+
+
+@pytest.mark.parametrize("stop", ["prune-manifest", "prune-objects", "prune-run"])
+def test_pruning_that_was_cut_short_goes_on_the_next_time(shop: Shop, stop: str, monkeypatch: Any) -> None:
+    versions = [shop.add("tiny", night) for night in (1, 2, 3)]
+
+    def cut(name: str) -> None:
+        if name == stop:
+            raise Interrupted("cut short")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("job.store.pruning.failpoint", cut)
+        with pytest.raises(Interrupted):
+            shop.pruner("tiny").prune(1)
+    monkeypatch.setattr("job.store.pruning._TTL_S", 0.5)
+    shop.pruner("tiny").prune(1)
+    assert shop.list("models/tiny/") == {versions[2]}
+    assert shop.list("runs/") == {"tiny-3"}
+
+
+def test_only_a_model_is_pruned(shop: Shop, tmp_path: Path) -> None:
+    for uri in (f"{shop.uri}/runs/tiny", shop.uri, f"{shop.uri}/models/tiny/version"):
+        with pytest.raises(NotFound, match=r"name …/models/<name>"):
+            Pruner(uri).plan(1)
+    with pytest.raises(NotFound, match="no release"):
+        shop.pruner("nobody").plan(1)
