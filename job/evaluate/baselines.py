@@ -1,9 +1,10 @@
 """What the model would score without fine-tuning, on the same test rows.
 
 `majority` always answers the most frequent train label · `untrained` is the base model with its
-head as it stood before the first step · `zero-shot` takes the label whose name's embedding is
-nearest · `few-shot:N` (`one-shot` is N = 1) the nearest mean embedding of N train rows a label.
-Embeddings are mean-pooled last hidden states of the base model (Reimers & Gurevych 2019).
+head as it stood before the first step · `zero-shot` takes the label by its name: the nearest embedding, the likeliest
+continuation of a model that writes, or what a model of natural-language inference says that the text entails ·
+`few-shot:N` (`one-shot` is N = 1) is shown N train rows a label: the nearest mean embedding, or examples before the
+question · `linear-probe` is a logistic regression on the embeddings of all train rows.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Any
 import numpy as np
 
 from job.data import TokenTable
-from job.evaluate.inference import compute_answers, compute_vectors
+from job.evaluate.embeddings import Neighbours
+from job.evaluate.entailment import find_entailment, score_entailment
+from job.evaluate.inference import compute_answers
+from job.evaluate.prompting import Prompter
 from job.recipe import Run
+from job.store.models import read_config
 from job.tasks import get_task, load_model
 
 log = logging.getLogger("job.evaluate")
@@ -43,8 +48,9 @@ class Baselines:
         """Return the answers of one baseline."""
         kind, _, shots = name.partition(":")
         if kind in ("one-shot", "few-shot"):
-            return self._test_vectors @ self._class_means(int(shots or 1)).T
-        return {"majority": self._majority, "untrained": self._untrained, "zero-shot": self._zero_shot}[kind]()
+            return self._shown.few_shot(int(shots or 1))
+        known = {"majority": self._majority, "untrained": self._untrained, "zero-shot": self._zero_shot}
+        return (known | {"linear-probe": self._linear_probe})[kind]()
 
     def _majority(self) -> np.ndarray:
         counts = np.bincount(self._train.truth.labels, minlength=len(self._data["labels"]))
@@ -56,39 +62,20 @@ class Baselines:
         return compute_answers(model, self.test, self._data["pad_id"], task)
 
     def _zero_shot(self) -> np.ndarray:
-        from transformers import AutoTokenizer
+        entailment = find_entailment(self._config)
+        if entailment is not None:
+            return score_entailment(self._run, self.test, entailment)
+        return self._shown.zero_shot()
 
-        tokenizer = AutoTokenizer.from_pretrained(self._run.tokenizer)
-        ids = [np.asarray(tokenizer(name)["input_ids"]) for name in self._data["labels"]]
-        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        nothing = np.zeros(len(ids), dtype=np.int64)
-        return self._test_vectors @ self._embed(TokenTable(np.concatenate(ids), None, offsets, nothing, nothing)).T
-
-    def _class_means(self, shots: int) -> np.ndarray:
-        rng = np.random.default_rng([self._run.recipe.training.seed, shots])
-        labels = range(len(self._data["labels"]))
-        chosen = [rng.permutation(np.flatnonzero(self._train.labels == label))[:shots] for label in labels]
-        vectors = self._embed(self._train.take(np.concatenate(chosen)))
-        parts = np.split(vectors, np.cumsum([len(part) for part in chosen])[:-1])
-        return _unit(np.stack([part.mean(axis=0) if len(part) else np.zeros(vectors.shape[1]) for part in parts]))
+    def _linear_probe(self) -> np.ndarray:
+        return Neighbours(self._run, self._train, self.test).linear_probe()
 
     @cached_property
-    def _test_vectors(self) -> np.ndarray:
-        return self._embed(self.test)
+    def _shown(self) -> Neighbours | Prompter:
+        """Return what a few examples can be shown to: a model that writes, or the space of one that reads."""
+        writes = str((self._config.get("architectures") or [""])[0]).endswith(get_task("causal-lm").architectures)
+        return (Prompter if writes else Neighbours)(self._run, self._train, self.test)
 
-    def _embed(self, table: TokenTable) -> np.ndarray:
-        """Return unit vectors float32 [rows, hidden] of the base model."""
-        import torch
-        from transformers import AutoModel
-
-        def pool(output: Any, mask: torch.Tensor) -> torch.Tensor:
-            weights = mask.unsqueeze(-1).float()
-            return (output.last_hidden_state * weights).sum(1) / weights.sum(1)
-
-        folder = self._run.base_model
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-        return _unit(compute_vectors(model, table, self._data["pad_id"], pool))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_config(self._run.base_model)

@@ -42,7 +42,7 @@ DEFINES_TRAINING = ("task", "model", "data", "tuning", "training")
 """Sections that fix the trained weights: changed ones are another run."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_BASELINE = re.compile(r"majority|untrained|zero-shot|one-shot|few-shot:[1-9][0-9]{0,2}")
+_BASELINE = re.compile(r"majority|untrained|zero-shot|linear-probe|one-shot|few-shot:[1-9][0-9]{0,2}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ TASK_KEYS: dict[str, TaskKeys] = {
     "text-classification": TaskKeys(
         (("text", "label"), ("text", "text_pair", "label")),
         ("majority", "untrained"),
-        ("zero-shot", "one-shot", "few-shot"),
+        ("zero-shot", "one-shot", "few-shot", "linear-probe"),
         ("portable", "avx512_vnni"),
         0.95,
     ),
@@ -313,8 +313,8 @@ class Recipe(Section):
     launch: Launch = Launch()
     baselines: list[str] = Field(
         default=["majority", "untrained"],
-        description="majority, untrained, zero-shot, one-shot, few-shot:N; measured on the same test split; every task "
-        "has untrained, the last three text-classification alone",
+        description="majority, untrained, zero-shot, one-shot, few-shot:N, linear-probe; measured on the same test "
+        "split; every task has untrained, the last four text-classification alone",
     )
     export: Export = Export()
     release: Release = Release()
@@ -378,7 +378,9 @@ class Recipe(Section):
                     f"has {baseline!r}, which {info.data['task']} does not offer; use {', '.join(offered)}"
                 )
             if not _BASELINE.fullmatch(baseline):
-                raise ValueError(f"has {baseline!r}; use majority, untrained, zero-shot, one-shot or few-shot:N")
+                raise ValueError(
+                    f"has {baseline!r}; use majority, untrained, zero-shot, one-shot, few-shot:N or linear-probe"
+                )
         return baselines
 
     @property
