@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
 import shutil
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from job.recipe import Recipe, Run, hash_json, write_json
 from job.releasing import find_order, find_unchanged, release_bundle
 from job.report import assemble_result
 from job.stages import Stage
+from job.status import Status
 from job.store import Attempt, RunStore
 from job.store.attempt import read_stage
 from job.store.manifest import hash_file
@@ -67,6 +67,7 @@ class Pipeline:
         self._node = Node(run.recipe.launch, stop, self._check_lease)
         self._lead: Lead | None = None
         self._attempt: Attempt | None = None
+        self._status: Status | None = None
         self._about: dict[str, Any] = {}
         self._retried = False
 
@@ -147,7 +148,8 @@ class Pipeline:
                 log.warning("the store does not answer; this attempt leaves without a word there")
 
     def _leave_store(self, attempt: Attempt, result: dict[str, Any]) -> None:
-        self._write_status(attempt, result["status"])
+        if self._status:
+            self._status.write(result["status"])
         attempt.leave(result)
 
     def _check_lease(self) -> None:
@@ -175,7 +177,8 @@ class Pipeline:
                 attempt.claim(about)
         attempt.begin(hash_json([recipe.model_dump(mode="json"), __version__]), _list_records())
         find_order(self._run, attempt)
-        self._status("claimed")
+        self._status = Status(self._run, attempt)
+        self._tell("claimed")
         return attempt
 
     def _compare(self, store: RunStore) -> None:
@@ -213,10 +216,10 @@ class Pipeline:
             log.info("%s: already committed, skipped", stage.name)
             self._records[stage.name] = saved["record"]
             return str(saved["outputs"])
-        self._status(stage.name)
+        self._tell(stage.name)
         failpoint("stage-run")
         training = stage.name == "train"
-        record = lead.train(stage, self._run, attempt, self._about) if training else self._run_stage(stage)
+        record = self._train(stage, attempt, lead) if training else self._run_stage(stage)
         files = {name: hash_file(self._run.folder / name) for name in stage.files}
         left = [files, _list_digests(record)]
         outputs = hash_json(left if any(left) else key)  # a stage without files passes on what it was made of
@@ -224,6 +227,10 @@ class Pipeline:
         committed = {"key": key, "outputs": outputs, "files": files, "record": record}
         self._node.transfer(lambda: attempt.commit_record(stage.name, committed))
         return outputs
+
+    def _train(self, stage: Stage, attempt: Attempt, lead: Lead) -> dict[str, Any]:
+        with self._status.follow(self._run.progress) if self._status else nullcontext():
+            return lead.train(stage, self._run, attempt, self._about)
 
     def _run_stage(self, stage: Stage) -> dict[str, Any]:
         if stage.name == "report":
@@ -265,7 +272,7 @@ class Pipeline:
 
     def _release(self, attempt: Attempt, inputs: str) -> dict[str, Any]:
         """Publish the bundle and move the model's pointer where the recipe says so."""
-        self._status("release")
+        self._tell("release")
         failpoint("stage-run")
         proven, key = self._records["rehearse"].get("files"), stages.RELEASE.key(self._run.recipe, inputs)
         record = release_bundle(self._node, self._run, attempt, proven, key)
@@ -276,19 +283,10 @@ class Pipeline:
             reasons.append(f"not promoted: {record['promotion']['reason']}")
         return {"status": "released", "exit_code": 0, "reason": "; ".join(reasons), **record}
 
-    def _status(self, phase: str) -> None:
+    def _tell(self, phase: str) -> None:
         """Leave a line for `job show`; nothing depends on it."""
-        attempt = self._attempt
-        if attempt:
-            self._node.transfer(lambda: self._write_status(attempt, phase))
-
-    def _write_status(self, attempt: Attempt, phase: str) -> None:
-        about = {"run_id": self._run.run_id, "name": self._run.recipe.name, "phase": phase, "epoch": attempt.epoch}
-        try:
-            attempt.check()
-            attempt.store.write_json("status.json", about | {"host": platform.node(), "pid": os.getpid()})
-        except JobError as error:
-            log.warning("status.json could not be written: %s", error)
+        if status := self._status:
+            self._node.transfer(lambda: status.write(phase))
 
 
 def _list_records() -> list[str]:

@@ -56,6 +56,11 @@ class Run:
         """The folder that is released as it is."""
         return self.folder / "bundle"
 
+    @property
+    def progress(self) -> Path:
+        """How far the training is: written by rank 0, read by the supervisor."""
+        return self.folder / "train" / "progress.json"
+
     def tokens(self, split: str) -> Path:
         """Folder of the tokenized `train`, `validation` or `test` rows."""
         return Path(self.read("data.json")["tokens"][split])

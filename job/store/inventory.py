@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +112,23 @@ def list_events(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
 
 
 def follow_events(uri: str, *, allow_http: bool = False, pause_s: float = 2.0) -> Iterator[list[str]]:
-    """Yield the events of a run as they come, those of the past first; end when no further attempt will follow.
+    """Yield the events of a run as they come, those of the past first, and how far a training is; end when no further
+    attempt will follow.
 
     Raises NotFound where no run lies. The last row tells how the run ended.
     """
     shown: set[tuple[str, ...]] = set()
+    seen: list[str] = []
     while True:
         ended = _find_end(open_store(uri.rstrip("/"), allow_http=allow_http))  # before the events: none may be missed
         for _, _, rows in list_events(uri, allow_http=allow_http):
             new = [row for row in rows if tuple(row) not in shown]
             shown.update(map(tuple, new))
             yield from new
+        row = _describe_training(_read(open_store(uri.rstrip("/"), allow_http=allow_http), "status.json"))
+        if row and row != seen and not ended:
+            yield [datetime.now(UTC).isoformat(timespec="milliseconds"), *row]
+        seen = row
         if ended:
             yield ended
             return
@@ -145,7 +152,9 @@ def _describe_event(epoch: str, event: dict[str, Any]) -> list[str]:
 
 
 def _list_run(store: Store) -> Iterator[Listing]:
-    yield "run", ["key", "value"], [[key, str(value)] for key, value in _read(store, "status.json").items()]
+    status = _read(store, "status.json")
+    status |= {"progress": _describe_progress(status["progress"])} if "progress" in status else {}
+    yield "run", ["key", "value"], [[key, str(value)] for key, value in status.items()]
     owner = _read(store, "owner.json")
     shown = ("epoch", "host", "pid", "seq", "released")
     yield "lease", ["key", "value"], [[key, str(owner[key])] for key in shown if key in owner]
@@ -153,6 +162,27 @@ def _list_run(store: Store) -> Iterator[Listing]:
     stages = sorted(item.key for item in store.list("stages/"))
     yield "stages", ["committed"], [[key.removeprefix("stages/").removesuffix(".json")] for key in stages]
     yield "checkpoints", ["checkpoint", "", "MiB"], _describe_checkpoints(store)
+
+
+def _describe_training(status: dict[str, Any]) -> list[str]:
+    """Return attempt, phase and progress of a run that trains, else nothing."""
+    if "progress" not in status:
+        return []
+    return [str(status.get("epoch")), str(status.get("phase")), _describe_progress(status["progress"])]
+
+
+def _describe_progress(progress: Any) -> str:
+    """Say how far a training is: step 20/57, 35 %, 0:12 left, loss 0.42, …; what is no progress as it is."""
+    try:
+        known = {key: progress[key] for key in ("step", "steps", "percent", "left_s")}
+        words = [
+            f"step {known['step']}/{known['steps']}",
+            f"{known['percent']} %",
+            f"{timedelta(seconds=known['left_s'])} left",
+        ]
+        return ", ".join([*words, *(f"{key} {value:.6g}" for key, value in progress.items() if key not in known)])
+    except (TypeError, KeyError, ValueError):
+        return str(progress)
 
 
 def _describe_attempts(store: Store) -> Iterator[list[str]]:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from job.data.batching import derive_micro_batch
 from job.data.tokenize import TokenTable
 from job.errors import Interrupted
 from job.liveness import beat
-from job.recipe import Run
+from job.recipe import Run, write_json
 from job.store.background import BackgroundUploader
 from job.store.checkpoints import CheckpointWriter
 from job.store.models import count_parameters
@@ -53,7 +54,7 @@ def _run_rank(run: Run) -> dict[str, Any]:
     trainer, group = _build_trainer(run, world_size)
     uploads = Uploads(run, attempt, rank, world_size)
     vote = StopVote(group, uploads.queue)
-    _add_callbacks(trainer, vote, uploads.queue)
+    _add_callbacks(run, trainer, vote, uploads.queue)
     trainer.on_checkpoint = uploads.submit
     seconds = _train(trainer, vote, attempt)
     # before the last upload: a rank that has little to send would wait for the others without a sign of life
@@ -112,9 +113,10 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     return trainer, dist.new_group(backend="gloo") if world_size > 1 else None
 
 
-def _add_callbacks(trainer: JobTrainer, vote: StopVote, queue: BackgroundUploader) -> None:
+def _add_callbacks(run: Run, trainer: JobTrainer, vote: StopVote, queue: BackgroundUploader) -> None:
     trainer.remove_callback(transformers.PrinterCallback)
-    progress = Progress(queue.check, trainer.task.metric, trainer.args.process_index == 0)
+    tell = partial(write_json, run.progress) if trainer.args.process_index == 0 else None
+    progress = Progress(queue.check, trainer.task.metric, tell)
     for callback in (Heartbeat(), progress, ScaleFloor(trainer.read_loss_scale), vote, EvaluationDebt()):
         trainer.add_callback(callback)
 

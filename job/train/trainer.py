@@ -19,7 +19,7 @@ import transformers.trainer
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from job.data.batching import BatchShape, RankBatches
+from job.data.batching import FILLER, BatchShape, RankBatches
 from job.data.tokenize import TokenTable
 from job.failpoints import failpoint
 from job.liveness import beat
@@ -40,6 +40,7 @@ from job.train.checkpoint import (
 from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
 from job.train.packing import PackedCollator
 from job.train.preemption import EvaluationCut
+from job.train.progress import Pace
 from job.train.shards import read_shards, write_shard, write_steps
 from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
 
@@ -76,6 +77,7 @@ class JobTrainer(Trainer):
         self.shape = (0, 0)
         self._saved_step = -1
         self._order = np.argsort(-data.validation.lengths, kind="stable")
+        self._pace = Pace(args.world_size)
         smoothing = run.recipe.training.label_smoothing_factor
 
         def mean_loss(
@@ -128,7 +130,10 @@ class JobTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Note which rows this rank computes, and how many of how many tokens, then compute them."""
         self.shape = tuple(inputs["input_ids"].shape)
-        self.samples.add(self.state.global_step, inputs.pop("row").tolist())
+        rows = inputs.pop("row")
+        self.samples.add(self.state.global_step, rows.tolist())
+        mask = inputs.get("attention_mask")  # packed rows have none, and hardly any padding
+        self._pace.add(inputs["input_ids"].numel() if mask is None else int(mask[rows != FILLER].sum()))
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
@@ -142,7 +147,7 @@ class JobTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without a trace in the random number generators; a stop signal ends it and the training."""
         try:
-            with keep_generators():
+            with keep_generators(), self._pace.pause():
                 metrics: dict[str, float] = super().evaluate(*args, **kwargs)
                 return metrics
         except EvaluationCut:
@@ -157,6 +162,11 @@ class JobTrainer(Trainer):
         named = dict(zip(self.task.outputs, parts, strict=False))
         answers: torch.Tensor = self.task.reduce(join_outputs(self.task, named), labels)
         return answers
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, with the tokens that all ranks trained on in a second since the last time."""
+        pace = {"tokens_per_second": self._pace.take()} if "loss" in logs else {}
+        super().log(logs | pace, start_time)
 
     def _score(self, prediction: EvalPrediction) -> dict[str, Any]:
         """Score all rows together; Trainer has filled short ones up to the longest of all."""
@@ -187,7 +197,8 @@ class JobTrainer(Trainer):
         failpoint("checkpoint-write")
         folder = self._run.folder / "train" / f"checkpoint-{step:08d}-rank-{rank:05d}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._write_state(folder, rank)
+        with self._pace.pause():
+            self._write_state(folder, rank)
         failpoint("checkpoint-written")
         beat()
         self._saved_step = step
