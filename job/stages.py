@@ -26,7 +26,12 @@ class Stage:
 FETCH = "job.data:fetch_sources"
 STAGES = (
     Stage("train", "job.train:run_rank", DEFINES_TRAINING, ("final/config.json", "final/model.safetensors")),
-    Stage("evaluate", "job.evaluate:evaluate_run", ("baselines",), ("evaluate/validation.npy", "evaluate/test.npy")),
+    Stage(
+        "evaluate",
+        "job.evaluate:evaluate_run",
+        ("baselines",),
+        ("evaluate/validation.npy", "evaluate/test.npy", "evaluate/analysis.json"),
+    ),
     Stage("export", "job.export:export_run", (), ("onnx/model.onnx",)),
     Stage("quantize", "job.export:quantize_run", ("export",), ()),
     # numbers go into the report that no file of an earlier stage shows, so it and what follows is always made anew

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from job.data import TokenTable
+from job.evaluate.analysis import analyse_answers
 from job.evaluate.baselines import measure_baselines
 from job.evaluate.inference import compute_answers
 from job.evaluate.writing import write_on
@@ -22,7 +23,8 @@ log = logging.getLogger("job.evaluate")
 def evaluate_run(run: Run) -> dict[str, Any]:
     """Measure the trained model on validation and test, and the baselines on test; write answers for the export.
 
-    Leaves `evaluate/{validation,test,sample}.npy`: the task's answers float32 [units, k] of the fp32 torch model.
+    Leaves `evaluate/{validation,test,sample}.npy`: the task's answers float32 [units, k] of the fp32 torch model, and
+    `evaluate/analysis.json` for the report.
     """
     task, data = get_task(run.recipe.kind), run.read("data.json")
     model = open_trained(run.final_model, task)
@@ -35,6 +37,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         _save(run.folder / "evaluate" / f"{split}.npy", answers)
         metrics[split] = task.score(answers, table.truth)
         log.info("%s %s %.4f on %d rows", split, task.metric, metrics[split][task.metric], len(table))
+    run.write("evaluate/analysis.json", analyse_answers(run, task, answers))
     if task.generates:
         run.write("evaluate/written.json", write_on(run, model))
     else:
