@@ -27,6 +27,7 @@ from job.identity import material_sections
 from job.node import Node
 from job.recipe import Recipe, Run, hash_json
 from job.recipe.schema import DEFINES_TRAINING
+from job.report import tell_promotion
 from job.report.result import hide_paths
 from job.store import Attempt, ModelPointer, Pruner, publish_release
 from job.store.promotion import Standing, take_order
@@ -59,6 +60,7 @@ def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str
     log.info("%s: %s", "promoted" if promoted["promoted"] else "not promoted", promoted["reason"])
     release = f"{recipe.store.uri}/models/{recipe.name}/{version}"
     record = {"release": release, "promoted": promoted["promoted"], "promotion": promoted}
+    _tell_promotion(run, promoted)
     node.transfer(lambda: _commit(run, attempt, {"key": key, "outputs": version, "record": record}))
     _prune(node, run, attempt)
     return record
@@ -171,6 +173,12 @@ def _compare(node: Node, run: Run, current: str) -> Promotion:
     return {"promoted": better, "reason": reason, "against": current, **compared}
 
 
+def _tell_promotion(run: Run, promotion: Promotion) -> None:
+    """Write the run's own report: that of the release, and what became of it."""
+    page = (run.bundle / "report.html").read_text(encoding="utf-8")
+    (run.folder / "report.html").write_text(tell_promotion(page, promotion), encoding="utf-8")
+
+
 def _commit(run: Run, attempt: Attempt, committed: dict[str, Any]) -> None:
-    attempt.store.upload_report(run.bundle / "report.html", "report.html")
+    attempt.store.upload_report(run.folder / "report.html", "report.html")
     attempt.commit_record(stages.RELEASE.name, committed)

@@ -84,7 +84,7 @@ class Lead:
         checkpoint = self._node.transfer(attempt.current_checkpoint)
         if checkpoint is None or checkpoint["step"] != record["steps"]:
             raise PeerLost(f"the checkpoint of step {record['steps']}, the last, was not committed; run again")
-        return record | {"checkpoint": checkpoint}
+        return record | {"checkpoint": checkpoint, "attempts": self._node.transfer(attempt.list_attempts)}
 
     def _gather(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> None:
         if self._host:

@@ -33,6 +33,7 @@ OWNERS = {
     "deepspeed": "train/",
     "datasets": "data/",
     "optimum": "export/",
+    "resvg_py": "report/images.py",
 }
 WITHOUT_TORCH_AT_IMPORT = (
     "__init__.py",

@@ -1,4 +1,4 @@
-"""The report stage: metrics.json, report.html and the model card, beside the files they describe."""
+"""The report stage: metrics.json, report.html, its plots and the model card, beside the files they describe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from job import __version__
 from job.recipe import Run
+from job.report.images import write_pictures
 from job.report.page import render_page
+from job.report.plots import Numbers, draw_plots
 from job.report.result import assemble_result, hide_paths
 from job.tasks import Task, get_task
 
@@ -26,6 +28,8 @@ tags: [onnx, finetune-job]
 | on {n} test rows | {metric} | 95 % interval |
 |---|---|---|
 {quality}
+
+![Test {metric} of baselines, the fine-tuned model and its exports](plots/quality.png)
 
 ## Exports
 
@@ -64,7 +68,8 @@ const answer = await pipeline('{tag}', folder, {{ dtype: '{dtype}' }});
 - Licence of the base model: {licence}. The licence of the data (`{source}`) applies as well.
 
 Made by finetune-job {version}, run `{run_id}`; base model {base_commit}, data {data_commit}. `manifest.json` has the
-sha256 of every file and where all came from; `metrics.json` all numbers; `report.html` the curves and the recipe.
+sha256 of every file and where all came from; `metrics.json` all numbers; `report.html` the curves, the recipe and the
+worst mistakes with their texts; `plots/` its charts as pictures.
 """
 
 
@@ -72,15 +77,26 @@ _LICENCE = re.compile(r"\A---\n(?:(?!---).*\n)*?licen[sc]e:\s*(.+)\n", re.IGNORE
 
 
 def write_report(run: Run) -> dict[str, Any]:
-    """Write metrics.json, README.md (the model card) and report.html into the bundle; return nothing to record."""
-    records = run.read("records.json")
+    """Write metrics.json, README.md (the model card), report.html and plots/*.png into the bundle; return nothing."""
+    records, analysis = run.read("records.json"), run.read("evaluate/analysis.json")
     result = assemble_result(run.run_id, records)
-    (run.bundle / "metrics.json").write_text(
-        json.dumps({**result, "stages": records}, indent=1) + "\n", encoding="utf-8"
-    )
+    numbers = Numbers(get_task(run.recipe.kind).metric, records, result, analysis)
+    told = {**result, "analysis": _leave_out_texts(analysis), "stages": records}
+    (run.bundle / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (run.bundle / "README.md").write_text(render_card(run, records, result), encoding="utf-8")
-    (run.bundle / "report.html").write_text(render_page(run, records, result), encoding="utf-8")
+    plots = draw_plots(numbers)
+    (run.bundle / "report.html").write_text(render_page(run, numbers, plots), encoding="utf-8")
+    write_pictures(plots.values(), run.bundle / "plots")
     return {}
+
+
+def _leave_out_texts(analysis: dict[str, Any]) -> dict[str, Any]:
+    """Return the analysis without quotations: the report has them, for people."""
+    mistakes = [
+        {key: value for key, value in each.items() if key not in ("text", "pair")}
+        for each in analysis.get("mistakes", [])
+    ]
+    return analysis | {"mistakes": mistakes}
 
 
 def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> str:

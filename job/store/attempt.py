@@ -16,7 +16,7 @@ from job.failpoints import failpoint
 from job.recipe import hash_json
 from job.store.commit import NOTHING, fence, read_pointer, write_pointer
 from job.store.lease import Lease, acquire_lease
-from job.store.ledger import Ledger
+from job.store.ledger import Ledger, describe_attempt, read_attempt
 from job.store.objects import PreconditionFailed, Store
 from job.store.probe import probe_conditional_writes
 from job.store.records import Record, dump, has_seal, new_nonce, parse_leniently, seal, swap
@@ -107,6 +107,11 @@ class Attempt:
         if restored:
             self.note("resumed", manifest=restored.key, step=restored.manifest.about["step"])
         return restored
+
+    def list_attempts(self) -> list[Record]:
+        """Return {epoch, began, ended, exit_code, resumed_from} of every attempt since the training began, this too."""
+        found = [read_attempt(self.store, epoch) for epoch in range(max(self.since, 1), self.epoch + 1)]
+        return [describe_attempt(record) for record in found if record]
 
     def current_checkpoint(self) -> Record | None:
         """Return what current.json names now."""

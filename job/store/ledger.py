@@ -92,6 +92,15 @@ def read_attempt(store: RunStore, epoch: int) -> Record | None:
         return None
 
 
+def describe_attempt(record: Record) -> Record:
+    """Return what a report tells of an attempt; `resumed_from` is the step of its checkpoint, None at the beginning."""
+    events = record.get("events")
+    events = [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+    steps = [event.get("step") for event in events if event.get("event") == "resumed"]
+    about = {key: record.get(key) for key in ("epoch", "began", "ended", "exit_code")}
+    return about | {"resumed_from": steps[-1] if steps else None}
+
+
 def _describe_end(record: Record) -> str:
     if "exit_code" not in record:
         return "killed without a word (memory is the usual cause)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from job.report import format_result
-from job.report.page import _exports
+from job.report.plots import Numbers
+from job.report.tables import render_exports
 
 NUMBERS: dict[str, Any] = dict.fromkeys(
     ("accepted", "metric", "drop", "drop_bound", "agreement", "n", "size", "ms_per_row", "speedup", "rung")
@@ -31,6 +32,6 @@ def test_the_terminal_says_what_became_of_each_target() -> None:
 
 
 def test_the_page_says_what_became_of_each_target() -> None:
-    shown = _exports(RESULT, "accuracy")
+    shown = render_exports(Numbers("accuracy", {}, RESULT, {}))
     assert shown.count("left out") == 2
     assert shown.count("not judged") == 1

@@ -1,0 +1,33 @@
+"""Charts as PNG files, for slides and for readers that show no SVG.
+
+The font comes with the package, so that a machine without fonts draws the same; what it lacks (Chinese, Arabic, …) is
+taken from the machine's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from job.report.plots import Plot
+from job.report.style import write_picture_style
+
+_FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
+_ZOOM = 2.5
+"""A chart is 360 pixels wide, its picture 900."""
+
+
+def write_pictures(plots: Iterable[Plot], folder: Path) -> None:
+    """Write NAME.png of every plot into the folder."""
+    import resvg_py
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for plot in plots:
+        png = resvg_py.svg_to_bytes(
+            svg_string=plot.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1),
+            style_sheet=write_picture_style().replace("system-ui,sans-serif", "DejaVu Sans"),
+            background="#ffffff",
+            font_files=[str(_FONT)],
+            zoom=_ZOOM,
+        )
+        (folder / f"{plot.name}.png").write_bytes(bytes(png))
