@@ -26,7 +26,7 @@ from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
 from job.node import Node
-from job.plan import refuse_few_rows
+from job.plan import refuse_few_rows, refuse_missing_trackers
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.releasing import find_order, find_unchanged, release_bundle
 from job.report import assemble_result
@@ -75,6 +75,7 @@ class Pipeline:
         """Check what can be checked early, own the run, run the stages, release."""
         self._run = run = self._run.lock_folder()
         recipe = run.recipe
+        refuse_missing_trackers(recipe)
         topology = find_topology(recipe.distributed, place)
         derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
         self._lead = lead = Lead(self._node, run, topology)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 from job.data.batching import derive_micro_batch
-from job.errors import DataError
+from job.errors import DataError, RecipeError
 from job.launch import Topology, find_place, find_topology
 from job.recipe import Recipe
 from job.store import RunStore
 from job.tasks import get_task
 
 _BYTES_PER_PARAMETER = 16
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
+"""Packages of which transformers needs one; the last is the smallest."""
 _CHECKPOINT_BYTES_PER_PARAMETER = 12
 """fp32 weight and two Adam moments."""
 
 
 def print_plan(recipe: Recipe, work: Path, offline: bool) -> None:
     """Print the plan to stdout; raise the JobError that the run would end with."""
+    refuse_missing_trackers(recipe)
     topology = find_topology(recipe.distributed, find_place())
     for line in describe_batches(recipe, topology):
         print(line)
@@ -45,6 +49,17 @@ def refuse_few_rows(recipe: Recipe, rows: int) -> None:
             f"data.test: {rows} rows cannot prove a drop of at most {gate.max_metric_drop:g} "
             f"(export.int8.max_metric_drop); give at least {needed} rows, or set export.int8.gate: report_only"
         )
+
+
+def refuse_missing_trackers(recipe: Recipe) -> None:
+    """Raise RecipeError (10) where the recipe reports to something whose package is not installed here."""
+    for name in recipe.training.report_to:
+        packages = _TRACKERS[name]
+        if not any(find_spec(package) for package in packages):
+            raise RecipeError(
+                f"training.report_to: {name}, but its package is not installed here; pip install {packages[-1]}, or "
+                "take it out"
+            )
 
 
 def describe_batches(recipe: Recipe, topology: Topology) -> list[str]:

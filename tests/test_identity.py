@@ -25,12 +25,13 @@ ONE_VALUE = {"task", "tuning.method", "release.skip_if_unchanged"}
 """Keys that this version accepts with one value only."""
 MAY_CHANGE = {
     "training.logging_steps", "training.eval_steps", "training.save_steps", "training.max_micro_batch_size",
+    "training.report_to",
     "data.revision", "data.num_workers", "model.revision",
 }  # fmt: skip
 """Of what defines a training: neither weights nor rows depend on them (a revision counts by its commit)."""
 CANDIDATES: list[Any] = [
     True, False, 3, 7, 16, 0.25, 0.5, 2.0, "other", "cosine", "fp32", "padded", "deepspeed", 2, "dynamic",
-    "report_only", "never", ["portable"], ["majority"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
+    "report_only", "never", ["portable"], ["majority"], ["wandb"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
 ]  # fmt: skip
 
 

@@ -186,6 +186,9 @@ class Training(Section):
     logging_steps: Positive = 10
     eval_steps: Positive | None = Field(None, description="null: once an epoch")
     save_steps: Positive | None = Field(None, description="null: once an epoch")
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="send the curves there, too; each needs its package, and its own environment variables"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
 

@@ -62,7 +62,7 @@ def _cpu_computes_bf16() -> bool:
 def build_arguments(
     recipe: Recipe, shape: BatchShape, precision: str, folder: Path, parameters: int
 ) -> TrainingArguments:
-    """Return the TrainingArguments of one rank; Trainer neither saves, reports nor shuffles on its own."""
+    """Return the TrainingArguments of one rank; Trainer neither saves nor shuffles on its own."""
     training, per_token = recipe.training, get_task(recipe.kind).per_token
     deepspeed = None
     if recipe.distributed.engine == "deepspeed":
@@ -86,7 +86,9 @@ def build_arguments(
         label_names=["labels"],
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to=[],
+        report_to=sorted(set(training.report_to)) if os.environ.get("RANK", "0") == "0" else [],
+        run_name=folder.parent.name,
+        logging_dir=str(folder.parent / "tensorboard"),
         save_strategy="steps" if training.save_steps else "epoch",
         save_steps=training.save_steps or 500,
         eval_strategy="steps" if training.eval_steps else "epoch",

@@ -44,6 +44,13 @@ def list_evaluations(record: dict[str, Any]) -> list[int]:
     return [entry["step"] for entry in record["history"] if "eval_loss" in entry]
 
 
+def list_losses(record: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Step, loss, learning rate and gradient norm of every step; each must also say how fast it was."""
+    entries = [entry for entry in record["history"] if "loss" in entry]
+    assert all(entry["tokens_per_second"] > 0 for entry in entries)
+    return [tuple(entry[key] for key in ("step", "loss", "learning_rate", "grad_norm")) for entry in entries]
+
+
 def test_one_rank_killed_at_an_epochs_end_and_stopped_in_an_evaluation(make_trial: MakeTrial) -> None:
     """Faults 5 and 6, with a number of loading processes that changes between the attempts."""
     straight, broken = make_trial(ONE), make_trial(ONE)
@@ -55,6 +62,8 @@ def test_one_rank_killed_at_an_epochs_end_and_stopped_in_an_evaluation(make_tria
     assert broken.attempt(LOADERS) == 0, broken.reason
     assert broken.record["resumed_from"] == 9
     assert list_evaluations(broken.record) == list_evaluations(straight.record) == [3, 6, 9, 12]
+    assert list_losses(broken.record) == list_losses(straight.record)
+    assert len(list_losses(broken.record)) == 14
     assert broken.record["samples_sha256"] == straight.record["samples_sha256"]
     assert broken.record["samples"] == straight.record["samples"] == 200
     assert_same_bits(broken, straight)

@@ -28,7 +28,7 @@ def test_sigterm_commits_a_checkpoint_and_the_next_attempt_resumes(
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
-        if "step 10/400" in line:
+        if '"step": 10, "steps": 400' in line:
             process.send_signal(signal.SIGTERM)
             break
     stdout, stderr = process.communicate(timeout=120)

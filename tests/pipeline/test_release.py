@@ -53,7 +53,14 @@ def test_the_result_line_says_what_was_proven(released: Released) -> None:
 
 def test_progress_and_tables_go_to_stderr_and_stdout_is_one_json_line(released: Released) -> None:
     assert len(released.answer.stdout.strip().splitlines()) == 1
-    for word in ("step 50/63", "before training", "fine-tuned", "int8 portable", "job predict", released.uri):
+    for word in (
+        '"step": 50, "steps": 63',
+        "before training",
+        "fine-tuned",
+        "int8 portable",
+        "job predict",
+        released.uri,
+    ):
         assert word in released.answer.stderr
 
 
@@ -206,7 +213,8 @@ def test_the_bundle_has_the_files_of_the_contract(bundle: Path) -> None:
     names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     wanted = {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "metrics.json",
-        "report.html", "onnx/model.onnx", "onnx/model_quantized.onnx",
+        "report.html", "onnx/model.onnx", "onnx/model_quantized.onnx", "plots/quality.png", "plots/confusion.png",
+        "plots/loss.png",
     }  # fmt: skip
     assert wanted <= names
     card = (bundle / "README.md").read_text()
