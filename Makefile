@@ -33,16 +33,16 @@ test-all: assets ## the slow ones as well
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not cluster and not k8s"
 
 # command:package of Debian; podman's default runtime crun wants cgroups that not every machine has
-CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm
+CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm chromium:chromium
 
-test-cluster: assets $(KUBECTL) ## a real SLURM, real containers, two network hosts, consumers of a release (root on Debian: installs packages)
+test-cluster: assets $(KUBECTL) ## a real SLURM, real containers, two network hosts, consumers of a release, the report in a browser (root on Debian: installs packages)
 	@missing=()
 	for need in $(CLUSTER_NEEDS); do command -v "$${need%%:*}" > /dev/null || missing+=("$${need##*:}"); done
 	if (($${#missing[@]})); then
 		apt-get update -qq
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" > /dev/null
 	fi
-	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m cluster tests/cluster tests/consumers
+	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m cluster tests/cluster tests/consumers tests/report
 
 k8s-validate: $(STAMP) $(KUBECTL) ## render every overlay with every component and check what comes out
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m k8s tests/k8s

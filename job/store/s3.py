@@ -72,6 +72,8 @@ _AGAIN = {
     "IncompleteBody",
     "NoSuchUpload",
 }
+_TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png", ".json": "application/json"}
+"""What a browser must know to show an object instead of saving it."""
 _NO_BULK_DELETE = (400, 405, 501)
 """How servers answer that lack the call, or that want the MD5 which boto3 no longer sends with it (since 1.36)."""
 _TRANSIENT = (
@@ -142,10 +144,9 @@ class S3Store:
             raise PreconditionFailed(f"{self.uri}: cannot write {key}: another object is there")
 
     def upload(self, path: Path, key: str) -> None:
-        full = self._full(key)
-        self._call(
-            f"upload {key}", lambda: self._mover.upload_file(str(path), self.bucket, full, Config=self._transfer)
-        )
+        full, kind = self._full(key), _TYPES.get(path.suffix)
+        how = {"Config": self._transfer, "ExtraArgs": {"ContentType": kind} if kind else None}
+        self._call(f"upload {key}", lambda: self._mover.upload_file(str(path), self.bucket, full, **how))
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         full = self._full(key)
