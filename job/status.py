@@ -63,7 +63,7 @@ class Status:
         try:
             self._attempt.check()
             self._attempt.store.write_json("status.json", self._about | {"phase": self._phase} | more)
-        except JobError as error:
+        except (JobError, OSError) as error:
             log.warning("status.json could not be written: %s", error)
 
 

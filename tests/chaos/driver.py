@@ -98,7 +98,7 @@ class Attempt:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line.rstrip())
-            if found := re.search(r"step (\d+)/", line):
+            if found := re.search(r'"step": (\d+)', line):
                 self.last_step = max(self.last_step, int(found.group(1)))
                 self.reached[int(found.group(1))] = time.monotonic()
             if found := re.search(r"checkpoint of step (\d+) committed", line):
