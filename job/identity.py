@@ -28,11 +28,11 @@ IMMATERIAL = {
 }
 """Keys that may change between attempts of one run; a revision is judged by the commit that it names."""
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 """Layout of a checkpoint's files; another one cannot be resumed from."""
 
 _PACKAGES = (
-    "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "optimum-onnx", "onnxruntime",
+    "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "peft", "optimum-onnx", "onnxruntime",
 )  # fmt: skip
 _SERIALIZES = ("torch", "transformers", "deepspeed")
 """Packages whose next major version may read a training state otherwise."""
@@ -61,6 +61,8 @@ def describe_checkpoint(about: dict[str, Any]) -> dict[str, Any]:
     return {
         "run_id": about["run_id"],
         "engine": about["recipe"]["distributed"]["engine"],
+        "tuning": about["recipe"]["tuning"]["method"],
+        "base_model": about["identity"]["model"],
         "format": CHECKPOINT_FORMAT,
         "material_sha256": hash_json([about["material"], about["identity"]]),
         "versions": about["versions"],
@@ -93,6 +95,8 @@ def check_checkpoint(manifest: Manifest, expected: dict[str, Any]) -> None:
         ("run_id", "it belongs to another run"),
         ("format", "it was written by another version of finetune-job; go on with that one"),
         ("engine", "set distributed.engine back"),
+        ("tuning", "it holds the weights that this method moves; set tuning.method back"),
+        ("base_model", "the weights that it does not hold are those of this model; restore it"),
         ("material_sha256", "recipe, model, tokenizer or data changed; restore the old"),
     ):
         if about.get(key) != expected[key]:

@@ -1,5 +1,5 @@
-"""The story of a run: resolve and fetch → train → evaluate → export → quantize → report → rehearse →
-release.
+"""The story of a run: resolve and fetch → train → merge (where only a part was trained) → evaluate → export →
+quantize → report → rehearse → release.
 
 Each stage is a process of its own that writes into the run's folder. After it, this process (which
 never imports torch) commits a record to the store: the hash of what the stage read, of what it
@@ -113,7 +113,7 @@ class Pipeline:
             self._lead.dismiss(Verdict(outcome["exit_code"], outcome["reason"], {}))
 
     def _do_stages(self, attempt: Attempt, inputs: str, lead: Lead) -> dict[str, Any]:
-        training, *others = stages.STAGES
+        training, *others = stages.list_stages(self._run.recipe)
         inputs = self._do_stage(attempt, training, inputs, lead)
         lead.dismiss(TRAINED)
         for stage in others:
@@ -200,7 +200,7 @@ class Pipeline:
     def _find_finished(self, store: RunStore, inputs: str) -> dict[str, Any] | None:
         """Return the outcome when every stage is committed for these inputs, whatever lies on this disk."""
         records = {}
-        for stage in (*stages.STAGES, stages.RELEASE):
+        for stage in (*stages.list_stages(self._run.recipe), stages.RELEASE):
             saved = read_stage(store.objects, stage.name)
             if not saved or saved["key"] != stage.key(self._run.recipe, inputs):
                 return None
@@ -262,7 +262,7 @@ class Pipeline:
         try:
             self._node.transfer(
                 lambda: fetch_checkpoint(
-                    attempt.store.objects, pointer["manifest"], pointer["manifest_sha256"], self._run.final_model,
+                    attempt.store.objects, pointer["manifest"], pointer["manifest_sha256"], self._run.trained,
                     only=lambda path: path in wanted,
                 )
             )  # fmt: skip

@@ -13,9 +13,10 @@ from job.recipe import Recipe
 from job.store import RunStore
 from job.tasks import get_task
 
-_BYTES_PER_PARAMETER = 16
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
 """Packages of which transformers needs one; the last is the smallest."""
+_BYTES_PER_WEIGHT, _BYTES_PER_TRAINED = 4, 12
+"""In memory: fp32 weights; of those that are trained gradient and two Adam moments as well."""
 _CHECKPOINT_BYTES_PER_PARAMETER = 12
 """fp32 weight and two Adam moments."""
 
@@ -95,18 +96,27 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
     refuse_few_rows(recipe, rows["test"])
     least = "at least " if get_task(recipe.kind).per_token else ""  # long texts become several rows
     parameters = count_parameters(model.path)
+    trained = parameters if recipe.tuning.method == "full" else _estimate_trained(recipe, model.path, labels.names)
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
     steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)
     saves = steps // (recipe.training.save_steps or per_epoch) + 1
+    memory_gib = (_BYTES_PER_WEIGHT * parameters + _BYTES_PER_TRAINED * trained) / 2**30
+    stored_gib = saves * _CHECKPOINT_BYTES_PER_PARAMETER * trained / 2**30
     return [
         f"model:        {model.origin} at {model.commit or 'no commit (local)'}: {parameters / 1e6:.1f} M parameters",
         f"data:         {source.origin} at {source.commit or 'no commit (local)'}: "
         + ", ".join(f"{count} {name}" for name, count in rows.items())
         + (f"; labels {', '.join(labels.names)}" if labels.names else "")
         + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),
+        f"tuning:       {recipe.tuning.method}: {trained / 1e6:.2f} M parameters are trained",
         f"steps:        {least}{steps} ({per_epoch} per epoch)",
-        f"memory:       ≈ {_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB per rank for weights, gradients and "
-        "optimizer, without activations",
-        f"to the store: {least}≈ {saves * _CHECKPOINT_BYTES_PER_PARAMETER * parameters / 2**30:.1f} GiB in {saves} "
+        f"memory:       ≈ {memory_gib:.1f} GiB per rank for weights, gradients and optimizer, without activations",
+        f"to the store: {least}≈ {stored_gib:.2g} GiB in {saves} "
         f"checkpoints, of which {recipe.store.keep_checkpoints} stay",
     ]
+
+
+def _estimate_trained(recipe: Recipe, folder: Path, labels: list[str]) -> int:
+    from job.train import estimate_trained  # torch: only where the model's parts must be known
+
+    return estimate_trained(folder, get_task(recipe.task), labels, recipe.tuning)

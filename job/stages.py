@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from job.identity import material_sections
 from job.recipe import Recipe, hash_json
@@ -26,6 +26,7 @@ class Stage:
 FETCH = "job.data:fetch_sources"
 STAGES = (
     Stage("train", "job.train:run_rank", DEFINES_TRAINING, ("final/config.json", "final/model.safetensors")),
+    Stage("merge", "job.train:merge_run", (), ("merged/config.json", "merged/model.safetensors")),
     Stage(
         "evaluate",
         "job.evaluate:evaluate_run",
@@ -38,6 +39,15 @@ STAGES = (
     Stage("report", "job.report:write_report", ("name", "baselines", "export"), ()),
     Stage("rehearse", "job.export:rehearse_bundle", (), ()),
 )
+ADAPTER = ("merged/adapter/adapter_config.json", "merged/adapter/adapter_model.safetensors")
 COMPARE = "job.evaluate:compare_with_current"
 RELEASE = Stage("release", "", ("name", "release"), ())
 """The last one, which the supervisor does itself."""
+
+
+def list_stages(recipe: Recipe) -> list[Stage]:
+    """Return the stages of a recipe but the last; where every weight was trained there is nothing to merge."""
+    method = recipe.tuning.method
+    stages = [stage for stage in STAGES if stage.name != "merge" or method != "full"]
+    extra = {"merge": ADAPTER} if method == "lora" else {}
+    return [replace(stage, files=stage.files + extra.get(stage.name, ())) for stage in stages]

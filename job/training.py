@@ -29,6 +29,7 @@ from job.recipe.schema import DEFINES_TRAINING
 from job.stages import Stage
 from job.store import Attempt
 from job.store.models import count_parameters
+from job.store.restore import read_manifest
 
 log = logging.getLogger("job.pipeline")
 
@@ -84,7 +85,11 @@ class Lead:
         checkpoint = self._node.transfer(attempt.current_checkpoint)
         if checkpoint is None or checkpoint["step"] != record["steps"]:
             raise PeerLost(f"the checkpoint of step {record['steps']}, the last, was not committed; run again")
-        return record | {"checkpoint": checkpoint, "attempts": self._node.transfer(attempt.list_attempts)}
+        manifest = self._node.transfer(
+            lambda: read_manifest(attempt.store.objects, checkpoint["manifest"], checkpoint["manifest_sha256"])
+        )
+        about = {"checkpoint": checkpoint, "checkpoint_bytes": manifest.total_bytes}
+        return record | about | {"attempts": self._node.transfer(attempt.list_attempts)}
 
     def _gather(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> None:
         if self._host:

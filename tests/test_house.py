@@ -32,6 +32,7 @@ OWNERS = {
     "s3transfer": "store/s3.py",
     "deepspeed": "train/",
     "datasets": "data/",
+    "peft": "train/",
     "optimum": "export/",
     "resvg_py": "report/images.py",
 }

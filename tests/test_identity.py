@@ -21,7 +21,7 @@ RECIPE: dict[str, Any] = {
     "store": {"uri": "s3://bucket/prefix"},
 }
 IDENTITY = {"model": {"commit": "1"}, "data": {"commit": "2"}, "tokenizer_sha256": "3"}
-ONE_VALUE = {"task", "tuning.method", "release.skip_if_unchanged"}
+ONE_VALUE = {"task", "training.packing"}
 """Keys that this version accepts with one value only."""
 MAY_CHANGE = {
     "training.logging_steps", "training.eval_steps", "training.save_steps", "training.max_micro_batch_size",
@@ -29,7 +29,12 @@ MAY_CHANGE = {
     "data.revision", "data.num_workers", "model.revision",
 }  # fmt: skip
 """Of what defines a training: neither weights nor rows depend on them (a revision counts by its commit)."""
+LORA = ("r", "alpha", "dropout", "targets", "rslora", "dora")
+BESIDE = {f"tuning.{key}": {"method": "partial"} for key in ("unfreeze", "embeddings")}
+BESIDE |= {f"tuning.{key}": {"method": "lora"} for key in LORA}
+"""What else a section must say for a key to have a meaning."""
 CANDIDATES: list[Any] = [
+    "lora", "last-2-layers", "trained",
     True, False, 3, 7, 16, 0.25, 0.5, 2.0, "other", "cosine", "fp32", "padded", "deepspeed", 2, "dynamic",
     "report_only", "never", ["portable"], ["majority"], ["wandb"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
 ]  # fmt: skip
@@ -51,11 +56,17 @@ def describe(recipe: dict[str, Any]) -> dict[str, Any]:
     return describe_run("run-1", Recipe.model_validate(recipe), IDENTITY)
 
 
+def recipe_with(key: str) -> dict[str, Any]:
+    """Return the recipe as it must be for `key` to have a meaning."""
+    return RECIPE | ({key.split(".")[0]: BESIDE[key]} if key in BESIDE else {})
+
+
 def change(key: str) -> dict[str, Any] | None:
     """Return the description of the recipe with another valid value under `key`, None where there is no other."""
     *sections, last = key.split(".")
+    before = describe(recipe_with(key))
     for candidate in CANDIDATES:
-        recipe: dict[str, Any] = {name: dict(v) if isinstance(v, dict) else v for name, v in RECIPE.items()}
+        recipe: dict[str, Any] = {name: dict(v) if isinstance(v, dict) else v for name, v in recipe_with(key).items()}
         place = recipe
         for section in sections:
             place = place.setdefault(section, {})
@@ -64,7 +75,7 @@ def change(key: str) -> dict[str, Any] | None:
             about = describe(recipe)
         except ValidationError:
             continue
-        if about["recipe"] != describe(RECIPE)["recipe"]:
+        if about["recipe"] != before["recipe"]:
             return about
     return None
 
@@ -80,7 +91,7 @@ def test_46_a_changed_key_is_16_where_it_decides_the_training_and_logged_elsewhe
     caplog.set_level(logging.INFO, "job")
     if decides:
         with pytest.raises(CheckpointMismatch, match=f"{key}.*: changed since run 'run-1' began.*--run-id") as caught:
-            compare_runs(describe(RECIPE), changed)
+            compare_runs(describe(recipe_with(key)), changed)
         assert caught.value.exit_code == 16
     else:
         compare_runs(describe(RECIPE), changed)
@@ -134,7 +145,14 @@ def test_47_another_major_version_of_what_reads_a_checkpoint_is_16_and_a_minor_o
 
 @pytest.mark.parametrize(
     "changes",
-    [{"run_id": "other"}, {"format": 1}, {"engine": "deepspeed"}, {"material_sha256": "0"}],
+    [
+        {"run_id": "other"},
+        {"format": 1},
+        {"engine": "deepspeed"},
+        {"tuning": "lora"},
+        {"base_model": {"commit": "9"}},
+        {"material_sha256": "0"},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_checkpoint_of_something_else_is_16(changes: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from job.data.columns import LabelMap, RawColumns, check_rows, pick_columns
 from job.data.prompts import choose_prompts, describe_generation
 from job.data.sources import DataSource, locate_data, read_split
-from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits
+from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits, take_shots
 from job.data.tokenize import Encoder, TokenTable, hash_tokenizer, tokenize_split
 from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
@@ -86,7 +86,7 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
     before = {name: len(split) for name, split in splits.items()}
     splits = separate_splits(splits, data)
     leaked = {name: before[name] - len(split) for name, split in splits.items() if len(split) < before[name]}
-    splits["train"] = cut_train(splits["train"], data.limit, seed)
+    splits["train"] = take_shots(cut_train(splits["train"], data.limit, seed), recipe.tuning.shots, classes, seed)
     check_splits(splits, classes)
     return (
         splits,

@@ -42,6 +42,20 @@ def cut_train(train: Examples, limit: int | None, seed: int) -> Examples:
     return train.take(np.sort(drawn))
 
 
+def take_shots(train: Examples, shots: int | None, names: list[str], seed: int) -> Examples:
+    """Return `shots` train rows of each label, drawn at random, in order; all of a label that has fewer."""
+    if shots is None:
+        return train
+    rng = np.random.default_rng([seed, 2])
+    drawn = []
+    for label, name in enumerate(names):
+        members = np.flatnonzero(train.labels == label)
+        if 0 < len(members) < shots:
+            log.warning("label %r has %d train rows, fewer than tuning.shots: %d", name, len(members), shots)
+        drawn.append(rng.permutation(members)[:shots])
+    return train.take(np.sort(np.concatenate(drawn)))
+
+
 def separate_splits(splits: Splits, data: Data) -> Splits:
     """Take rows that stand in a later split out of the earlier ones, or raise DataError when there are too many.
 

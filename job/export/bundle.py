@@ -61,6 +61,8 @@ def build_bundle(run: Run) -> Path:
         shutil.copyfile(path, bundle / path.name)
     for path in sorted((run.folder / "onnx").glob("model*.onnx*")):
         shutil.copyfile(path, bundle / "onnx" / path.name)
+    if run.recipe.tuning.method == "lora":
+        shutil.copytree(run.final_model / "adapter", bundle / "adapter")
     if run.recipe.export.triton:
         best = bundle / "onnx" / INT8_FILE
         write_triton(best if best.exists() else best.with_name("model.onnx"), bundle / "triton", run.recipe.name)

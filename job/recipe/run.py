@@ -47,9 +47,14 @@ class Run:
         return Path(self.read("sources.json")["model"]["path"])
 
     @property
-    def final_model(self) -> Path:
-        """The trained model: config.json and model.safetensors."""
+    def trained(self) -> Path:
+        """What the training left: config.json, and model.safetensors with the weights that it has moved."""
         return self.folder / "final"
+
+    @property
+    def final_model(self) -> Path:
+        """The trained model: config.json, and model.safetensors with all weights."""
+        return self.trained if self.recipe.tuning.method == "full" else self.folder / "merged"
 
     @property
     def bundle(self) -> Path:

@@ -43,6 +43,12 @@ DEFINES_TRAINING = ("task", "model", "data", "tuning", "training")
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _BASELINE = re.compile(r"majority|untrained|zero-shot|linear-probe|one-shot|few-shot:[1-9][0-9]{0,2}")
+_UNFREEZE = re.compile(r"head|last-([1-9][0-9]{0,3})-layers")
+_METHOD_KEYS: dict[str, dict[str, Any]] = {
+    "partial": {"unfreeze": "head", "embeddings": "frozen"},
+    "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "targets": None, "rslora": False, "dora": False},
+}
+"""The keys of `tuning` that only one method has, and what they are where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,53 @@ def _spell(value: Any) -> Any:
 
 
 class Tuning(Section):
-    """How the weights are tuned."""
+    """Which weights are trained, and on how many rows. A key of one method is null under the others."""
 
-    method: Literal["full"] = Field("full", description="full: every weight is trained")
+    method: Literal["full", "partial", "lora"] = Field(
+        "full",
+        description="full: every weight; partial: the head, or the last layers too; lora: low-rank factors beside the "
+        "weights (Hu et al. 2021), merged for the release",
+    )
+    unfreeze: str | None = Field(None, description="partial: head (the default), or last-N-layers, the head as well")
+    embeddings: Literal["frozen", "trained"] | None = Field(None, description="partial: frozen where nothing is said")
+    r: Positive | None = Field(None, description="lora: rank of the factors; 8 where nothing is said")
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="lora: scale, divided by r (rslora: by its root); 16 where nothing is said"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="lora: 0 where nothing is said")
+    targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
+        None, description="lora: how the names of the linear layers end, as in [query, value]; null: all in the body"
+    )
+    rslora: bool | None = Field(None, description="lora: rank-stabilized scale (Kalajdzievski 2023); else false")
+    dora: bool | None = Field(None, description="lora: trained magnitudes as well (Liu et al. 2024); else false")
+    shots: Positive | None = Field(None, description="train on so many rows of each label, drawn by training.seed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_by_method(cls, values: Any) -> Any:
+        """Put the method's own defaults where nothing is said, and refuse another method's keys."""
+        if not isinstance(values, dict):
+            return values
+        method = values.get("method", "full")
+        for owner, defaults in _METHOD_KEYS.items():
+            given = [key for key in defaults if values.get(key) is not None]
+            if given and owner != method:
+                raise ValueError(f"{given[0]} is a key of method: {owner}; write method: {owner}, or leave it out")
+        own = _METHOD_KEYS.get(method, {}) if isinstance(method, str) else {}
+        return values | {key: default for key, default in own.items() if values.get(key) is None}
+
+    @field_validator("unfreeze")
+    @classmethod
+    def _known_part(cls, unfreeze: str | None) -> str | None:
+        if unfreeze is not None and not _UNFREEZE.fullmatch(unfreeze):
+            raise ValueError("must be head or last-N-layers, as in last-2-layers")
+        return unfreeze
+
+    @property
+    def last_layers(self) -> int:
+        """How many layers `unfreeze` names; 0 for the head alone."""
+        found = _UNFREEZE.fullmatch(self.unfreeze or "head")
+        return int(found.group(1) or 0) if found else 0
 
 
 class Training(Section):
@@ -177,6 +227,9 @@ class Training(Section):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    layerwise_lr_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="each layer learns so much slower than the one behind it (Howard & Ruder 2018), as 0.9"
+    )
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
     group_by_length: bool = Field(True, description="rows of like length share a global batch (less padding)")
@@ -360,6 +413,16 @@ class Recipe(Section):
         if training.packing and info.data.get("task", "causal-lm") != "causal-lm":
             raise ValueError(f"packing: is for causal-lm, not for {info.data['task']}; leave it out")
         return training
+
+    @field_validator("tuning")
+    @classmethod
+    def _fit_shots(cls, tuning: Tuning, info: ValidationInfo) -> Tuning:
+        task, data = info.data.get("task"), info.data.get("data")
+        if tuning.shots is not None and data is not None and data.limit is not None:
+            raise ValueError("shots and data.limit both say how many rows to train on; leave one of them out")
+        if tuning.shots is not None and task and not any("label" in columns for columns in TASK_KEYS[task].columns):
+            raise ValueError(f"shots are rows of each label, and {task} has no labels; use data.limit")
+        return tuning
 
     @field_validator("name")
     @classmethod

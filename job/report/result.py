@@ -32,6 +32,8 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
             "world_size",
             "precision",
             "seconds",
+            "trainable_parameters",
+            "checkpoint_bytes",
         )
         result["train"] = {key: trained[key] for key in keys}
     return result

@@ -70,6 +70,11 @@ def inspect_model_folder(folder: Path, origin: str) -> None:
     """
     if not (folder / "config.json").is_file():
         raise NotFound(f"model.id: {origin!r} holds no config.json; name a folder in the Hugging Face layout")
+    if (folder / "adapter_config.json").exists():
+        raise SecurityRefused(
+            f"model.id: {origin!r} has adapter_config.json, which makes transformers load another model than "
+            "this; refused. Merge the adapter into that model first"
+        )
     for path in sorted(folder.glob("*config*.json")):
         for key in _walk_keys(_read_json(path, origin)):
             if _HOSTILE_KEY.fullmatch(key) and key != _HARMLESS_KEY:

@@ -1,12 +1,15 @@
 """Training: one rank's process, from tokenized splits to a committed final checkpoint.
 
-`rank.py` is what each rank runs · `engine.py` turns a recipe into TrainingArguments and a DeepSpeed
+`rank.py` is what each rank runs · `methods.py` says which weights are trained, `merge.py` makes the whole model of
+them and the base · `engine.py` turns a recipe into TrainingArguments and a DeepSpeed
 config · `trainer.py` is transformers.Trainer with our batches, loss and checkpoints · `stream.py`
 the rows as they come · `checkpoint.py` writes and reads the training state without pickle, of it
 `shards.py` the optimizer's, `fragments.py` where each engine keeps that · `preemption.py` lets all
 ranks stop at the same step · `progress.py` shows it · `failures.py` explains what torch raises.
 """
 
+from job.train.merge import merge_run
+from job.train.methods import estimate_trained
 from job.train.rank import run_rank
 
-__all__ = ["run_rank"]
+__all__ = ["estimate_trained", "merge_run", "run_rank"]

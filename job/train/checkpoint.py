@@ -1,6 +1,7 @@
 """The training state on disk: safetensors and JSON, no pickle.
 
 model.safetensors, config.json, tokenizer files    weights in fp32, gathered from all ranks     rank 0
+                                                   (those that the method moves, no others)
 trainer_state.json, steps.json                     step, epoch, log history; updates            rank 0
 engine.json                                        scheduler, loss scale, DeepSpeed's counters  rank 0
 shard-NNNNN.safetensors                            fragments of the optimizer's moments         every rank under
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from job.errors import Diverged
+from job.errors import CheckpointMismatch, Diverged
 from job.train.fragments import WEIGHTS_FILE
 from job.train.stream import SampleDigest, seed_rank
 
@@ -32,11 +32,15 @@ _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """DeepSpeed's DynamicLossScaler, fp16/loss_scaler.py."""
 
 
-def gather_weights(model: Any, engine: Any | None) -> dict[str, torch.Tensor]:
-    """Return all weights in fp32 on the CPU. Under DeepSpeed every rank must call; only rank 0 keeps them."""
+def gather_weights(model: Any, engine: Any | None, moved: set[str] | None) -> dict[str, torch.Tensor]:
+    """Return the weights `moved` (None: all) in fp32 on the CPU.
+
+    Under DeepSpeed every rank must call; only rank 0 keeps them.
+    """
     if engine is None:
-        return {name: _as_fp32(tensor) for name, tensor in model.state_dict().items()}
-    return _gather_sharded(model)
+        state = model.state_dict().items()
+        return {name: _as_fp32(tensor) for name, tensor in state if moved is None or name in moved}
+    return _gather_sharded(model, moved)
 
 
 def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
@@ -45,19 +49,21 @@ def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
     return copy.float() if copy.is_floating_point() else copy
 
 
-def _gather_sharded(model: Any) -> dict[str, torch.Tensor]:
+def _gather_sharded(model: Any, moved: set[str] | None) -> dict[str, torch.Tensor]:
     """Gather ZeRO's fp32 master weights one by one: `save_16bit_model` would round them to bf16."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     keep = torch.distributed.get_rank() == 0
     weights = {}
     for name, parameter in model.named_parameters():
+        if moved is not None and name not in moved:
+            continue
         full = safe_get_full_fp32_param(parameter)
         if full is None:  # stage 0 in fp32 keeps no master copy
             full = parameter.detach()
         if keep:
             weights[name] = _as_fp32(full).clone()
-    if keep:
+    if keep and moved is None:
         first = {parameter: name for name, parameter in model.named_parameters()}
         tied = model.named_parameters(remove_duplicate=False)
         weights |= {alias: weights[first[parameter]] for alias, parameter in tied}
@@ -65,20 +71,34 @@ def _gather_sharded(model: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def write_weights(model: Any, weights: dict[str, torch.Tensor], tokenizer: Path, folder: Path) -> None:
-    """Write config, weights and tokenizer in the Hugging Face layout; raise Diverged (14) for NaN or Inf in them."""
+def write_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path, whole: bool) -> None:
+    """Write config and weights in the Hugging Face layout; raise Diverged (14) for NaN or Inf in them.
+
+    `whole`: these are all weights of the model, of tied ones one is written.
+    """
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise Diverged(f"weight {name} holds NaN or Inf; lower training.learning_rate or use precision: fp32")
-    model.save_pretrained(folder, state_dict=weights, safe_serialization=True, max_shard_size="1000GB")
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    if whole:
+        model.save_pretrained(folder, state_dict=weights, safe_serialization=True, max_shard_size="1000GB")
+        return
+    model.config.save_pretrained(folder)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
 
 
-def read_weights(model: Any, folder: Path) -> None:
-    """Put saved weights back into a model that is not wrapped yet."""
+def read_weights(model: Any, folder: Path, moved: set[str] | None) -> None:
+    """Put saved weights back into a model that is not wrapped yet.
+
+    Raises CheckpointMismatch (16) where not exactly those of `moved` were saved; None: all of them may have been.
+    """
     from safetensors.torch import load_model
 
-    load_model(model, folder / WEIGHTS_FILE, strict=False)
+    lacking, unknown = load_model(model, folder / WEIGHTS_FILE, strict=False)
+    if moved is not None and (wrong := sorted([*moved.intersection(lacking), *unknown])):
+        raise CheckpointMismatch(
+            f"{WEIGHTS_FILE}: {wrong[0]} and the weights that tuning trains do not match; go on with the version "
+            "that wrote the checkpoint, or begin anew with --fresh"
+        )
 
 
 def write_engine(engine: Any | None, scheduler: Any, scaler: Any | None, folder: Path) -> None:

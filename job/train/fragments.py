@@ -74,14 +74,17 @@ def name_flats(model: Any, engine: Any | None) -> dict[str, torch.Tensor]:
     return {fragment.name: fragment.flat for fragment in list_fragments(model, engine)}
 
 
-def read_engine_weights(model: Any, engine: Any, fragments: list[Fragment], folder: Path) -> None:
-    """Put saved fp32 weights into DeepSpeed's master fragments, its working copies, and the buffers.
+def read_engine_weights(
+    model: Any, engine: Any, fragments: list[Fragment], folder: Path, moved: set[str] | None
+) -> None:
+    """Put saved fp32 weights (`moved`; None: all) into DeepSpeed's master fragments, its working copies, the buffers.
 
     Raises CheckpointMismatch (16) naming a weight that the file lacks or that has another shape.
     """
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file, torch.no_grad():
         saved = set(file.keys())
-        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
+        kept = {name: p for name, p in model.named_parameters() if moved is None or name in moved}
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in kept.items()}
         for name, shape in shapes.items():
             if name not in saved or tuple(file.get_slice(name).get_shape()) != tuple(shape):
                 raise CheckpointMismatch(f"{WEIGHTS_FILE}: {name} is missing or has another shape than the model's")
@@ -89,9 +92,9 @@ def read_engine_weights(model: Any, engine: Any, fragments: list[Fragment], fold
             if name in saved:
                 buffer.copy_(file.get_tensor(name))
         if engine.zero_optimization_stage() == 3:
-            _fill_partitions(engine.optimizer, dict(model.named_parameters()), fragments, file)
+            _fill_partitions(engine.optimizer, kept, fragments, file)
             return
-        for name, parameter in model.named_parameters():
+        for name, parameter in kept.items():
             parameter.copy_(file.get_tensor(name))
         if is_sharded(engine):
             for fragment in fragments:

@@ -29,6 +29,7 @@ from job.store.runs import RunStore
 from job.tasks import get_task, load_model
 from job.train.engine import build_arguments, check_gpus, decide_precision, init_sharded_weights, join_group
 from job.train.failures import explain_failures
+from job.train.methods import apply_method, count_trained
 from job.train.packing import check_packing
 from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTwice
 from job.train.progress import Heartbeat, Progress, ScaleFloor
@@ -93,6 +94,7 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     join_group(args, world_size)
     model, new_weights = load_model(run.base_model, task, data["labels"], training.seed)
     init_sharded_weights(model, new_weights, training.seed)
+    apply_method(model, recipe.tuning, training.seed)
     tables = TrainingData(
         TokenTable.open(run.tokens("train")),
         TokenTable.open(run.tokens("validation")),
@@ -106,9 +108,10 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:
         log.info(
-            "training on %d rank(s), %s, %s: %d rows, global batch %d = %d ranks × %d accumulation × %d rows",
-            world_size, recipe.distributed.engine, precision, len(tables.train), shape.global_batch, world_size,
-            shape.accumulation, shape.micro_batch,
+            "training %d weights on %d rank(s), %s, %s: %d rows, global batch %d = %d ranks × %d accumulation × "
+            "%d rows",
+            count_trained(model), world_size, recipe.distributed.engine, precision, len(tables.train),
+            shape.global_batch, world_size, shape.accumulation, shape.micro_batch,
         )  # fmt: skip
     return trainer, dist.new_group(backend="gloo") if world_size > 1 else None
 
@@ -146,7 +149,7 @@ class Uploads:
             seconds = self._written_s[folder] + time.monotonic() - began
             # the supervisor keeps so much time in reserve before its deadline
             self._run.write("reserve.json", {"seconds": round(seconds, 3)})
-            _keep_weights(folder, self._run.final_model)
+            _keep_weights(folder, self._run.trained)
         self._discard(folder)
 
     def _discard(self, folder: Path) -> None:
@@ -174,6 +177,7 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
     history = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
         "steps": state.global_step,
+        "trainable_parameters": count_trained(trainer.model),
         "samples_per_second": round(len(table) * epochs / seconds, 1),
         "tokens_per_second": round(int(table.lengths.sum()) * epochs / seconds),
         "seconds": round(seconds, 1),

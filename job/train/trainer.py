@@ -6,6 +6,7 @@ save; its loaders are replaced by ours, so that accelerate does not shard a seco
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from job.train.checkpoint import (
     write_weights,
 )
 from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
+from job.train.methods import group_weights, list_frozen, name_moved
 from job.train.packing import PackedCollator
 from job.train.preemption import EvaluationCut
 from job.train.progress import Pace
@@ -77,6 +79,7 @@ class JobTrainer(Trainer):
         self.shape = (0, 0)
         self._saved_step = -1
         self._order = np.argsort(-data.validation.lengths, kind="stable")
+        self._moved, self._frozen = name_moved(model, run.recipe.tuning), list_frozen(model, run.recipe.tuning)
         self._pace = Pace(args.world_size)
         smoothing = run.recipe.training.label_smoothing_factor
 
@@ -136,6 +139,22 @@ class JobTrainer(Trainer):
         self._pace.add(inputs["input_ids"].numel() if mask is None else int(mask[rows != FILLER].sum()))
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """As Trainer's, with a group of weights for each depth where learning rates differ by layer."""
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        decayed = set(self.get_decay_parameter_names(self.model))
+        self.optimizer: torch.optim.Optimizer = kind(
+            group_weights(self.model, self._run.recipe.training, decayed), **options
+        )
+        return self.optimizer
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, but what is frozen has no dropout."""
+        if model.training:
+            for module in self._frozen:
+                module.eval()
+        return super().compute_loss(model, *args, **kwargs)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Save first where both are due: an evaluation that fails or is cut short then costs no training."""
@@ -206,9 +225,10 @@ class JobTrainer(Trainer):
 
     def _write_state(self, folder: Path, rank: int) -> None:
         engine, optimizer = self._engine, find_optimizer(self.optimizer)
-        weights = gather_weights(self.model, engine)
+        weights = gather_weights(self.model, engine, self._moved)
         if rank == 0:
-            write_weights(self.model, weights, self._run.tokenizer, folder)
+            write_weights(self.model, weights, folder, whole=self._moved is None)
+            shutil.copytree(self._run.tokenizer, folder, dirs_exist_ok=True)
             write_steps(optimizer, name_flats(self.model, engine), folder)
             write_engine(engine, self.lr_scheduler, self.accelerator.scaler, folder)
             self.state.save_to_json(str(folder / STATE_FILE))
@@ -222,7 +242,7 @@ class JobTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer calls this with our folder before it wraps the model, except under DeepSpeed."""
-        read_weights(self.model, Path(resume_from_checkpoint))
+        read_weights(self.model, Path(resume_from_checkpoint), self._moved)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not checkpoint:
@@ -230,7 +250,7 @@ class JobTrainer(Trainer):
         folder, engine, optimizer = Path(checkpoint), self._engine, find_optimizer(self.optimizer)
         fragments = list_fragments(self.model, engine)
         if engine is not None:
-            read_engine_weights(self.model, engine, fragments, folder)
+            read_engine_weights(self.model, engine, fragments, folder, self._moved)
         read_shards(optimizer, fragments, folder)
         read_engine(engine, optimizer, self.lr_scheduler, folder)
         self.samples = read_samples(self.args.process_index, folder)

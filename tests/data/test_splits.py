@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.data.columns import Examples, LabelMap, RawColumns, check_rows
-from job.data.splits import cut_train, hold_out, separate_splits
+from job.data.splits import cut_train, hold_out, separate_splits, take_shots
 from job.errors import DataError
 from job.recipe.schema import Data
 
@@ -114,3 +115,16 @@ def test_a_bad_row_is_named_by_number_and_reason(text: Any, label: Any, problem:
         check_rows(columns, mapping, data)
     good = check_rows(columns, mapping, data.model_copy(update={"max_bad_fraction": 0.5}))
     assert (len(good), good.set_aside) == (2, 1)
+
+
+def test_shots_are_as_many_rows_of_each_label_drawn_by_the_seed(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("job").propagate = True
+    train = examples([f"t{i}" for i in range(303)], [0] * 200 + [2] * 100 + [3] * 3)
+    names = ["zero", "one", "two", "three"]
+    drawn = take_shots(train, 8, names, seed=1)
+    assert np.bincount(drawn.labels).tolist() == [8, 0, 8, 3]
+    assert drawn.rows.tolist() == sorted(drawn.rows)
+    assert "label 'three' has 3 train rows, fewer than tuning.shots: 8" in caplog.text
+    assert take_shots(train, 8, names, seed=1).texts == drawn.texts
+    assert take_shots(train, 8, names, seed=2).texts != drawn.texts
+    assert take_shots(train, None, names, seed=1) is train

@@ -255,6 +255,25 @@ def test_two_ranks_learn_what_one_learns(words: dict[str, Any], tmp_path: Path) 
         assert abs(tensor - weights[2][name]).max() < 1e-4, name
 
 
+@pytest.mark.slow
+def test_a_lora_on_two_sharded_ranks_is_released_whole_with_its_adapter(words: dict[str, Any], tmp_path: Path) -> None:
+    lora = {
+        "tuning": {"method": "lora", "targets": ["q_proj", "v_proj"]},
+        "distributed": {"engine": "deepspeed", "zero_stage": 2, "processes_per_node": 2},
+        "training": words["training"] | {"max_steps": 10},
+        "export": {"latency": False, "int8": {"gate": "report_only"}},
+        "store": {"uri": str(tmp_path / "store")},
+    }
+    recipe = write_recipe(tmp_path / "recipe.yaml", **(words | lora))
+    done = call_job("run", str(recipe), "--work-dir", str(tmp_path / "work"))
+    assert done.code == 0, done.stderr
+    release = Path(str(done.result["release"]))
+    about = json.loads((release / "adapter" / "adapter_config.json").read_text())
+    assert about["modules_to_save"] is None, "the head was pre-trained with the body, and stays"
+    assert done.result["train"]["trainable_parameters"] == 2 * (64 * 8 + 8 * 64 + 64 * 8 + 8 * 32)
+    assert done.result["onnx"]["agreement"] == 1
+
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}\n{{ message['content'] }}" + END + "{% endfor %}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"

@@ -80,6 +80,20 @@ def test_numbers_and_words_mean_what_people_write(load: Loader) -> None:
     assert load(MINIMAL.replace("some/data}", "some/data, labels: [no, yes, off]}")).data.labels == ["no", "yes", "off"]
 
 
+def test_a_tuning_method_has_its_own_defaults_and_no_key_of_another(load: Loader) -> None:
+    lora = load(MINIMAL + "tuning: {method: lora, targets: [query, value]}\n").tuning
+    assert (lora.r, lora.alpha, lora.dropout, lora.rslora, lora.dora, lora.unfreeze) == (8, 16, 0.0, False, False, None)
+    partial = load(MINIMAL + "tuning: {method: partial, unfreeze: last-2-layers, r: }\n").tuning
+    assert (partial.last_layers, partial.embeddings, partial.r) == (2, "frozen", None)
+    assert load(MINIMAL).tuning.model_dump(exclude_none=True) == {"method": "full"}
+
+
+def test_shots_and_a_limit_both_count_rows_and_only_labels_have_shots(load: Loader) -> None:
+    assert load(MINIMAL, "tuning.shots=8").tuning.shots == 8
+    assert "tuning: shots and data.limit both say" in refuse(load, MINIMAL, "tuning.shots=8", "data.limit=100")
+    assert "causal-lm has no labels; use data.limit" in refuse(load, MINIMAL, "tuning.shots=8", "task=causal-lm")
+
+
 def test_a_recipe_cannot_be_changed_afterwards(load: Loader) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(MINIMAL).training.seed = 7  # type: ignore[misc]
@@ -204,6 +218,12 @@ def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path:
         ("data: {source: d, validation: 0.5, test: 0.5}", "leave some to train"),
         ("data: {source: d, validation: 2}", "a fraction between 0 and 1"),
         ("data: {source: d, columns: {txt: a}}", "'text'"),
+        ("tuning: {r: 8}", "r is a key of method: lora; write method: lora"),
+        ("tuning: {method: lora, unfreeze: head}", "unfreeze is a key of method: partial"),
+        ("tuning: {method: partial, unfreeze: last-0-layers}", "must be head or last-N-layers"),
+        ("tuning: {method: partial, dora: false}", "dora is a key of method: lora"),
+        ("tuning: {method: lora, targets: []}", "at least 1 item"),
+        ("tuning: {method: qlora}", "found 'qlora'"),
         ("store: {uri: 'gs://bucket/x'}", "has scheme 'gs'"),
         ("store: {uri: ~nobody-here/x}", "names a home folder that does not exist"),
         ("store: {uri: 's3://B/x'}", "valid bucket name"),
