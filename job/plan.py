@@ -33,7 +33,7 @@ def print_plan(recipe: Recipe, work: Path, offline: bool) -> None:
     store = RunStore(recipe.store.uri, "probe", allow_http=recipe.store.allow_http)
     store.prove_reachable()
     print(f"store:        {recipe.store.uri} answers")
-    for line in describe_sources(recipe, work):
+    for line in describe_sources(recipe, work, topology):
         print(line)
 
 
@@ -80,7 +80,7 @@ def describe_batches(recipe: Recipe, topology: Topology) -> list[str]:
     ]
 
 
-def describe_sources(recipe: Recipe, work: Path) -> list[str]:
+def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str]:
     """Fetch model and data into the cache, read them as a run would, and return lines on what they are."""
     from job.data.fetch import check_max_length, read_splits
     from job.data.sources import locate_data
@@ -100,7 +100,6 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
     steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)
     saves = steps // (recipe.training.save_steps or per_epoch) + 1
-    memory_gib = (_BYTES_PER_WEIGHT * parameters + _BYTES_PER_TRAINED * trained) / 2**30
     stored_gib = saves * _CHECKPOINT_BYTES_PER_PARAMETER * trained / 2**30
     return [
         f"model:        {model.origin} at {model.commit or 'no commit (local)'}: {parameters / 1e6:.1f} M parameters",
@@ -110,13 +109,41 @@ def describe_sources(recipe: Recipe, work: Path) -> list[str]:
         + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),
         f"tuning:       {recipe.tuning.method}: {trained / 1e6:.2f} M parameters are trained",
         f"steps:        {least}{steps} ({per_epoch} per epoch)",
-        f"memory:       ≈ {memory_gib:.1f} GiB per rank for weights, gradients and optimizer, without activations",
+        describe_memory(recipe, topology, model.path, _BYTES_PER_WEIGHT * parameters + _BYTES_PER_TRAINED * trained),
         f"to the store: {least}≈ {stored_gib:.2g} GiB in {saves} "
         f"checkpoints, of which {recipe.store.keep_checkpoints} stay",
     ]
 
 
+def describe_memory(recipe: Recipe, topology: Topology, folder: Path, states: int) -> str:
+    """Return a line on what a rank will hold: `states` bytes of weights, gradients and optimizer, and activations.
+
+    Those are measured; where both do not fit into the device, the line says what would.
+    """
+    from job.data.fetch import DEFAULT_MAX_LENGTH, check_max_length
+    from job.store.models import read_config
+    from job.train import measure_activations, measure_device
+
+    training, task = recipe.training, get_task(recipe.kind)
+    shape = derive_micro_batch(training.global_batch_size, topology.world_size, training.max_micro_batch_size)
+    config = read_config(folder)
+    tokens = recipe.data.max_length or min(DEFAULT_MAX_LENGTH, check_max_length(None, config))
+    row = measure_activations(folder, task, tokens, training.gradient_checkpointing)
+    name, room = measure_device(topology.processes_per_node)
+    kept, whole_gib = shape.micro_batch * row, (states + shape.micro_batch * row) / 2**30
+    said = (
+        f"memory:       at most {whole_gib:.1f} of {room / 2**30:.1f} GiB ({name}): {states / 2**30:.1f} GiB of weights, "
+        f"gradients and optimizer, {kept / 2**30:.1f} GiB of activations ({shape.micro_batch} rows of {tokens} tokens)"
+    )
+    if states + kept <= room:
+        return said
+    if fitting := int((room - states) // row) if room > states else 0:
+        return f"{said}: may not fit; training.max_micro_batch_size: {fitting} does (the global batch stays)"
+    way_out = "training.gradient_checkpointing: true, tuning.method: lora, or distributed.engine: deepspeed"
+    return f"{said}: does not fit; lower data.max_length, or use {way_out}"
+
+
 def _estimate_trained(recipe: Recipe, folder: Path, labels: list[str]) -> int:
     from job.train import estimate_trained  # torch: only where the model's parts must be known
 
-    return estimate_trained(folder, get_task(recipe.task), labels, recipe.tuning)
+    return estimate_trained(folder, get_task(recipe.kind), labels, recipe.tuning)

@@ -5,11 +5,13 @@ them and the base · `engine.py` turns a recipe into TrainingArguments and a Dee
 config · `trainer.py` is transformers.Trainer with our batches, loss and checkpoints · `stream.py`
 the rows as they come · `checkpoint.py` writes and reads the training state without pickle, of it
 `shards.py` the optimizer's, `fragments.py` where each engine keeps that · `preemption.py` lets all
-ranks stop at the same step · `progress.py` shows it · `failures.py` explains what torch raises.
+ranks stop at the same step · `progress.py` shows it · `failures.py` explains what torch raises · `packing.py` rows end
+to end · `memory.py` what a training will hold.
 """
 
+from job.train.memory import measure_activations, measure_device
 from job.train.merge import merge_run
 from job.train.methods import estimate_trained
 from job.train.rank import run_rank
 
-__all__ = ["estimate_trained", "merge_run", "run_rank"]
+__all__ = ["estimate_trained", "measure_activations", "measure_device", "merge_run", "run_rank"]

@@ -11,22 +11,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from job.tasks import Task
 
 
-def measure_activations(folder: Path, task: Task, labels: int, tokens: int, checkpointing: bool) -> int:
+def measure_device(ranks: int) -> tuple[str, int]:
+    """Return name and bytes of memory of what a rank computes on: a GPU, or its share of this host's memory."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return device.name, int(device.total_memory)
+    return "this host's share for a rank", psutil.virtual_memory().total // max(ranks, 1)
+
+
+def measure_activations(folder: Path, task: Task, tokens: int, checkpointing: bool) -> int:
     """Return the bytes that a row of so many tokens keeps for its backward pass, in fp32.
 
-    `folder`: a model's; `labels`: how many classes its head will have, 0 where it brings its head; `checkpointing`:
-    a layer keeps its input alone, and one layer at a time the rest.
+    `folder`: a model's; `checkpointing`: a layer keeps its input alone, and one layer at a time the rest.
     """
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if labels:
-        config.num_labels = labels
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
     few = (1, 2) if layers > 2 and not config.is_encoder_decoder else (layers,)
     counted = [_count_saved(_make_model(config, task, number), tokens) for number in few]

@@ -39,7 +39,7 @@ def merge_run(run: Run) -> dict[str, Any]:
     Returns max_abs_logit_diff between the trained and the merged model on n rows; raises GateFailed (15) where
     a weight that no factor belongs to is not the trained one, or an answer differs by more than rounding.
     """
-    task, tuning = get_task(run.recipe.task), run.recipe.tuning
+    task, tuning = get_task(run.recipe.kind), run.recipe.tuning
     shutil.rmtree(run.final_model, ignore_errors=True)
     model, _ = load_model(run.base_model, task, run.read("data.json")["labels"], run.recipe.training.seed)
     tuner = apply_method(model, tuning, run.recipe.training.seed)
