@@ -136,6 +136,48 @@ def check(
 
 @app.command(
     epilog=_examples(
+        "job compare quickstart --methods majority,zero-shot,few-shot:8,partial,lora,full",
+        "job compare recipe.yaml --methods partial:head,partial:last-2-layers,lora:8,lora:32,full",
+    )
+)
+def compare(
+    recipe: RecipeArgument,
+    methods: Annotated[str, typer.Option(help="With commas between: full, partial, lora, and baselines.")],
+    set_: SetOption = None,
+    run_id: Annotated[
+        str, typer.Option(envvar="JOB_RUN_ID", help="Name of this comparison; the same resumes it.")
+    ] = "",
+    work: WorkOption = Path("work"),
+) -> None:
+    """Tune by several methods on the same rows and seeds, and write one report of what each bought and cost.
+
+    Every method that trains is a run of its own, whose release nobody follows until `job release promote`.
+    """
+
+    def action() -> int:
+        from job.launch import find_place
+        from job.recipe import load_recipe
+
+        place = find_place()
+        comparison_recipe = load_recipe(recipe, set_ or [])
+        from job.comparing import compare_methods, plan_comparison
+        from job.identity import name_run
+        from job.report import format_comparison
+
+        comparison = plan_comparison(comparison_recipe, [word.strip() for word in methods.split(",") if word.strip()])
+        known = run_id or place.run_id
+        name = _check_run_id(known) if known else f"compare-{name_run(comparison_recipe)}"
+        result = compare_methods(comparison, name, work, place)
+        leave_result(result, format_comparison(result))
+        if result["exit_code"]:
+            os._exit(int(result["exit_code"]))
+        return 0
+
+    finish(action, as_json=True)
+
+
+@app.command(
+    epilog=_examples(
         'job predict s3://bucket/prefix/models/reviews "what a film"          # the current release',
         'job predict s3://bucket/prefix/models/reviews/VERSION "what a film"  # a pinned one',
         "cat texts.txt | job predict ./bundle --precision fp32",

@@ -132,7 +132,7 @@ def describe_memory(recipe: Recipe, topology: Topology, folder: Path, states: in
     name, room = measure_device(topology.processes_per_node)
     kept, whole_gib = shape.micro_batch * row, (states + shape.micro_batch * row) / 2**30
     said = (
-        f"memory:       at most {whole_gib:.1f} of {room / 2**30:.1f} GiB ({name}): {states / 2**30:.1f} GiB of weights, "
+        f"memory:       ≤ {whole_gib:.1f} of {room / 2**30:.1f} GiB ({name}): {states / 2**30:.1f} GiB of weights, "
         f"gradients and optimizer, {kept / 2**30:.1f} GiB of activations ({shape.micro_batch} rows of {tokens} tokens)"
     )
     if states + kept <= room:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from job.errors import redact
 from job.report.result import list_other_scores
+from job.report.versus import list_comparison
 
 _EXAMPLE = "I am absolutely amazed with this new and revolutionary AI device"
 
@@ -35,6 +36,24 @@ def format_result(result: dict[str, Any]) -> str:
     colour = "green" if result["exit_code"] == 0 else "red"
     console.print(f"[bold {colour}]{result['status']}[/] (exit code {result['exit_code']})", end=" ")
     console.print(redact(result["reason"]), markup=False, soft_wrap=True)
+    return shown.getvalue()
+
+
+def format_comparison(result: dict[str, Any]) -> str:
+    """Return the table of `job compare` as stderr can show it."""
+    shown = io.StringIO()
+    width = None if sys.stderr.isatty() else 160
+    console = Console(file=shown, highlight=False, width=Console(stderr=True, width=width).width)
+    if "methods" in result:
+        headings, rows = list_comparison(result)
+        table = Table(title="What each method bought, and what it cost", title_justify="left")
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "method" else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print(f"report   {result['report']}", markup=False, soft_wrap=True)
+    console.print(f"{result['status']} (exit code {result['exit_code']}) {redact(result['reason'])}", markup=False)
     return shown.getvalue()
 
 

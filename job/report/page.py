@@ -14,7 +14,7 @@ from job.report.plots import MATRIX_LABELS, Numbers, Plot, name_export
 from job.report.result import hide_paths
 from job.report.style import write_page_style
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """No browser runs a script of this page or asks anybody for anything, whatever got into it."""
 _UNDECIDED = "Whether it became the current release was decided after this page was written: "
 _PROMOTION = element("p", _UNDECIDED, element("code", "job release list"), " tells.", class_="soft")
@@ -26,7 +26,7 @@ def render_page(run: Run, numbers: Numbers, plots: dict[str, Plot]) -> Html:
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         element("meta", name="viewport", content="width=device-width,initial-scale=1"),
         element("title", f"{name}: report"),
         element("style", Html(write_page_style())),

@@ -34,6 +34,7 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
             "seconds",
             "trainable_parameters",
             "checkpoint_bytes",
+            "peak_memory_bytes",
         )
         result["train"] = {key: trained[key] for key in keys}
     return result

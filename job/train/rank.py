@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import transformers
 
@@ -170,6 +172,13 @@ def _leave_group() -> None:
         dist.destroy_process_group()
 
 
+def _measure_peak() -> int:
+    """Return the most memory that this rank has held: of its GPU, or of the host where it has none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
 def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: float) -> dict[str, Any]:
     table, state = TokenTable.open(run.tokens("train")), trainer.state
     done = max(state.global_step - attempt["resumed_from"], 1) if attempt["resume"] else state.global_step
@@ -181,6 +190,7 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
         "samples_per_second": round(len(table) * epochs / seconds, 1),
         "tokens_per_second": round(int(table.lengths.sum()) * epochs / seconds),
         "seconds": round(seconds, 1),
+        "peak_memory_bytes": _measure_peak(),
         "resumed_from": attempt["resumed_from"],
         "world_size": trainer.args.world_size,
         "precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
