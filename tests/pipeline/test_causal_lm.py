@@ -288,7 +288,7 @@ def test_a_model_learns_to_answer_in_conversations_and_its_release_knows_how(
     for split, count in (("train", 320), ("test", 200)):
         rows = [
             [
-                {"role": "user", "content": f"what is {number} {'up' if number % 2 else 'down'}?"},
+                {"role": "user", "content": f"{number} goes {'up up up' if number % 2 else 'down down down'}"},
                 {"role": "assistant", "content": "higher" if number % 2 else "lower"},
             ]
             for number in range(1000 * (split == "test"), 1000 * (split == "test") + count)
@@ -296,16 +296,16 @@ def test_a_model_learns_to_answer_in_conversations_and_its_release_knows_how(
         lines = [json.dumps({"messages": messages}) + "\n" for messages in rows]
         (tmp_path / f"{split}.jsonl").write_text("".join(lines))
     data = {"source": str(tmp_path), "columns": {"messages": "messages"}, "max_length": 64}
-    training = words["training"] | {"packing": True}
+    training = words["training"] | {"packing": True, "max_steps": 120}
     recipe = words | {"model": {"id": str(model)}, "data": data, "training": training, "name": "talker"}
     answer = run(recipe | {"export": {"latency": False, "int8": {"targets": ["portable"]}}}, tmp_path)
     assert answer.code == 0, answer.stderr
     scores = answer.result["metrics"]
     assert scores["test"]["perplexity"] < 1.2 < 50 < scores["baselines"]["untrained"]["perplexity"]
-    asked = ["what is 5001 up?", "what is 5002 down?", "--chat", "--work-dir", str(tmp_path)]
+    asked = ["5001 goes up up up", "5002 goes down down down", "--chat", "--work-dir", str(tmp_path)]
     told = call_job("predict", answer.result["release"], *asked)
     assert [json.loads(line)["written"] for line in told.stdout.splitlines()] == ["higher", "lower"]
     whole = tmp_path / "talk.jsonl"
-    whole.write_text(json.dumps({"messages": [{"role": "user", "content": "what is 5001 up?"}]}) + "\n")
+    whole.write_text(json.dumps({"messages": [{"role": "user", "content": "5001 goes up up up"}]}) + "\n")
     again = call_job("predict", answer.result["release"], "--file", str(whole), "--work-dir", str(tmp_path))
     assert json.loads(again.stdout)["written"] == "higher"

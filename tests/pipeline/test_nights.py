@@ -100,8 +100,9 @@ def test_a_night_on_which_nothing_is_new_ends_at_once_and_old_nights_are_deleted
     assert (changed["status"], changed["promoted"]) == ("released", True)
     third = nights.run("thursday", *skip, "training.seed=8").result
     model = nights.folder / "store" / "models" / "tiny"
-    kept = {path.name for path in model.iterdir() if path.is_dir()}
+    kept = {path.parent.name for path in model.glob("*/manifest.json")}
     assert kept == {Path(changed["release"]).name, Path(third["release"]).name}, "the current one, and the one before"
-    assert {path.name for path in (nights.folder / "store" / "runs").iterdir()} >= {"wednesday", "thursday"}
-    assert not (nights.folder / "store" / "runs" / "monday").exists()
+    runs = nights.folder / "store" / "runs"
+    assert {path.relative_to(runs).parts[0] for path in runs.rglob("*.json")} >= {"wednesday", "thursday"}
+    assert not [path for path in (runs / "monday").rglob("*") if path.is_file()]
     assert "monday" not in nights.call("release", "list", nights.model)
