@@ -21,22 +21,22 @@ RECIPE: dict[str, Any] = {
     "store": {"uri": "s3://bucket/prefix"},
 }
 IDENTITY = {"model": {"commit": "1"}, "data": {"commit": "2"}, "tokenizer_sha256": "3"}
-ONE_VALUE = {"task", "training.packing"}
+ONE_VALUE = {"task"}
 """Keys that this version accepts with one value only."""
 MAY_CHANGE = {
     "training.logging_steps", "training.eval_steps", "training.save_steps", "training.max_micro_batch_size",
-    "training.report_to",
     "data.revision", "data.num_workers", "model.revision",
 }  # fmt: skip
 """Of what defines a training: neither weights nor rows depend on them (a revision counts by its commit)."""
 LORA = ("r", "alpha", "dropout", "targets", "rslora", "dora")
-BESIDE = {f"tuning.{key}": {"method": "partial"} for key in ("unfreeze", "embeddings")}
-BESIDE |= {f"tuning.{key}": {"method": "lora"} for key in LORA}
-"""What else a section must say for a key to have a meaning."""
+BESIDE: dict[str, dict[str, Any]] = {"training.packing": {"task": "causal-lm"}}
+BESIDE |= {f"tuning.{key}": {"tuning": {"method": "partial"}} for key in ("unfreeze", "embeddings")}
+BESIDE |= {f"tuning.{key}": {"tuning": {"method": "lora"}} for key in LORA}
+"""What else a recipe must say for a key to have a meaning."""
 CANDIDATES: list[Any] = [
     "lora", "last-2-layers", "trained",
     True, False, 3, 7, 16, 0.25, 0.5, 2.0, "other", "cosine", "fp32", "padded", "deepspeed", 2, "dynamic",
-    "report_only", "never", ["portable"], ["majority"], ["wandb"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
+    "report_only", "never", ["portable"], ["majority"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
 ]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def describe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_with(key: str) -> dict[str, Any]:
     """Return the recipe as it must be for `key` to have a meaning."""
-    return RECIPE | ({key.split(".")[0]: BESIDE[key]} if key in BESIDE else {})
+    return RECIPE | BESIDE.get(key, {})
 
 
 def change(key: str) -> dict[str, Any] | None:
