@@ -25,6 +25,7 @@ ONE_VALUE = {"task"}
 """Keys that this version accepts with one value only."""
 MAY_CHANGE = {
     "training.logging_steps", "training.eval_steps", "training.save_steps", "training.max_micro_batch_size",
+    "training.report_to",
     "data.revision", "data.num_workers", "model.revision",
 }  # fmt: skip
 """Of what defines a training: neither weights nor rows depend on them (a revision counts by its commit)."""
@@ -36,7 +37,7 @@ BESIDE |= {f"tuning.{key}": {"tuning": {"method": "lora"}} for key in LORA}
 CANDIDATES: list[Any] = [
     "lora", "last-2-layers", "trained",
     True, False, 3, 7, 16, 0.25, 0.5, 2.0, "other", "cosine", "fp32", "padded", "deepspeed", 2, "dynamic",
-    "report_only", "never", ["portable"], ["majority"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
+    "report_only", "never", ["portable"], ["majority"], ["wandb"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
 ]  # fmt: skip
 
 
