@@ -1,4 +1,4 @@
-"""The story of a run: resolve and fetch → train → merge (where only a part was trained) → evaluate → export →
+"""The story of a run: resolve and fetch → train → merge (of parts, or of numbers) → evaluate → export →
 quantize → report → rehearse → release.
 
 Each stage is a process of its own that writes into the run's folder. After it, this process (which

@@ -46,8 +46,7 @@ RELEASE = Stage("release", "", ("name", "release"), ())
 
 
 def list_stages(recipe: Recipe) -> list[Stage]:
-    """Return the stages of a recipe but the last; where every weight was trained there is nothing to merge."""
-    method = recipe.tuning.method
-    stages = [stage for stage in STAGES if stage.name != "merge" or method != "full"]
-    extra = {"merge": ADAPTER} if method == "lora" else {}
+    """Return the stages of a recipe but the last; where the training leaves the whole model, nothing is merged."""
+    stages = [stage for stage in STAGES if stage.name != "merge" or recipe.merges]
+    extra = {"merge": ADAPTER} if recipe.tuning.method == "lora" else {}
     return [replace(stage, files=stage.files + extra.get(stage.name, ())) for stage in stages]

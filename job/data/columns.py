@@ -17,11 +17,15 @@ from job.data.targets import (
     has_answer,
     join_messages,
     join_words,
+    list_labels,
     list_values,
+    parse_json,
     read_answers,
+    read_labels,
     read_messages,
+    read_number,
     read_tags,
-)  # fmt: skip
+)
 from job.errors import DataError
 from job.recipe.schema import Data
 from job.tasks import Examples
@@ -31,13 +35,20 @@ _SHOWN_PROBLEMS = 3
 _FIRST, _SECOND = ("text", "prompt", "tokens", "question", "messages"), ("text_pair", "completion", "context")
 _LABELS = ("label", "tags", "answers")
 """Our names of columns by what they are to a row; a recipe names at most one of each."""
+_TARGETS = {"tags", "answers", "messages", "labels", "number"}
+"""Columns by which a row is to be answered with more than an id."""
+_KINDS_OF_LABELS = {"multi_label_classification": "labels", "regression": "number"}
+"""What the column `label` is called from here on, where data.problem_type says that it holds no single names."""
+_MAX_FRACTIONS = 20
+"""So many different labels may be numbers with a fraction and yet names of classes: half stars, versions."""
 
 
 @dataclass(frozen=True)
 class RawColumns:
     """One split's columns as they stand in the source, and the label names its schema declares, if any.
 
-    `columns` are our names of texts, pairs and labels, None for one that the task does not have.
+    `columns` are our names of texts, pairs and labels (`labels` for lists of them, `number`), None for one that the
+    task does not have.
     """
 
     split: str
@@ -50,13 +61,14 @@ class RawColumns:
     @property
     def named(self) -> bool:
         """Tell whether the labels are names, of rows or of words."""
-        return self.columns[2] in ("label", "tags")
+        return self.columns[2] in ("label", "labels", "tags")
 
     def list_labels(self) -> list[Any]:
         """Return every label of every row."""
-        if self.columns[2] != "tags":
+        split = {"tags": list_values, "labels": list_labels}.get(self.columns[2] or "")
+        if split is None:
             return list(self.labels or ())
-        return [tag for row in self.labels or () if row is not None for tag in list_values(row)]
+        return [label for row in self.labels or () if row is not None for label in split(row)]
 
 
 def pick_columns(rows: Any, data: Data, split: str) -> RawColumns:
@@ -73,6 +85,8 @@ def pick_columns(rows: Any, data: Data, split: str) -> RawColumns:
     first, second, label = (next(filter(columns.get, names), None) for names in (_FIRST, _SECOND, _LABELS))
     texts, pairs, labels = (list(rows[columns[name]]) if name else None for name in (first, second, label))
     declared = _find_names(rows.features[columns[label]]) if label else None
+    if label == "label":
+        label = _KINDS_OF_LABELS.get(data.problem_type, label)
     return RawColumns(split, (first, second, label), texts or [], pairs, labels, declared)
 
 
@@ -102,8 +116,12 @@ class LabelMap:
         if train.columns[2] == "answers":
             unanswered = not all(map(has_answer, train.labels or ()))
             return LabelMap(["answer", "no answer"] if unanswered else ["answer"], {})
+        if train.columns[2] == "number":
+            column = data.columns["label"]
+            return LabelMap(["score" if column == "label" else column], {})
         if not train.named:
             return LabelMap([], {})
+        _refuse_other_kinds(data, train)
         values, names = _name_values(data, train)
         if model_names and names == values == [str(index) for index in range(len(model_names))]:
             names = model_names
@@ -116,6 +134,26 @@ class LabelMap:
         ids = {value: order.index(name) for value, name in zip(values, names, strict=True)}
         ids |= {name: index for index, name in enumerate(order) if name not in ids}
         return LabelMap(order, ids)
+
+
+def _refuse_other_kinds(data: Data, train: RawColumns) -> None:
+    """Raise DataError for lists, and for many different fractions, where each text is to have one name."""
+    if train.columns[2] != "label":
+        return
+    for row, value in enumerate(train.labels or (), 1):
+        if isinstance(parse_json(value) if str(value).startswith("[") else value, (list, tuple)):
+            raise DataError(
+                f"data.columns.label: row {row} of split {train.split!r} has the list {str(value)[:60]}; write "
+                "data.problem_type: multi_label_classification where a text has any number of labels"
+            )
+    found = _find_values(train)
+    fractions = [value for value in found if _is_number(value) and not float(value).is_integer()]
+    if data.labels is None and train.declared is None and fractions and len(found) > _MAX_FRACTIONS:
+        raise DataError(
+            f"data.columns.label: split {train.split!r} has {len(found)} different labels, numbers such as "
+            f"{min(fractions)} among them; write data.problem_type: regression to learn numbers, or name the classes "
+            "in data.labels"
+        )
 
 
 def _order_names(names: list[str], model_names: list[str] | None) -> list[str]:
@@ -166,7 +204,7 @@ def check_rows(raw: RawColumns, labels: LabelMap, data: Data) -> Examples:
         np.array([label for _, label, _ in rows], dtype=np.int64),
         np.array(good, dtype=np.int64) + 1,
         len(problems),
-        [target for _, _, target in rows] if {"tags", "answers", "messages"} & set(raw.columns) else None,
+        [target for _, _, target in rows] if _TARGETS & set(raw.columns) else None,
         tuple(labels.names),
     )
 
@@ -187,6 +225,10 @@ def _read_row(raw: RawColumns, index: int, labels: LabelMap) -> tuple[list[str],
         return texts, 0, read_tags(raw.texts[index], value, labels.find)
     if raw.columns[2] == "answers":
         return texts, 0, read_answers(texts[1], value)
+    if raw.columns[2] == "labels":
+        return texts, 0, read_labels(value, labels.find)
+    if raw.columns[2] == "number":
+        return texts, 0, read_number(value)
     return texts, _find_label(value, labels) if raw.labels is not None else 0, None
 
 

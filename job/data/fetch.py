@@ -16,7 +16,15 @@ import numpy as np
 from job.data.columns import LabelMap, RawColumns, check_rows, pick_columns
 from job.data.prompts import choose_prompts, describe_generation
 from job.data.sources import DataSource, locate_data, read_split
-from job.data.splits import Splits, check_splits, cut_train, hold_out, separate_splits, take_shots
+from job.data.splits import (
+    Splits,
+    check_splits,
+    check_spread,
+    cut_train,
+    hold_out,
+    separate_splits,
+    take_shots,
+)
 from job.data.tokenize import Encoder, TokenTable, hash_tokenizer, tokenize_split
 from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
@@ -81,13 +89,15 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
             splits["train"], splits[split] = hold_out(
                 splits["train"], fraction * total / max(len(splits["train"]), 1), seed
             )
-    classes = labels.names if raw["train"].columns[2] == "label" else []
+    classes = labels.names if raw["train"].columns[2] in ("label", "labels") else []
     check_splits(splits, classes)
     before = {name: len(split) for name, split in splits.items()}
     splits = separate_splits(splits, data)
     leaked = {name: before[name] - len(split) for name, split in splits.items() if len(split) < before[name]}
     splits["train"] = take_shots(cut_train(splits["train"], data.limit, seed), recipe.tuning.shots, classes, seed)
     check_splits(splits, classes)
+    if raw["train"].columns[2] == "number":
+        check_spread(splits)
     return (
         splits,
         labels,

@@ -19,6 +19,9 @@ log = logging.getLogger("job.data")
 
 Splits = dict[str, Examples]
 
+_MIN_SPREAD = 5e-4
+"""Standard deviation by the largest label: of the seven digits of fp32 three are to be left for the differences."""
+
 
 def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Return (rest, held-out), stratified by label, rows with equal texts on one side; order is kept."""
@@ -72,14 +75,26 @@ def check_splits(splits: Splits, names: list[str]) -> None:
     for name, examples in splits.items():
         if len(examples) == 0:
             raise DataError(f"data.{name}: no rows are left in this split; give it more rows or a larger fraction")
-    present = np.unique(splits["train"].labels)
+    train = splits["train"]
+    several = [label for target in train.targets or () for label in target] if names else []
+    present = np.unique(train.labels if train.targets is None else several)
     if names and len(present) < 2:
-        raise DataError(
-            f"data.train: every row has the label {names[int(present[0])]!r}; classification needs at least two labels"
-        )
+        said = f"every row has the label {names[int(present[0])]!r}" if len(present) else "no row has a label"
+        raise DataError(f"data.train: {said}; classification needs at least two labels")
     absent = [name for index, name in enumerate(names) if index not in present]
     if absent:
         log.warning("labels without a train row: %s; the model cannot learn them", ", ".join(absent))
+
+
+def check_spread(splits: Splits) -> None:
+    """Raise DataError where the numbers of a split are all (nearly) the same: nothing can be learned or measured."""
+    for name, examples in splits.items():
+        numbers = np.array(examples.targets, dtype=np.float64)
+        if numbers.std() <= _MIN_SPREAD * np.abs(numbers).max():
+            raise DataError(
+                f"data.{name}: the labels lie between {numbers.min():g} and {numbers.max():g}, too close together for "
+                "fp32 to tell their differences; give rows whose labels differ, or subtract a constant from all"
+            )
 
 
 def _drop_known(splits: Splits, split: str, later: str, data: Data) -> Examples:

@@ -1,4 +1,4 @@
-"""What a row is to be answered with, where that is more than one label: tags of words, answers in a context.
+"""What a row is to be answered with, where that is not one label: tags of words, answers in a context, sets, numbers.
 
 Each reader returns what `Examples.targets` holds, in JSON, or raises ValueError saying what is wrong with the row.
 """
@@ -6,8 +6,13 @@ Each reader returns what `Examples.targets` holds, in JSON, or raises ValueError
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
+
+_TOO_LARGE = 1e30
+"""Squares of numbers in a model must be numbers still."""
 
 
 def join_words(value: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -41,10 +46,49 @@ def read_tags(words: Any, value: Any, find: Callable[[Any], int | None]) -> list
 def list_values(value: Any) -> list[Any]:
     """Return the labels of one row: those of a list, of a JSON list, or the words of a string; one alone as a list."""
     if isinstance(value, str):
-        value = _parse(value) if value.lstrip().startswith("[") else value.split()
+        value = parse_json(value) if value.lstrip().startswith("[") else value.split()
     if value is None:
         raise ValueError("label is missing")
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def list_labels(value: Any) -> list[Any]:
+    """Return the labels of one text: those of a list, of a JSON list, of words between commas, else of the words.
+
+    An empty string, as CSV has it, is a text without a label.
+    """
+    if isinstance(value, str) and "," in value and not value.lstrip().startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list_values(value)
+
+
+def read_labels(value: Any, find: Callable[[Any], int | None]) -> list[int]:
+    """Return the ids of a text's labels, ascending; `find` maps a label to its id."""
+    values = list_labels(value)
+    ids = [find(label) for label in values]
+    if None in ids:
+        raise ValueError(f"label {str(values[ids.index(None)])[:40]!r} is not among the labels")
+    found = sorted(label for label in ids if label is not None)
+    for label, following in pairwise(found):
+        if label == following:
+            raise ValueError(
+                f"label {str(values[ids.index(label)])[:40]!r} stands in the list twice; a list names the labels that "
+                "a text has, and no 0 or 1 for each"
+            )
+    return found
+
+
+def read_number(value: Any) -> float:
+    """Return a label that is a number, or text that says one."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError("label is missing")
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not abs(number) < _TOO_LARGE:
+        raise ValueError(f"label {str(value)[:40]!r} is no number")
+    return number
 
 
 def read_answers(context: str, value: Any) -> list[list[Any]]:
@@ -70,7 +114,7 @@ _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 
 def read_messages(value: Any) -> list[dict[str, str]]:
     """Return a conversation as {role, content}; ShareGPT's {from, value} too, or any of these as JSON."""
-    messages = _parse(value) if isinstance(value, str) else value
+    messages = parse_json(value) if isinstance(value, str) else value
     if not isinstance(messages, (list, tuple)) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("is no list of messages")
     read = []
@@ -96,7 +140,7 @@ def has_answer(value: Any) -> bool:
 
 def _list_answers(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        value = _parse(value)
+        value = parse_json(value)
     if value is None or value == "":
         return []
     if isinstance(value, dict):
@@ -110,8 +154,9 @@ def _list_answers(value: Any) -> list[tuple[Any, Any]]:
     return [(value, None)]
 
 
-def _parse(text: str) -> Any:
+def parse_json(text: Any) -> Any:
+    """Return what a text says as JSON, or what was given."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return text

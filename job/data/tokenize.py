@@ -28,10 +28,11 @@ _VERSION = 4
 class TokenTable:
     """One tokenized split.
 
-    tokens uint16/uint32 [all tokens], types uint8 [all tokens] or None (segment of sentence pairs),
-    offsets int64 [rows + 1], labels int64 [rows], or int32 [all tokens] where `per_token`, rows int64 [rows] (row
-    numbers in the source; a long text may have become several rows), spans int32 [all tokens, 2] or None (characters of
-    a token in the text that answers are taken from), about: what the task has said of the split.
+    tokens uint16/uint32 [all tokens], types uint8 [all tokens] or None (segment of sentence pairs), offsets int64
+    [rows + 1], labels int64 [rows], int32 [all tokens] where `per_token`, float32 [rows] where they are numbers, [rows,
+    labels] where they are sets, rows int64 [rows] (row numbers in the source; a long text may have become several
+    rows), spans int32 [all tokens, 2] or None (characters of a token in the text that answers are taken from), about:
+    what the task has said of the split.
     """
 
     tokens: np.ndarray
@@ -67,9 +68,9 @@ class TokenTable:
         return batch
 
     def pad_labels(self, positions: np.ndarray) -> np.ndarray:
-        """Return int64 labels [len(positions)], or [len(positions), longest] where every token has one."""
+        """Return labels [len(positions), …], int64 or float32, and [len(positions), longest] of tokens."""
         if not self.per_token:
-            return self.labels[positions].astype(np.int64)
+            return np.array(self.labels[positions])
         labels = np.full((len(positions), int(self.lengths[positions].max())), IGNORED_LABEL, dtype=np.int64)
         for line, span in enumerate(self._spans(positions)):
             labels[line, : span.stop - span.start] = self.labels[span]
@@ -78,12 +79,14 @@ class TokenTable:
     @property
     def truth(self) -> Truth:
         """Return the labels that answers are held against; the rows that one text became count as one."""
-        labels = np.asarray(self.labels)
+        labels = np.array(self.labels)
         texts = np.unique(self.rows, return_inverse=True)[1]
         about = dict(self.about)
         if self.spans is not None:
             about["spans"] = [self.spans[span] for span in self._spans(np.arange(len(self)))]
-        return Truth(labels[labels != IGNORED_LABEL].astype(np.int64), texts[self.unit_positions], about)
+        if self.per_token:
+            labels = labels[labels != IGNORED_LABEL].astype(np.int64)
+        return Truth(labels, texts[self.unit_positions], about)
 
     @property
     def unit_positions(self) -> np.ndarray:
@@ -202,7 +205,7 @@ def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
     if encoder.task.per_token:
         _save(folder, "token_labels", np.concatenate([np.asarray(row.labels, dtype=np.int32) for row in rows]))
     else:
-        _save(folder, "labels", np.array([row.labels for row in rows], dtype=np.int64))
+        _save(folder, "labels", np.array([row.labels for row in rows], dtype=encoder.task.label_type))
     if rows[0].spans is not None:
         _save(folder, "spans", np.concatenate([np.asarray(row.spans, dtype=np.int32) for row in rows]))
     (folder / "about.json").write_text(json.dumps(encoder.task.describe(encoder.tokenizer, examples)), encoding="utf-8")

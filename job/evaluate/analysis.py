@@ -28,7 +28,8 @@ def analyse_answers(run: Run, task: Task, answers: np.ndarray) -> dict[str, Any]
     found: dict[str, Any] = {"lengths": count_lengths(TokenTable.open(run.tokens("train")).lengths)}
     found["lengths"] |= {"max_length": data["max_length"], "cut": data["truncated_share"]}
     truth = table.truth
-    if task.classifies and not task.per_token and answers.shape == (len(truth.labels), len(data["labels"])):
+    single = truth.labels.ndim == 1 and not task.per_token
+    if task.classifies and single and answers.shape == (len(truth.labels), len(data["labels"])):
         probabilities, texts = compute_probabilities(answers), run.read("test.json")
         found["confusion"] = {"labels": data["labels"], "cells": count_confusions(task.decide(answers), truth)}
         found["calibration"] = measure_calibration(probabilities, truth)

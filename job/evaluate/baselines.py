@@ -1,10 +1,11 @@
 """What the model would score without fine-tuning, on the same test rows.
 
-`majority` always answers the most frequent train label · `untrained` is the base model with its
-head as it stood before the first step · `zero-shot` takes the label by its name: the nearest embedding, the likeliest
-continuation of a model that writes, or what a model of natural-language inference says that the text entails ·
-`few-shot:N` (`one-shot` is N = 1) is shown N train rows a label: the nearest mean embedding, or examples before the
-question · `linear-probe` is a logistic regression on the embeddings of all train rows.
+`majority` always answers the most frequent train label, or set of labels · `mean` the mean of train labels ·
+`untrained` is the base model with its head as it stood before the first step · `zero-shot` takes the label by its
+name: the nearest embedding, the likeliest continuation of a model that writes, or what a model of natural-language
+inference says that the text entails · `few-shot:N` (`one-shot` is N = 1) is shown N train rows a label: the nearest
+mean embedding, or examples before the question · `linear-probe` is a logistic regression on the embeddings of all
+train rows.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from job.evaluate.inference import compute_answers
 from job.evaluate.prompting import Prompter
 from job.recipe import Run
 from job.store.models import read_config
-from job.tasks import get_task, load_model
+from job.tasks import Units, find_head, get_task, load_model
 
 log = logging.getLogger("job.evaluate")
 
@@ -49,16 +50,27 @@ class Baselines:
         kind, _, shots = name.partition(":")
         if kind in ("one-shot", "few-shot"):
             return self._shown.few_shot(int(shots or 1))
-        known = {"majority": self._majority, "untrained": self._untrained, "zero-shot": self._zero_shot}
-        return (known | {"linear-probe": self._linear_probe})[kind]()
+        known = {"majority": self._majority, "mean": self._mean, "untrained": self._untrained}
+        return (known | {"zero-shot": self._zero_shot, "linear-probe": self._linear_probe})[kind]()
 
     def _majority(self) -> np.ndarray:
+        if self._train.labels.ndim > 1:
+            sets, counts = np.unique(self._train.labels, axis=0, return_counts=True)
+            return np.tile(2 * sets[counts.argmax()] - 1, (len(self.test), 1))
         counts = np.bincount(self._train.truth.labels, minlength=len(self._data["labels"]))
         return np.tile(counts.astype(np.float32), (len(self.test.unit_positions), 1))
 
+    def _mean(self) -> np.ndarray:
+        mean = np.full((len(self.test), 1), self._train.labels.mean(dtype=np.float64))
+        return np.asarray(get_task(self._run.recipe.kind).reduce(mean, self.test.truth.labels))
+
     def _untrained(self) -> np.ndarray:
         seed, task = self._run.recipe.training.seed, get_task(self._run.recipe.kind)
-        model, _ = load_model(self._run.base_model, task, self._data["labels"], seed)
+        model, new_weights = load_model(self._run.base_model, task, self._data["labels"], seed)
+        if task.standardizes:
+            name, head = find_head(model)
+            if f"{name}.weight" in new_weights:
+                Units.measure(self._train.labels, head).leave(head)
         return compute_answers(model, self.test, self._data["pad_id"], task)
 
     def _zero_shot(self) -> np.ndarray:

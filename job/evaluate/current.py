@@ -46,10 +46,13 @@ def compare_with_current(run: Run) -> dict[str, Any]:
 
 
 def _check_architecture(folder: Path, task: Task) -> None:
-    name = str((read_config(folder).get("architectures") or [""])[0])
-    if not name.endswith(task.architectures):
+    config = read_config(folder)
+    name = str((config.get("architectures") or [""])[0])
+    kind = config.get("problem_type") or "single_label_classification"
+    if not name.endswith(task.architectures) or kind != (task.problem_type or kind):
+        known = f"{name} ({kind})" if task.problem_type and name else name or "model of unknown kind"
         raise CheckpointMismatch(
-            f"{folder.name}: the current release is a {name or 'model of unknown kind'}, no {task.name} model, so this "
+            f"{folder.name}: the current release is a {known}, no {task.name} model, so this "
             "one cannot be compared with it; use another name, or release.promote_if: proven"
         )
 
@@ -68,6 +71,8 @@ def _answer_current(run: Run, folder: Path, task: Task, table: TokenTable) -> tu
     answers = compute_answers(model, table, int(tokenizer.pad_token_id), task)
     if task.classifies:
         answers = _name_columns(answers, model.config.id2label, run.read("data.json")["labels"])
+        if task.problem_type == "multi_label_classification":
+            answers = answers[:, :-1]  # whether it says another label as well, no row asks
     return answers, table.truth
 
 

@@ -29,7 +29,7 @@ def check_parity(task: Task, expected: np.ndarray, found: np.ndarray, rows: np.n
             "the checkpoint is kept"
         )
     difference = np.abs(task.logits_of(expected) - task.logits_of(found)).max(axis=1)
-    same = task.decide(expected) == task.decide(found)
+    same = task.agree(expected, found)
     undecided = task.lead(expected) <= 2 * task.max_abs_diff
     worst = int(difference.argmax())
     if difference[worst] > task.max_abs_diff or not (same | undecided).all():
@@ -54,7 +54,7 @@ def list_by_length(task: Task, expected: np.ndarray, found: np.ndarray, lengths:
     Answers are float32 [units, k], `lengths` int64 [units]: of each unit's row. Buckets without a row are left out.
     """
     difference = np.abs(task.logits_of(expected) - task.logits_of(found)).max(axis=1)
-    same = task.decide(expected) == task.decide(found)
+    same = task.agree(expected, found)
     bucket = np.maximum(2 ** np.ceil(np.log2(np.maximum(lengths, 1))), _SHORTEST).astype(np.int64)
     return [
         {
@@ -84,7 +84,7 @@ def compare_quality(task: Task, fp32: np.ndarray, int8: np.ndarray, truth: Truth
         "drop": round(drop, 6),
         "margin": round(estimate_margin(paired), 6),
         "drop_bound": round(drop + margin, 6),
-        "agreement": round(float((task.decide(fp32) == task.decide(int8)).mean()), 6),
+        "agreement": round(float(task.agree(fp32, int8).mean()), 6),
         "n": len(paired),
     }
 

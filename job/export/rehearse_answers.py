@@ -22,8 +22,8 @@ def rehearse_answers(run: Run, task: Task) -> dict[str, Any]:
     All must give what the trained model gave for the same rows, and the labels must be those of the data.
     """
     bundle, sample = run.bundle, Sample(run, task)
-    if task.classifies:
-        _check_labels(bundle, run.read("data.json")["labels"])
+    if task.classifies or task.problem_type:
+        _check_labels(bundle, run.read("data.json")["labels"], task.problem_type)
     tolerance = 10 * task.max_abs_diff  # padding to the longest of all rows instead of a bucket adds rounding
     for name, answers in _open_as_users(bundle, task, sample).items():
         _compare(name, task.logits_of(sample.expected), task.logits_of(answers), tolerance)
@@ -61,8 +61,14 @@ def _list_alone(rows: np.ndarray) -> dict[int, int]:
     return {int(row): int(place) for row, place, count in zip(numbers, first, counts, strict=True) if count == 1}
 
 
-def _check_labels(bundle: Path, labels: list[str]) -> None:
-    named = json.loads((bundle / "config.json").read_text()).get("id2label", {})
+def _check_labels(bundle: Path, labels: list[str], problem_type: str | None) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    named = config.get("id2label", {})
+    if config.get("problem_type") != problem_type:
+        raise GateFailed(
+            f"release: config.json has problem_type {config.get('problem_type')!r}, the recipe {problem_type!r}; "
+            "nothing is released, the checkpoint is kept"
+        )
     if [named.get(str(index)) for index in range(len(labels))] != labels or len(named) != len(labels):
         raise GateFailed(
             f"release: config.json names the labels {list(named.values())[:10]}, the data {labels[:10]}; "

@@ -1,4 +1,4 @@
-"""A text classifier's answers: the likeliest label of a text, and the probability of every one."""
+"""What is said of a whole text: its likeliest label, or all of its labels, or a number."""
 
 from __future__ import annotations
 
@@ -31,6 +31,28 @@ class Classifier(Reader):
     def answer(self, text: Text, rows: Sequence[tuple[Encoding, np.ndarray]]) -> dict[str, Any]:
         """Return the answer to one text, which is one row."""
         shares = share_out(rows[0][1])
-        scores = {label: round(float(share), 6) for label, share in zip(self._labels, shares, strict=True)}
+        scores = self._name(shares)
         best = self._labels[int(shares.argmax())]
         return {"text": text, "label": best, "score": scores[best], "scores": scores}
+
+    def _name(self, shares: np.ndarray) -> dict[str, float]:
+        """Return label → probability."""
+        return {label: round(float(share), 6) for label, share in zip(self._labels, shares, strict=True)}
+
+
+class MultiLabelClassifier(Classifier):
+    """Answers {"text", "labels", "scores"}: every label that is likelier than not, and the probability of each."""
+
+    def answer(self, text: Text, rows: Sequence[tuple[Encoding, np.ndarray]]) -> dict[str, Any]:
+        """Return the answer to one text; `labels` may be empty."""
+        logits = rows[0][1]
+        said = [label for label, logit in zip(self._labels, logits, strict=True) if logit > 0]
+        return {"text": text, "labels": said, "scores": self._name(1 / (1 + np.exp(-logits)))}
+
+
+class Regressor(Classifier):
+    """Answers {"text", "score"}: a number in the units of the labels, of seven digits, as fp32 has them."""
+
+    def answer(self, text: Text, rows: Sequence[tuple[Encoding, np.ndarray]]) -> dict[str, Any]:
+        """Return the answer to one text."""
+        return {"text": text, "score": float(f"{rows[0][1][0]:.7g}")}

@@ -1,4 +1,4 @@
-"""Which reader a bundle needs, by the architecture that its config.json names."""
+"""Which reader a bundle needs, by the architecture and the problem_type that its config.json names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from job.errors import NotFound
 from job.predict.bundle import fetch_bundle
 from job.predict.filling import Filler
-from job.predict.labels import Classifier
+from job.predict.labels import Classifier, MultiLabelClassifier, Regressor
 from job.predict.reader import Reader
 from job.predict.spans import Answerer
 from job.predict.tags import Tagger
@@ -18,6 +18,8 @@ from job.predict.writing import MAX_NEW_TOKENS, Writer
 from job.tasks import get_task
 
 _READERS: dict[str, type[Reader]] = {
+    "text-classification:multi_label_classification": MultiLabelClassifier,
+    "text-classification:regression": Regressor,
     "text-classification": Classifier,
     "token-classification": Tagger,
     "question-answering": Answerer,
@@ -53,14 +55,17 @@ def open_predictor(
     Raises NotFound (13) for a model of a task that nobody here reads.
     """
     folder = fetch_bundle(uri, cache, precision, allow_http)
-    names = read_json(folder / "config.json").get("architectures")
+    config = read_json(folder / "config.json")
+    names = config.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else "none"
     for kind, reader in _READERS.items():
-        if architecture.endswith(get_task(kind).architectures):
+        told = ":" not in kind or config.get("problem_type") == get_task(kind).problem_type
+        if told and architecture.endswith(get_task(kind).architectures):
             return reader(folder, precision, threads, get_task(kind))
     if architecture.endswith(get_task("causal-lm").architectures):
         return Writer(folder, precision, threads, max_new_tokens)
-    known = ", ".join(f"…{get_task(kind).architectures[0]}" for kind in (*_READERS, "causal-lm"))
+    endings = dict.fromkeys(get_task(kind).architectures[0] for kind in (*_READERS, "causal-lm"))
+    known = ", ".join(f"…{ending}" for ending in endings)
     raise NotFound(
         f"{folder / 'config.json'}: architectures: {architecture}; prediction knows {known}; name the release of such "
         "a model"

@@ -54,7 +54,7 @@ class Run:
     @property
     def final_model(self) -> Path:
         """The trained model: config.json, and model.safetensors with all weights."""
-        return self.trained if self.recipe.tuning.method == "full" else self.folder / "merged"
+        return self.folder / "merged" if self.recipe.merges else self.trained
 
     @property
     def bundle(self) -> Path:

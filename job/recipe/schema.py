@@ -23,6 +23,9 @@ Split = Fraction | str
 TaskName = Literal["text-classification", "token-classification", "question-answering", "masked-lm", "causal-lm"]
 """Tasks that this version can train."""
 
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""What the label of a text is, in the words of transformers' `problem_type`."""
+
 Column = Literal[
     "text",
     "text_pair",
@@ -42,7 +45,7 @@ DEFINES_TRAINING = ("task", "model", "data", "tuning", "training")
 """Sections that fix the trained weights: changed ones are another run."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_BASELINE = re.compile(r"majority|untrained|zero-shot|linear-probe|one-shot|few-shot:[1-9][0-9]{0,2}")
+_BASELINE = re.compile(r"majority|mean|untrained|zero-shot|linear-probe|one-shot|few-shot:[1-9][0-9]{0,2}")
 _UNFREEZE = re.compile(r"head|last-([1-9][0-9]{0,3})-layers")
 _METHOD_KEYS: dict[str, dict[str, Any]] = {
     "partial": {"unfreeze": "head", "embeddings": "frozen"},
@@ -70,6 +73,21 @@ TASK_KEYS: dict[str, TaskKeys] = {
         (("text", "label"), ("text", "text_pair", "label")),
         ("majority", "untrained"),
         ("zero-shot", "one-shot", "few-shot", "linear-probe"),
+        ("portable", "avx512_vnni"),
+        0.95,
+    ),
+    # a row agrees only where none of its labels changes
+    "text-classification:multi_label_classification": TaskKeys(
+        (("text", "label"), ("text", "text_pair", "label")),
+        ("majority", "untrained"),
+        (),
+        ("portable", "avx512_vnni"),
+        0.9,
+    ),
+    "text-classification:regression": TaskKeys(
+        (("text", "label"), ("text", "text_pair", "label")),
+        ("mean", "untrained"),
+        (),
         ("portable", "avx512_vnni"),
         0.95,
     ),
@@ -107,6 +125,10 @@ class Data(Section):
     revision: str = Field("main", description="Hub branch, tag or commit; resolved to its commit before loading")
     config: str | None = Field(None, description="configuration of a Hub data set that has several")
     columns: dict[Column, str] = Field({}, description="our name: name in the source; empty: those of the task")
+    problem_type: ProblemType = Field(
+        "single_label_classification",
+        description="text-classification: one label a text, lists of labels, or numbers (regression)",
+    )
     labels: list[str | int] | dict[int | str, str] | None = Field(
         None, description="label names in order, or a map from the source's values to names"
     )
@@ -282,12 +304,14 @@ class Int8(Section):
     )
     max_metric_drop: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02,
-        description="largest drop of the metric that the one-sided 95 % bound may show; 0.01 is one point, or 1 % of "
-        "a language model's perplexity",
+        description="largest drop of the metric that the one-sided 95 % bound may show; 0.01 is one point, 1 % of "
+        "a language model's perplexity, or 1 % of the labels' variance (regression)",
     )
     min_agreement: Share = Field(
         0.95,
-        description="share of rows whose label must not change, of tokens for causal-lm (0.9 where nothing is said)",
+        description="share of rows whose label must not change, of tokens for causal-lm; multi-label: the whole set of "
+        "labels; regression: the number, by a tenth of the labels' standard deviation (0.9 where nothing is said for "
+        "causal-lm, question-answering and multi-label)",
     )
     gate: Literal["fail", "report_only"] = Field("fail", description="report_only: release fp32 and say so")
 
@@ -369,8 +393,9 @@ class Recipe(Section):
     launch: Launch = Launch()
     baselines: list[str] = Field(
         default=["majority", "untrained"],
-        description="majority, untrained, zero-shot, one-shot, few-shot:N, linear-probe; measured on the same test "
-        "split; every task has untrained, the last four text-classification alone",
+        description="majority, mean, untrained, zero-shot, one-shot, few-shot:N, linear-probe; measured on the same "
+        "test split; every task has untrained, regression mean, and the last four text-classification of one label a "
+        "text alone",
     )
     export: Export = Export()
     release: Release = Release()
@@ -380,7 +405,7 @@ class Recipe(Section):
     @classmethod
     def _fill_by_task(cls, values: Any) -> Any:
         """Put the task's own defaults where the recipe says nothing."""
-        keys = TASK_KEYS.get(str(values.get("task"))) if isinstance(values, dict) else None
+        keys = TASK_KEYS.get(_name_kind(_find(values, "task"), _find(values, "data", "problem_type")))
         if keys is None:
             return values
         pinned = _find(values, "export", "int8", "mode") in ("dynamic", "static")
@@ -397,21 +422,28 @@ class Recipe(Section):
         task = info.data.get("task")
         if task is None:
             return data
-        offered = TASK_KEYS[task].columns
+        kind = _name_kind(task, data.problem_type)
+        if kind not in TASK_KEYS:
+            raise ValueError(f"problem_type: {data.problem_type} is a kind of text-classification, not of {task}")
+        offered = TASK_KEYS[kind].columns
         if set(data.columns) not in [set(columns) for columns in offered]:
             raise ValueError(
                 f"columns names {', '.join(sorted(data.columns))}; {task} takes "
                 + " or ".join(", ".join(columns) for columns in offered)
             )
-        if data.labels is not None and not any({"label", "tags"} & set(columns) for columns in offered):
-            raise ValueError(f"labels: {task} has none; leave it out")
+        named = data.problem_type != "regression" and any({"label", "tags"} & set(columns) for columns in offered)
+        if data.labels is not None and not named:
+            raise ValueError(f"labels: {kind} has none; leave it out")
         return data
 
     @field_validator("training")
     @classmethod
-    def _pack_text_alone(cls, training: Training, info: ValidationInfo) -> Training:
+    def _fit_training(cls, training: Training, info: ValidationInfo) -> Training:
         if training.packing and info.data.get("task", "causal-lm") != "causal-lm":
             raise ValueError(f"packing: is for causal-lm, not for {info.data['task']}; leave it out")
+        data = info.data.get("data")
+        if data is not None and data.problem_type == "regression" and training.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor: numbers are not smoothed; leave it out for regression")
         return training
 
     @field_validator("tuning")
@@ -420,7 +452,10 @@ class Recipe(Section):
         task, data = info.data.get("task"), info.data.get("data")
         if tuning.shots is not None and data is not None and data.limit is not None:
             raise ValueError("shots and data.limit both say how many rows to train on; leave one of them out")
-        if tuning.shots is not None and task and not any("label" in columns for columns in TASK_KEYS[task].columns):
+        labelled = task and any("label" in columns for columns in TASK_KEYS[task].columns)
+        if data is not None and data.problem_type != "single_label_classification":
+            labelled = False
+        if tuning.shots is not None and task and not labelled:
             raise ValueError(f"shots are rows of each label, and {task} has no labels; use data.limit")
         return tuning
 
@@ -436,27 +471,36 @@ class Recipe(Section):
     @field_validator("baselines")
     @classmethod
     def _known_baselines(cls, baselines: list[str], info: ValidationInfo) -> list[str]:
+        kind = _name_kind(info.data.get("task"), getattr(info.data.get("data"), "problem_type", None))
         for baseline in baselines:
-            known = TASK_KEYS.get(info.data.get("task", ""))
+            known = TASK_KEYS.get(kind)
             offered = (*known.baselines, *known.offered) if known else ()
             if known and _BASELINE.fullmatch(baseline) and baseline.partition(":")[0] not in offered:
-                raise ValueError(
-                    f"has {baseline!r}, which {info.data['task']} does not offer; use {', '.join(offered)}"
-                )
+                raise ValueError(f"has {baseline!r}, which {kind} does not offer; use {', '.join(offered)}")
             if not _BASELINE.fullmatch(baseline):
                 raise ValueError(
-                    f"has {baseline!r}; use majority, untrained, zero-shot, one-shot, few-shot:N or linear-probe"
+                    f"has {baseline!r}; use majority, mean, untrained, zero-shot, one-shot, few-shot:N or linear-probe"
                 )
         return baselines
 
     @property
     def kind(self) -> str:
         """The name of its task in `job.tasks`."""
-        return self.task
+        return _name_kind(self.task, self.data.problem_type)
+
+    @property
+    def merges(self) -> bool:
+        """Whether the trained model is made of what the training leaves: parts of it, or a head in other units."""
+        return self.tuning.method != "full" or self.data.problem_type == "regression"
 
     def hash_sections(self, *sections: str) -> str:
         """Return the sha256 (hex) of the named top-level sections in canonical JSON."""
         return hash_json({section: self.model_dump(mode="json")[section] for section in sections})
+
+
+def _name_kind(task: Any, problem_type: Any) -> str:
+    """Return the key in TASK_KEYS: the task, and what its labels are where they are not single names."""
+    return str(task) if problem_type in (None, "single_label_classification") else f"{task}:{problem_type}"
 
 
 def _fill_columns(keys: TaskKeys, columns: dict[str, str]) -> dict[str, str]:

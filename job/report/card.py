@@ -122,7 +122,10 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
 
 
 _LIMITS_OF_LABELS = """Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The labels are
-  {labels}; the model answers one of them to any text, also to one that has nothing to do with them."""
+  {labels}; the model answers {said} of them to any text, also to one that has nothing to do with them."""
+_LIMITS_OF_NUMBERS = """Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The model
+  answers a number ({labels}) to any text, in the units of the data, also to one that has nothing to do with them.
+  Agreement is the share of rows where two files differ by at most a tenth of the labels' standard deviation."""
 _LIMITS_OF_WRITING = """It was trained and measured on rows of at most {max_length} tokens. It writes what is likely,
   not what is true. log_likelihood is the mean of all tokens, in nats; a drop of 0.01 is 1 % of
   perplexity, agreement the share of tokens that both files would write next."""
@@ -130,8 +133,11 @@ _LIMITS_OF_WRITING = """It was trained and measured on rows of at most {max_leng
 
 def _describe_limits(task: Task, data: dict[str, Any]) -> str:
     text = _LIMITS_OF_WRITING if task.generates else _LIMITS_OF_LABELS
+    if task.standardizes:
+        text = _LIMITS_OF_NUMBERS
+    said = "any number" if task.problem_type == "multi_label_classification" else "one"
     return text.format(
-        max_length=data["max_length"], truncated=data["truncated_share"], labels=", ".join(data["labels"])
+        said=said, max_length=data["max_length"], truncated=data["truncated_share"], labels=", ".join(data["labels"])
     )
 
 

@@ -28,6 +28,17 @@ def normal_interval(values: np.ndarray, within: tuple[float, float] = (-math.inf
     return [round(max(low, within[0]), 6), round(min(high, within[1]), 6)]
 
 
+def spread_ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Return for each row what it adds to Σ parts / Σ wholes, float64 [rows], so that their mean is that ratio.
+
+    It is the ratio of all, and by how much this row moves it: the ratio estimator's residual (Cochran 1977, 6.8), whose
+    spread is not that of the rows' sizes. 0 where all wholes are 0.
+    """
+    total = float(wholes.sum()) or 1.0
+    ratio = float(parts.sum()) / total
+    return np.asarray(ratio + (parts - ratio * wholes) * len(parts) / total)
+
+
 def estimate_margin(paired: np.ndarray) -> float:
     """Return the margin of the one-sided 95 % bound of the mean of paired differences float [rows], if it is normal."""
     n = len(paired)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from job.tasks.intervals import count_rows, normal_interval
+from job.tasks.intervals import count_rows, normal_interval, spread_ratio
 from job.tasks.protocol import IGNORED_LABEL, Task, Truth
 
 if TYPE_CHECKING:
@@ -68,13 +68,11 @@ class TokenLikelihood(Task):
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return for each text how likely its tokens are, in nats, so that their mean is that of a token.
 
-        It is the mean of all tokens, and by how much this text moves it: the ratio estimator's residual (Cochran 1977,
-        6.8), whose spread is not that of the texts' lengths. 0.01 is 1 % of perplexity.
+        0.01 is 1 % of perplexity.
         """
         logs = (answers[:, _TARGET] - answers[:, _TOTAL]).astype(np.float64)
-        counts, mean = np.bincount(truth.rows), logs.mean()
-        sums, counts = np.bincount(truth.rows, weights=logs)[counts > 0], counts[counts > 0]
-        return np.asarray(mean + (sums - mean * counts) * len(counts) / len(logs))
+        counts = np.bincount(truth.rows)
+        return spread_ratio(np.bincount(truth.rows, weights=logs)[counts > 0], counts[counts > 0])
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return the mean log-likelihood of a token, perplexity, and the share of tokens that are foretold."""

@@ -10,7 +10,7 @@ from job.tasks.protocol import Task
 
 
 def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[Any, list[str]]:
-    """Return the task's model from `folder` with fp32 weights, and the names of weights that are new.
+    """Return the task's model from `folder` with fp32 weights, and the names of weights that are new, sorted.
 
     A head that is missing or of another size is new and depends on `seed` only. Nothing is executed
     that the folder brings (safetensors, no remote code).
@@ -26,7 +26,7 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
     try:
         model, loading = model_class.from_pretrained(
             folder,
-            **(named if task.classifies else {}),
+            **(named if task.classifies or task.problem_type else {}),
             use_safetensors=True,
             trust_remote_code=False,
             # under ZeRO-3 every weight is a shard of size 0 here, and all would count as mismatched
@@ -48,13 +48,13 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
             setattr(model.config, wish, None)
     if task.problem_type:
         model.config.problem_type = task.problem_type
-    new = sorted([*loading["missing_keys"], *(str(key) for key in loading["mismatched_keys"])])
+    new = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
     if new and not task.trains_head:
         raise DataError(
             f"model.id: {folder} has no weight {new[0]} of the size that its config.json gives, and training would "
             f"begin with random ones; name a {task.name} model"
         )
-    return model, sorted(loading["missing_keys"])
+    return model, new
 
 
 def open_trained(folder: Path, task: Task) -> Any:

@@ -66,7 +66,7 @@ class Examples:
 
 
 class Encoded(NamedTuple):
-    """One row of a token table, made of the example at `place`: a label for the row, or one for each token.
+    """One row of a token table, made of the example at `place`: what the row is labelled with, or each of its tokens.
 
     `cut`: tokens of the example were left out, because it is too long. `spans`: of each token its first and last + 1
     character in the text that answers are taken from.
@@ -75,14 +75,15 @@ class Encoded(NamedTuple):
     place: int
     ids: list[int]
     types: list[int] | None
-    labels: int | list[int]
+    labels: int | float | list[int] | list[float]
     cut: bool
     spans: list[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
 class Truth:
-    """`labels` int64 [units], and for each unit the number of its text in the split, int64 [units], ascending.
+    """`labels` [units] or [units, labels] as in the token table, and for each unit the number of its text in the split,
+    int64 [units], ascending.
 
     `about`: what the task has said of the split (`Task.describe`), and where it has any, as `spans` those of the tokens
     of each row, int32 [tokens, 2].
@@ -101,7 +102,8 @@ class Task(Protocol):
     `architectures`: how the names of its model classes end, as a config.json gives them · `outputs`: of the model, one
     of logits or several that are stacked · `export_task`: Optimum's name of it · `pipeline_tag`: that of the Hub and of
     transformers' pipelines · `truncation`: how a tokenizer cuts what is too long, as transformers calls it ·
-    `problem_type`: what a config.json says of a sequence classifier's labels.
+    `problem_type`: what a config.json says of a sequence classifier's labels · `standardizes`: they are numbers, which
+    training counts in standard deviations (`Units`) · `label_type`: numpy's name of what a row's labels are.
     `max_abs_diff`: by how much answers of the same model may differ between two runtimes in fp32.
     `max_batch_tokens`: how many tokens, padding included, are computed at once where no gradients are kept.
     """
@@ -122,6 +124,8 @@ class Task(Protocol):
     trains_head: ClassVar[bool] = True
     truncation: ClassVar[str] = "longest_first"
     problem_type: ClassVar[str | None] = None
+    standardizes: ClassVar[bool] = False
+    label_type: ClassVar[str] = "int64"
     max_abs_diff: ClassVar[float] = 1e-3
     """Kernels add up in another order, which moves a logit by about 1e-5."""
     max_batch_tokens: ClassVar[int] = 8192
@@ -144,7 +148,7 @@ class Task(Protocol):
         return examples
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-        """Return the loss summed over units: logits float [rows, …, k] and int64 labels [rows, …] → scalar fp32."""
+        """Return the loss summed over all labels: logits float [rows, …, k] and labels [rows, …] → scalar fp32."""
 
     def reduce(self, logits: Any, labels: Any) -> Any:
         """Return answers [rows, …, k] of logits and labels, numpy's or torch's; the logits may be overwritten."""
@@ -153,7 +157,11 @@ class Task(Protocol):
         """Return float32 [units, m]: the columns that two runtimes must give alike."""
 
     def decide(self, answers: np.ndarray) -> np.ndarray:
-        """Return int64 [units]: what the model says."""
+        """Return [units, …]: what the model says."""
+
+    def agree(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return bool [units]: where two answers say the same."""
+        return np.asarray(self.decide(one) == self.decide(other))
 
     def lead(self, answers: np.ndarray) -> np.ndarray:
         """Return float32 [units]: how far what it says is ahead of the next, in logits."""

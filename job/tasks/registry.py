@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from job.tasks.causal_lm import CausalLM
 from job.tasks.masked_lm import MaskedLM
+from job.tasks.multi_label import MultiLabel
 from job.tasks.protocol import Task
 from job.tasks.question_answering import QuestionAnswering
+from job.tasks.regression import Regression
 from job.tasks.text_classification import TextClassification
 from job.tasks.token_classification import TokenClassification
 
 _ALL: tuple[Task, ...] = (
-    TextClassification(), TokenClassification(), QuestionAnswering(), MaskedLM(), CausalLM()
+    TextClassification(), MultiLabel(), Regression(), TokenClassification(), QuestionAnswering(), MaskedLM(),
+    CausalLM(),
 )  # fmt: skip
 _TASKS = {task.name: task for task in _ALL}
 

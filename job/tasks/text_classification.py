@@ -38,8 +38,12 @@ class TextClassification(Task):
             batch = tokenizer(*columns, truncation=self.truncation, max_length=max_length, padding=False)
             types = batch.get("token_type_ids") if pairs else None
             for line, ids in enumerate(batch["input_ids"]):
-                segments, label = types[line] if types else None, int(examples.labels[start + line])
+                segments, label = types[line] if types else None, self._label(examples, start + line)
                 yield Encoded(start + line, ids, segments, label, len(ids) >= max_length)
+
+    def _label(self, examples: Examples, place: int) -> int | float | list[float]:
+        """Return what the row of one text is labelled with."""
+        return int(examples.labels[place])
 
     def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
         """Return the names of the labels."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from job.tasks.intervals import count_rows, normal_interval
+from job.tasks.intervals import count_rows, normal_interval, spread_ratio
 from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Task, Truth
 
 if TYPE_CHECKING:
@@ -87,12 +87,10 @@ class TokenClassification(Task):
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return for each text what it adds to F1, so that their mean is the F1 of all.
 
-        F1 is 2 · hits over entities said and there, a ratio of sums; see `TokenLikelihood.per_row_score`.
+        F1 is 2 · hits over entities said and there, a ratio of sums.
         """
         hits, said, there = self._count(answers, truth).T
-        total = float((said + there).sum()) or 1.0
-        ratio = 2.0 * hits.sum() / total
-        return np.asarray(ratio + (2.0 * hits - ratio * (said + there)) * len(hits) / total)
+        return spread_ratio(2.0 * hits, said + there)
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return F1, precision and recall of entities, and the share of words that are labelled rightly."""

@@ -24,6 +24,7 @@ from job.tasks import IGNORED_LABEL, Task, get_task, join_outputs, load_model, o
 from job.train.checkpoint import read_weights, write_weights
 from job.train.fragments import WEIGHTS_FILE
 from job.train.methods import ADAPTER, Anatomy, apply_method, name_moved
+from job.train.units import restore_units
 
 log = logging.getLogger("job.train")
 
@@ -46,6 +47,8 @@ def merge_run(run: Run) -> dict[str, Any]:
     moved = name_moved(model, tuning)
     read_weights(model, run.trained, moved)
     expected = _answer(model, run, task)
+    if task.standardizes:
+        expected = restore_units(model, run, expected)
     unmerged = {name: tensor for name, tensor in model.state_dict().items() if not _is_of_factors(name)}
     if tuner:
         write_adapter(model, moved or set(), run)
@@ -113,7 +116,8 @@ def _answer(model: Any, run: Run, task: Task) -> np.ndarray:
 def _compare(task: Task, expected: np.ndarray, found: np.ndarray) -> float:
     """Return max |Δlogit|; raise GateFailed (15) beyond the task's tolerance, or for NaN."""
     difference = float(np.abs(task.logits_of(expected) - task.logits_of(found)).max())
-    tolerance = _SHARE * task.max_abs_diff
+    # a number far from 0 is rounded more than a share
+    tolerance = task.max_abs_diff if task.standardizes else _SHARE * task.max_abs_diff
     if not difference <= tolerance:
         raise GateFailed(
             f"merge: the merged model and the trained one differ by {difference:.3g} in a logit (at most "

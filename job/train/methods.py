@@ -226,7 +226,7 @@ def count_trained(model: Any) -> int:
 def estimate_trained(folder: Path, task: Task, labels: list[str], tuning: Tuning) -> int:
     """Return how many weights a method would train of a model folder, without loading any."""
     config = transformers.AutoConfig.from_pretrained(
-        folder, trust_remote_code=False, **({"num_labels": len(labels)} if task.classifies else {})
+        folder, trust_remote_code=False, **({"num_labels": len(labels)} if task.classifies or task.problem_type else {})
     )
     with torch.device("meta"):
         model = getattr(transformers, task.auto_class).from_config(config)

@@ -37,6 +37,7 @@ from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTw
 from job.train.progress import Heartbeat, Progress, ScaleFloor
 from job.train.stream import seed_rank
 from job.train.trainer import JobTrainer, TrainingData
+from job.train.units import enter_units
 
 log = logging.getLogger("job.train")
 
@@ -106,6 +107,8 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     )
     if training.packing:
         check_packing(model, tables.train, tables.pad_id)
+    if task.standardizes:
+        tables = enter_units(model, new_weights, tables)
     trainer = JobTrainer(model, args, run, tables, task)
     seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:
