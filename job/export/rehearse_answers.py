@@ -64,7 +64,7 @@ def _list_alone(rows: np.ndarray) -> dict[int, int]:
 def _check_labels(bundle: Path, labels: list[str], problem_type: str | None) -> None:
     config = json.loads((bundle / "config.json").read_text())
     named = config.get("id2label", {})
-    if config.get("problem_type") != problem_type:
+    if problem_type and config.get("problem_type") != problem_type:
         raise GateFailed(
             f"release: config.json has problem_type {config.get('problem_type')!r}, the recipe {problem_type!r}; "
             "nothing is released, the checkpoint is kept"

@@ -54,8 +54,7 @@ tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
 ```
 
 ```js
-import {{ pipeline }} from '@huggingface/transformers';
-const answer = await pipeline('{tag}', folder, {{ dtype: '{dtype}' }});
+{javascript}
 ```
 
 `job predict {folder_or_model} TEXT` answers from the shell, without torch.{triton}
@@ -73,6 +72,12 @@ worst mistakes with their texts; `plots/` its charts as pictures.
 """
 
 
+_PIPELINE = """import {{ pipeline }} from '@huggingface/transformers';
+const answer = await pipeline('{tag}', folder, {{ dtype: '{dtype}' }});"""
+_LOGITS = """import {{ AutoModelForSequenceClassification, AutoTokenizer }} from '@huggingface/transformers';
+const tokenizer = await AutoTokenizer.from_pretrained(folder);
+const model = await AutoModelForSequenceClassification.from_pretrained(folder, {{ dtype: '{dtype}' }});
+const {{ logits }} = await model(tokenizer(text));         // the number; a pipeline would give its softmax, 1"""
 _LICENCE = re.compile(r"\A---\n(?:(?!---).*\n)*?licen[sc]e:\s*(.+)\n", re.IGNORECASE)
 
 
@@ -114,7 +119,8 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
         metric=metric, quality="\n".join(quality), parity_n=result["onnx"]["n"],
         difference=result["onnx"]["max_abs_logit_diff"], exports="\n".join(_export_rows(result, metric)),
         limits=_describe_limits(task, data), version=__version__, run_id=run.run_id,
-        base_commit=sources["model"]["commit"] or "without a commit", best=best, dtype=dtype,
+        base_commit=sources["model"]["commit"] or "without a commit", best=best,
+        javascript=(_LOGITS if task.standardizes else _PIPELINE).format(tag=task.pipeline_tag, dtype=dtype),
         data_commit=sources["data"]["commit"] or "without a commit", folder_or_model=f"…/models/{recipe.name}",
         triton="\n`triton/` is a model repository for a Triton server." if recipe.export.triton else "",
         licence=find_licence(run.base_model), ort_class=task.ort_class, auto_class=task.auto_class,

@@ -63,6 +63,19 @@ def test_the_shortest_recipe_is_accepted_with_defaults(load: Loader) -> None:
     assert recipe.export.int8.targets == ["portable", "avx512_vnni"]
 
 
+def test_what_a_label_is_decides_baselines_and_agreement(load: Loader) -> None:
+    kinds = {
+        "single_label_classification": ("text-classification", ["majority", "untrained"], 0.95),
+        "multi_label_classification": (
+            "text-classification:multi_label_classification", ["majority", "untrained"], 0.9,
+        ),
+        "regression": ("text-classification:regression", ["mean", "untrained"], 0.95),
+    }  # fmt: skip
+    for problem_type, expected in kinds.items():
+        recipe = load(MINIMAL, f"data.problem_type={problem_type}")
+        assert (recipe.kind, recipe.baselines, recipe.export.int8.min_agreement) == expected
+
+
 def test_every_shipped_recipe_is_valid() -> None:
     shipped = shipped_recipes()
     assert len(shipped) == 2
@@ -224,6 +237,8 @@ def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path:
         ("tuning: {method: partial, dora: false}", "dora is a key of method: lora"),
         ("tuning: {method: lora, targets: []}", "at least 1 item"),
         ("tuning: {method: qlora}", "found 'qlora'"),
+        ("data: {source: d, problem_type: regresion}", "'regression'"),
+        ("data: {source: d, problem_type: regression, labels: [a, b]}", "labels: text-classification:regression has"),
         ("store: {uri: 'gs://bucket/x'}", "has scheme 'gs'"),
         ("store: {uri: ~nobody-here/x}", "names a home folder that does not exist"),
         ("store: {uri: 's3://B/x'}", "valid bucket name"),
