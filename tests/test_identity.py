@@ -35,7 +35,7 @@ BESIDE |= {f"tuning.{key}": {"tuning": {"method": "partial"}} for key in ("unfre
 BESIDE |= {f"tuning.{key}": {"tuning": {"method": "lora"}} for key in LORA}
 """What else a recipe must say for a key to have a meaning."""
 CANDIDATES: list[Any] = [
-    "lora", "last-2-layers", "trained",
+    "lora", "last-2-layers", "trained", "multi_label_classification",
     True, False, 3, 7, 16, 0.25, 0.5, 2.0, "other", "cosine", "fp32", "padded", "deepspeed", 2, "dynamic",
     "report_only", "never", ["portable"], ["majority"], ["wandb"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
 ]  # fmt: skip
