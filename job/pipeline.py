@@ -21,7 +21,7 @@ from typing import Any
 from job import __version__, stages
 from job.data import derive_micro_batch
 from job.errors import CheckpointMismatch, JobError, NoValidCheckpoint
-from job.export import build_bundle, hash_onnx, int8_file_name
+from job.export import build_bundle, has_onnx
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
@@ -247,7 +247,7 @@ class Pipeline:
         folder = self._run.folder
         if stage.name in ("export", "quantize"):
             digests = _list_digests(saved["record"])
-            return all(_is_onnx(folder / "onnx" / name, digests[name]) for name in digests)
+            return all(has_onnx(folder / "onnx" / name, digests[name]) for name in digests)
         if stage.name in ("report", "rehearse"):
             return False
         if all(_lies_here(folder / name, digest) for name, digest in saved["files"].items()):
@@ -296,14 +296,10 @@ def _list_records() -> list[str]:
 
 
 def _list_digests(record: dict[str, Any]) -> dict[str, str]:
-    """Return file → sha256, external data included, of the ONNX files that a stage left; nothing for other stages."""
-    exported = {"model.onnx": record["model_sha256"]} if "model_sha256" in record else {}
-    targets = record.get("targets", {}).items()
-    return exported | {int8_file_name(target): about["sha256"] for target, about in targets if about["sha256"]}
-
-
-def _is_onnx(path: Path, sha256: str) -> bool:
-    return path.is_file() and hash_onnx(path) == sha256
+    """Return file → sha256, all that belongs to it included, of the ONNX files that a stage left; else nothing."""
+    exported = {record["file"]: record["model_sha256"]} if "model_sha256" in record else {}
+    targets = record.get("targets", {}).values()
+    return exported | {about["file"]: about["sha256"] for about in targets if about["sha256"]}
 
 
 def _lies_here(path: Path, sha256: str) -> bool:

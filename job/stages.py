@@ -33,7 +33,7 @@ STAGES = (
         ("baselines",),
         ("evaluate/validation.npy", "evaluate/test.npy", "evaluate/analysis.json"),
     ),
-    Stage("export", "job.export:export_run", (), ("onnx/model.onnx",)),
+    Stage("export", "job.export:export_run", (), ()),
     Stage("quantize", "job.export:quantize_run", ("export",), ()),
     # numbers go into the report that no file of an earlier stage shows, so it and what follows is always made anew
     Stage("report", "job.report:write_report", ("name", "baselines", "export"), ()),

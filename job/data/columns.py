@@ -32,7 +32,8 @@ from job.tasks import Examples
 
 MAX_TEXT_CHARACTERS = 1_000_000
 _SHOWN_PROBLEMS = 3
-_FIRST, _SECOND = ("text", "prompt", "tokens", "question", "messages"), ("text_pair", "completion", "context")
+_FIRST = ("text", "prompt", "tokens", "question", "messages", "source")
+_SECOND = ("text_pair", "completion", "context", "target")
 _LABELS = ("label", "tags", "answers")
 """Our names of columns by what they are to a row; a recipe names at most one of each."""
 _TARGETS = {"tags", "answers", "messages", "labels", "number"}

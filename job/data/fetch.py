@@ -53,15 +53,18 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     splits, labels, origin = read_splits(recipe, source, config)
     task = get_task(recipe.kind)
     tokenizer = load_tokenizer(model.path, config, task)
-    encoder = Encoder(task, tokenizer, _decide_max_length(recipe.data.max_length, tokenizer, config))
-    # a model that writes may be given longer prompts than it was trained on, as long as it has positions for them
-    tokenizer.model_max_length = (_count_positions(config) if task.generates else None) or encoder.max_length
+    start = find_decoder_start(model.path) if task.is_encoder_decoder else None
+    encoder = Encoder(task, tokenizer, _decide_max_length(recipe.data.max_length, tokenizer, config), start)
+    # a model that writes on may be given longer prompts than it was trained on, as long as it has positions for them
+    writes_on = task.generates and not task.is_encoder_decoder
+    tokenizer.model_max_length = (_count_positions(config) if writes_on else None) or encoder.max_length
     about = _tokenize(run, splits, encoder) | {"labels": labels.names}
     sample = task.sample(tokenizer, _choose_sample(splits["test"]))
     about["tokens"]["sample"] = str(tokenize_split(sample, encoder, run.cache))
     asked = describe_examples(sample)
     if task.generates:
         about["generation"] = describe_generation(model.path, config, tokenizer)
+        about["generation"] |= {} if start is None else {"decoder_start_token_id": start}
         asked["prompts"] = choose_prompts(splits["test"], tokenizer, encoder.max_length)
     run.write("data.json", origin | about)
     run.write("sample.json", asked)
@@ -204,11 +207,27 @@ def _takes_segments(folder: Path, task: Task) -> bool:
         raise DataError(
             f"model.id: transformers has no {task.name} model of the kind in {folder}; name another model"
         ) from None
-    if task.generates and type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+    if task.generates and not task.is_encoder_decoder and type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
         raise DataError(
             f"model.id: {folder} is an encoder ({config.model_type}) and sees the tokens to come; name a decoder"
         )
     return "token_type_ids" in inspect.signature(model_class.forward).parameters
+
+
+def find_decoder_start(folder: Path) -> int:
+    """Return the token that a model's decoder begins with; raise DataError where its files name none.
+
+    The first mBART names none: there each target begins with the token of its language, which stands at its end.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    start = config.decoder_start_token_id
+    if start is None and (folder / "generation_config.json").is_file():
+        start = transformers.GenerationConfig.from_pretrained(folder).decoder_start_token_id
+    if not isinstance(start, int):
+        raise DataError(f"model.id: config.json in {folder} has no decoder_start_token_id; name a model that has one")
+    return start
 
 
 def check_max_length(asked: int | None, config: dict[str, Any]) -> int:
@@ -223,7 +242,9 @@ def check_max_length(asked: int | None, config: dict[str, Any]) -> int:
 
 def _count_positions(config: dict[str, Any]) -> int | None:
     """Return how many tokens a model can tell apart by place; None where it has no limit."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    positions = config.get("max_position_embeddings")
+    if positions is None and "relative_attention_num_buckets" not in config:  # T5's limit nothing
+        positions = config.get("n_positions")
     return int(positions) - _POSITIONS_BEFORE_FIRST_TOKEN.get(str(config.get("model_type")), 0) if positions else None
 
 

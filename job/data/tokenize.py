@@ -32,7 +32,8 @@ class TokenTable:
     [rows + 1], labels int64 [rows], int32 [all tokens] where `per_token`, float32 [rows] where they are numbers, [rows,
     labels] where they are sets, rows int64 [rows] (row numbers in the source; a long text may have become several
     rows), spans int32 [all tokens, 2] or None (characters of a token in the text that answers are taken from), about:
-    what the task has said of the split.
+    what the task has said of the split. Where labels are the tokens of another text, its target,
+    they have offsets of their own: label_offsets int64 [rows + 1].
     """
 
     tokens: np.ndarray
@@ -43,18 +44,28 @@ class TokenTable:
     per_token: bool = False
     spans: np.ndarray | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    label_offsets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64 [rows]."""
-        return np.diff(self.offsets)
+        """Tokens of each row, int64 [rows], those of its target included."""
+        own = np.diff(self.offsets)
+        return own if self.label_offsets is None else own + self.label_lengths
+
+    @property
+    def label_lengths(self) -> np.ndarray:
+        """Labels of each row whose tokens have labels, int64 [rows]."""
+        return np.diff(self.offsets if self.label_offsets is None else self.label_offsets)
 
     def pad(self, positions: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
-        """Return rows as int64 [len(positions), longest] input_ids, attention_mask and, for pairs, token_type_ids."""
-        lengths = self.lengths[positions]
+        """Return rows as int64 [len(positions), longest] input_ids, attention_mask and, for pairs, token_type_ids.
+
+        With targets also decoder_input_ids [len(positions), longest target]: each label's token comes one place later.
+        """
+        lengths = np.diff(self.offsets)[positions]
         shape = (len(positions), int(lengths.max()))
         batch = {"input_ids": np.full(shape, pad_id, dtype=np.int64), "attention_mask": np.zeros(shape, dtype=np.int64)}
         if self.types is not None:
@@ -65,14 +76,22 @@ class TokenTable:
             batch["attention_mask"][line, :length] = 1
             if self.types is not None:
                 batch["token_type_ids"][line, :length] = self.types[span]
+        if self.label_offsets is not None:
+            batch["decoder_input_ids"] = self._shift_right(self.pad_labels(positions), pad_id)
         return batch
+
+    def _shift_right(self, labels: np.ndarray, pad_id: int) -> np.ndarray:
+        """Return what a decoder is given that is to foretell `labels`: the token that begins, then all but the last."""
+        ids = np.full_like(labels, self.about["decoder_start_id"])
+        ids[:, 1:] = np.where(labels[:, :-1] == IGNORED_LABEL, pad_id, labels[:, :-1])
+        return ids
 
     def pad_labels(self, positions: np.ndarray) -> np.ndarray:
         """Return labels [len(positions), …], int64 or float32, and [len(positions), longest] of tokens."""
         if not self.per_token:
             return np.array(self.labels[positions])
-        labels = np.full((len(positions), int(self.lengths[positions].max())), IGNORED_LABEL, dtype=np.int64)
-        for line, span in enumerate(self._spans(positions)):
+        labels = np.full((len(positions), int(self.label_lengths[positions].max())), IGNORED_LABEL, dtype=np.int64)
+        for line, span in enumerate(self._label_spans(positions)):
             labels[line, : span.stop - span.start] = self.labels[span]
         return labels
 
@@ -93,12 +112,12 @@ class TokenTable:
         """Return int64 [units]: the position of each unit's row."""
         if not self.per_token:
             return np.arange(len(self))
-        return np.repeat(np.arange(len(self)), self.lengths)[np.asarray(self.labels) != IGNORED_LABEL]
+        return np.repeat(np.arange(len(self)), self.label_lengths)[np.asarray(self.labels) != IGNORED_LABEL]
 
     def take(self, positions: np.ndarray) -> TokenTable:
         """Return a small table, in memory, of the rows at `positions` (int64), ascending."""
         spans = self._spans(positions)
-        flat = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+        flat, labelled = _flatten(spans), self._label_spans(positions)
         about = dict(self.about)
         if "texts" in about:
             texts = np.unique(self.rows, return_inverse=True)[1]
@@ -106,23 +125,24 @@ class TokenTable:
         return TokenTable(
             self.tokens[flat],
             self.types[flat] if self.types is not None else None,
-            np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int64),
-            self.labels[flat if self.per_token else positions],
+            _add_up(spans),
+            self.labels[_flatten(labelled) if self.per_token else positions],
             self.rows[positions],
             self.per_token,
             self.spans[flat] if self.spans is not None else None,
             about,
+            _add_up(labelled) if self.label_offsets is not None else None,
         )
 
     def head(self, rows: int, tokens: int) -> TokenTable:
-        """Return the first rows, each cut to its first tokens, of a table whose tokens have labels."""
-        lengths = np.minimum(self.lengths[:rows], tokens)
-        kept = np.concatenate(
-            [np.arange(start, start + length) for start, length in zip(self.offsets, lengths, strict=False)]
-        )
-        offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        kept_rows = {"offsets": offsets, "labels": self.labels[kept], "rows": self.rows[:rows]}
-        return replace(self, tokens=self.tokens[kept], types=None, **kept_rows)
+        """Return the first rows of a table whose tokens have labels, cut to their first ones, sources whole."""
+        positions = np.arange(min(rows, len(self)))
+        cut = [slice(span.start, min(span.stop, span.start + tokens)) for span in self._label_spans(positions)]
+        spans, label_offsets = cut, None
+        if self.label_offsets is not None:
+            spans, label_offsets = self._spans(positions), _add_up(cut)
+        kept = {"tokens": self.tokens[_flatten(spans)], "offsets": _add_up(spans), "labels": self.labels[_flatten(cut)]}
+        return replace(self, types=None, rows=self.rows[positions], label_offsets=label_offsets, **kept)
 
     def gather(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Return answers float32 [units, k] in the table's order from (positions, answers [rows, …, k]) of batches.
@@ -139,6 +159,10 @@ class TokenTable:
     def _spans(self, positions: np.ndarray) -> list[slice]:
         return [slice(self.offsets[position], self.offsets[position + 1]) for position in positions]
 
+    def _label_spans(self, positions: np.ndarray) -> list[slice]:
+        offsets = self.offsets if self.label_offsets is None else self.label_offsets
+        return [slice(offsets[position], offsets[position + 1]) for position in positions]
+
     @staticmethod
     def open(folder: Path) -> TokenTable:
         """Map a table that `tokenize_split` wrote."""
@@ -151,7 +175,8 @@ class TokenTable:
         labels = load("token_labels" if per_token else "labels")
         spans = load("spans") if (folder / "spans.npy").exists() else None
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return TokenTable(load("tokens"), types, load("offsets"), labels, load("rows"), per_token, spans, about)
+        own = load("label_offsets") if (folder / "label_offsets.npy").exists() else None
+        return TokenTable(load("tokens"), types, load("offsets"), labels, load("rows"), per_token, spans, about, own)
 
     @staticmethod
     def measure_cut(folder: Path) -> float:
@@ -161,16 +186,20 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How texts of a task become rows: with a fast transformers tokenizer, of at most `max_length` tokens."""
+    """How texts of a task become rows: with a fast transformers tokenizer, of at most `max_length` tokens.
+
+    `decoder_start_id`: the token that a decoder is given before the first one of a target; None where there are none.
+    """
 
     task: Task
     tokenizer: Any
     max_length: int
+    decoder_start_id: int | None = None
 
 
 def tokenize_split(examples: Examples, encoder: Encoder, cache: Path) -> Path:
     """Tokenize a split, or find it in the cache; return the table's folder. Raises DataError where no row is left."""
-    how = [encoder.task.name, encoder.tokenizer.eos_token_id, encoder.max_length]
+    how = [encoder.task.name, encoder.tokenizer.eos_token_id, encoder.max_length, encoder.decoder_start_id]
     key = hash_json([_VERSION, examples.fingerprint, hash_tokenizer(encoder.tokenizer), *how])
     folder = cache / "tokens" / key
     if not folder.exists():
@@ -206,11 +235,24 @@ def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
         _save(folder, "token_labels", np.concatenate([np.asarray(row.labels, dtype=np.int32) for row in rows]))
     else:
         _save(folder, "labels", np.array([row.labels for row in rows], dtype=encoder.task.label_type))
+    about = encoder.task.describe(encoder.tokenizer, examples)
+    if encoder.decoder_start_id is not None:
+        _save(folder, "label_offsets", np.cumsum([0, *(np.size(row.labels) for row in rows)], dtype=np.int64))
+        about |= {"decoder_start_id": encoder.decoder_start_id}
     if rows[0].spans is not None:
         _save(folder, "spans", np.concatenate([np.asarray(row.spans, dtype=np.int32) for row in rows]))
-    (folder / "about.json").write_text(json.dumps(encoder.task.describe(encoder.tokenizer, examples)), encoding="utf-8")
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     if rows[0].types is not None:
         _save(folder, "types", np.concatenate([np.asarray(row.types, dtype=np.uint8) for row in rows]))
+
+
+def _flatten(spans: list[slice]) -> np.ndarray:
+    return np.concatenate([np.arange(span.start, span.stop) for span in spans])
+
+
+def _add_up(spans: list[slice]) -> np.ndarray:
+    """Return the offsets of spans that are put one after the other."""
+    return np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int64)
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> None:

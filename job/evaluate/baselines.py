@@ -21,6 +21,7 @@ from job.evaluate.embeddings import Neighbours
 from job.evaluate.entailment import find_entailment, score_entailment
 from job.evaluate.inference import compute_answers
 from job.evaluate.prompting import Prompter
+from job.evaluate.writing import score_written
 from job.recipe import Run
 from job.store.models import read_config
 from job.tasks import Units, find_head, get_task, load_model
@@ -34,6 +35,8 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     measured = {}
     for name in run.recipe.baselines:
         measured[name] = task.score(baselines.answer(name), baselines.test.truth)
+        if task.is_encoder_decoder:  # whose one baseline is the model as it was
+            measured[name] |= score_written(run, baselines.load_untrained())
         log.info("baseline %s: %s %.4f", name, task.metric, measured[name][task.metric])
     return measured
 
@@ -64,14 +67,18 @@ class Baselines:
         mean = np.full((len(self.test), 1), self._train.labels.mean(dtype=np.float64))
         return np.asarray(get_task(self._run.recipe.kind).reduce(mean, self.test.truth.labels))
 
-    def _untrained(self) -> np.ndarray:
+    def load_untrained(self) -> Any:
+        """Return the model before training."""
         seed, task = self._run.recipe.training.seed, get_task(self._run.recipe.kind)
         model, new_weights = load_model(self._run.base_model, task, self._data["labels"], seed)
         if task.standardizes:
             name, head = find_head(model)
             if f"{name}.weight" in new_weights:
                 Units.measure(self._train.labels, head).leave(head)
-        return compute_answers(model, self.test, self._data["pad_id"], task)
+        return model
+
+    def _untrained(self) -> np.ndarray:
+        return compute_answers(self.load_untrained(), self.test, self._data["pad_id"], get_task(self._run.recipe.kind))
 
     def _zero_shot(self) -> np.ndarray:
         entailment = find_entailment(self._config)

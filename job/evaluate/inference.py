@@ -23,7 +23,9 @@ def compute_answers(model: Any, table: TokenTable, pad_id: int, task: Task) -> n
         labels = torch.from_numpy(table.pad_labels(positions)).to(mask.device)
         return task.reduce(join_outputs(task, output), labels)
 
-    return table.gather(run_batches(partial(_run, _place(model), table, pad_id, read), table, task.max_batch_tokens))
+    return table.gather(
+        run_batches(partial(_run, place_model(model), table, pad_id, read), table, task.max_batch_tokens)
+    )
 
 
 def compute_vectors(
@@ -34,7 +36,7 @@ def compute_vectors(
     def read(output: Any, positions: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
         return pool(output, mask)
 
-    vectors = list(run_batches(partial(_run, _place(model), table, pad_id, read), table, _VECTOR_TOKENS))
+    vectors = list(run_batches(partial(_run, place_model(model), table, pad_id, read), table, _VECTOR_TOKENS))
     places = np.argsort(np.concatenate([positions for positions, _ in vectors]))
     return np.concatenate([part for _, part in vectors])[places]
 
@@ -54,7 +56,8 @@ def run_batches(
         start += len(positions)
 
 
-def _place(model: Any) -> Any:
+def place_model(model: Any) -> Any:
+    """Return a model on this process's device, ready to answer."""
     return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 

@@ -13,7 +13,7 @@ from job.data import TokenTable
 from job.evaluate.analysis import analyse_answers
 from job.evaluate.baselines import measure_baselines
 from job.evaluate.inference import compute_answers
-from job.evaluate.writing import write_on
+from job.evaluate.writing import score_written, write_on
 from job.recipe import Run
 from job.tasks import get_task, open_trained
 
@@ -38,6 +38,8 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         metrics[split] = task.score(answers, table.truth)
         log.info("%s %s %.4f on %d rows", split, task.metric, metrics[split][task.metric], len(table))
     run.write("evaluate/analysis.json", analyse_answers(run, task, answers))
+    if task.is_encoder_decoder:
+        metrics["test"] |= score_written(run, model)
     if task.generates:
         run.write("evaluate/written.json", write_on(run, model))
     else:

@@ -2,15 +2,16 @@
 
 Enters: the final model folder and the answers of the fp32 torch model. Leaves: a bundle folder and
 numbers. `onnx.py` exports · `quantize.py` is the int8 stage: `ladder.py` has the rungs, `quantizer.py`
-writes them from `matrices.py`'s constants, `sensitivity.py` ranks what int8 hurts most, `gate.py` decides ·
-`measure.py` runs an ONNX file in a fresh process, `decode.py` token by token, `latency.py` races them ·
-`bundle.py` lays out what is released, `triton.py` for Triton · `rehearse.py` opens it as consumers do
-(`rehearse_labels.py`, `rehearse_writing.py`, `consumers.py`). optimum is used here only.
+writes them from `matrices.py`'s constants, `encoder_decoder.py` where there are two files,
+`sensitivity.py` ranks what int8 hurts most, `gate.py` decides · `measure.py` runs an ONNX file in a fresh
+process, `decode.py` token by token, `latency.py` races them · `bundle.py` lays out what is released,
+`triton.py` for Triton · `rehearse.py` opens it as consumers do (`rehearse_answers.py`,
+`rehearse_writing.py`, `consumers.py`). optimum is used here only.
 """
 
-from job.export.bundle import build_bundle, hash_onnx, int8_file_name
+from job.export.bundle import build_bundle, has_onnx
 from job.export.onnx import export_run
 from job.export.quantize import quantize_run
 from job.export.rehearse import rehearse_bundle
 
-__all__ = ["build_bundle", "export_run", "hash_onnx", "int8_file_name", "quantize_run", "rehearse_bundle"]
+__all__ = ["build_bundle", "export_run", "has_onnx", "quantize_run", "rehearse_bundle"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from job.data import TokenTable
 from job.errors import JobError
-from job.export.measure import Rows, call_process, compute_batch, open_session, run_micro_batches
+from job.export.measure import Rows, call_process, compute_batch, open_sessions, run_micro_batches
 from job.liveness import die_with_parent
 from job.recipe import Run
 from job.tasks import Task, open_trained
@@ -91,7 +91,7 @@ def _open_torch(folder: Path, task: Task, threads: int) -> Answer:
 
 
 def _open_onnx(path: Path, task: Task, threads: int) -> Answer:
-    return partial(compute_batch, open_session(path, threads), task)
+    return partial(compute_batch, open_sessions(path, threads), task)
 
 
 def _take_turns(work: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -110,7 +110,8 @@ def _take_turns(work: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 def _make_batch(table: TokenTable, rows: int, tokens: int) -> dict[str, np.ndarray]:
     ids = np.resize(table.tokens, rows * tokens).astype(np.int64).reshape(rows, tokens)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return batch if table.label_offsets is None else batch | {"decoder_input_ids": ids}
 
 
 def _measure_shapes(answers: dict[str, Answer], table: TokenTable, lengths: list[int]) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from job.data import TokenTable
 from job.errors import GateFailed, ResourceExhausted, lacks_memory
 from job.liveness import die_with_parent
 from job.recipe import Run
-from job.tasks import Task, get_task, join_outputs
+from job.tasks import Task, get_task, join_outputs, list_parts
 
 MICRO_BATCH_ROWS = 16
 
@@ -69,6 +69,11 @@ def open_session(path: Path, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def open_sessions(model: Path, threads: int = 0) -> list[Any]:
+    """Return the sessions of a model's files: one, or its encoder's and its decoder's."""
+    return [open_session(part, threads) for part in list_parts(model)]
+
+
 def run_micro_batches(
     answer: Callable[[dict[str, np.ndarray]], Any], rows: Rows, positions: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Any]]:
@@ -88,6 +93,7 @@ def select_inputs(session: Any, batch: dict[str, np.ndarray]) -> dict[str, np.nd
     filled = {
         "token_type_ids": np.zeros_like(mask),
         "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
+        "use_cache_branch": np.array([False]),
         **batch,
     }
     return {
@@ -98,19 +104,29 @@ def select_inputs(session: Any, batch: dict[str, np.ndarray]) -> dict[str, np.nd
 
 def empty_cache(entry: Any, rows: int) -> np.ndarray:
     """Return keys or values of no token, float32 [rows, heads, 0, size], for an input of a decoder."""
-    sizes = [size if isinstance(size, int) else 0 if "past" in size else rows for size in entry.shape]
-    return np.zeros(sizes, dtype=np.float32)
+    _, *others = entry.shape
+    return np.zeros([rows, *(size if isinstance(size, int) else 0 for size in others)], dtype=np.float32)
 
 
-def compute_batch(session: Any, task: Task, batch: dict[str, np.ndarray]) -> np.ndarray:
+def read_source(encoder: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what a decoder takes of a padded batch, whose sources the encoder reads."""
+    (hidden,) = encoder.run(["last_hidden_state"], select_inputs(encoder, batch))
+    ids = batch["decoder_input_ids"]
+    source = {"encoder_attention_mask": batch["attention_mask"], "encoder_hidden_states": hidden}
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)} | source
+
+
+def compute_batch(sessions: list[Any], task: Task, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Return the logits [rows, …, k] of a padded batch."""
-    outputs = session.run(list(task.outputs), select_inputs(session, batch))
+    *encoder, last = sessions
+    inputs = read_source(encoder[0], batch) if encoder else batch
+    outputs = last.run(list(task.outputs), select_inputs(last, inputs))
     return np.asarray(join_outputs(task, dict(zip(task.outputs, outputs, strict=True))))
 
 
-def run_table(session: Any, rows: Rows) -> np.ndarray:
+def run_table(sessions: list[Any], rows: Rows) -> np.ndarray:
     """Compute every row; return the task's answers float32 [units, k]."""
-    table, answer = rows.table, partial(compute_batch, session, rows.task)
+    table, answer = rows.table, partial(compute_batch, sessions, rows.task)
     parts = run_micro_batches(answer, rows, np.arange(len(table)))
     return table.gather((part, rows.task.reduce(logits, table.pad_labels(part))) for part, logits in parts)
 
@@ -119,7 +135,7 @@ def main(task: str, folder: str, pad_id: str, model: str, output: str) -> None:
     """Measure once in this process; the arguments are those of the command line."""
     die_with_parent()
     rows = Rows.open(task, folder, pad_id)
-    np.save(output, run_table(open_session(Path(model)), rows), allow_pickle=False)
+    np.save(output, run_table(open_sessions(Path(model)), rows), allow_pickle=False)
 
 
 if __name__ == "__main__":

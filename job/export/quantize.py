@@ -15,8 +15,9 @@ import numpy as np
 
 from job.data import TokenTable
 from job.errors import GateFailed, ResourceExhausted, lacks_disk, lacks_memory
-from job.export.bundle import hash_onnx, int8_file_name
+from job.export.bundle import find_exported, hash_onnx
 from job.export.decode import compare_decoding
+from job.export.encoder_decoder import EncoderDecoderQuantizer
 from job.export.gate import compare_quality, decodes_alike, describe_quality, looks_good, passes
 from job.export.ladder import Rung, list_rungs
 from job.export.latency import find_real, measure_latency
@@ -25,10 +26,12 @@ from job.export.onnx import move_model, onnx_size
 from job.export.quantizer import Quantizer
 from job.processor import can_judge, describe_processor
 from job.recipe import Run
-from job.tasks import Truth, get_task
+from job.tasks import Truth, get_task, list_parts, name_file
 
 log = logging.getLogger("job.export")
 
+
+AnyQuantizer = Quantizer | EncoderDecoderQuantizer
 
 MAX_SIZE_RATIO = 0.9
 """An int8 file that is hardly smaller than fp32's is nothing that anybody wants, however right its answers."""
@@ -40,7 +43,7 @@ def quantize_run(run: Run) -> dict[str, Any]:
     Raises GateFailed (15) when no target that this processor can judge passes, unless the gate only reports.
     """
     _clear(run)
-    judge, quantizer = Judge(run), Quantizer(run)
+    judge, quantizer = Judge(run), _open_quantizer(run)
     gate = run.recipe.export.int8
     targets: dict[str, Any] = {target: _climb(run, target, judge, quantizer) for target in gate.targets}
     if gate.gate == "fail" and not any(result["accepted"] for result in targets.values()):
@@ -52,16 +55,24 @@ def quantize_run(run: Run) -> dict[str, Any]:
         )
     shutil.rmtree(run.folder / "rungs", ignore_errors=True)
     cells = _add_speed(run, targets)
-    fp32 = {"ms_per_row": find_real(cells)["fp32"], "size": onnx_size(run.folder / "onnx" / "model.onnx")}
+    exported = find_exported(run)
+    fp32 = {"ms_per_row": find_real(cells)["fp32"], "size": onnx_size(exported), "file": exported.name}
     return {"targets": targets, "fp32": fp32 | judge.score_fp32("test"), "latency": cells}
 
 
 def _clear(run: Run) -> None:
     """Remove what an attempt before has left for targets that are not asked for any more, or half-written."""
     shutil.rmtree(run.folder / "rungs", ignore_errors=True)
+    kept = {name for part in list_parts(find_exported(run)) for name in (part.name, f"{part.name}_data")}
     for path in (run.folder / "onnx").glob("*.onnx*"):
-        if path.name not in ("model.onnx", "model.onnx_data"):
+        if path.name not in kept:
             path.unlink()
+
+
+def _open_quantizer(run: Run) -> AnyQuantizer:
+    if get_task(run.recipe.kind).is_encoder_decoder:
+        return EncoderDecoderQuantizer(run)
+    return Quantizer(run, find_exported(run))
 
 
 class Judge:
@@ -102,16 +113,16 @@ class Judge:
 
     def _fp32_answers(self, split: str) -> np.ndarray:
         if split not in self._fp32:
-            self._fp32[split] = compute_answers(self._run, self._run.folder / "onnx" / "model.onnx", split)
+            self._fp32[split] = compute_answers(self._run, find_exported(self._run), split)
         return self._fp32[split]
 
     def _truth(self, split: str) -> Truth:
         return TokenTable.open(self._run.tokens(split)).truth
 
 
-def _climb(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> dict[str, Any]:
+def _climb(run: Run, target: str, judge: Judge, quantizer: AnyQuantizer) -> dict[str, Any]:
     """Try a target's rungs on validation rows; judge the first that passes on test rows."""
-    final = run.folder / "onnx" / int8_file_name(target)
+    final = run.folder / "onnx" / name_file(get_task(run.recipe.kind).onnx_file, target)
     about: dict[str, Any] = dict.fromkeys(("sha256", "size", "size_ratio", "ms_per_row", "speedup", "rung"))
     about |= {"file": final.name, "measured_on": describe_processor()}
     if not can_judge(target):  # what nobody has judged is not released either
@@ -122,7 +133,7 @@ def _climb(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> dict[st
     judged = judge.judge(candidate)
     result = about | judged | {"accepted": judge.accepts(judged), "rung": rung.name, "tried": tried}
     result["size"] = onnx_size(candidate)
-    result["size_ratio"] = round(result["size"] / onnx_size(run.folder / "onnx" / "model.onnx"), 4)
+    result["size_ratio"] = round(result["size"] / onnx_size(find_exported(run)), 4)
     log.info("int8 %s (%s)", _explain(target, result), rung.name)
     if result["accepted"]:
         move_model(candidate, final)
@@ -133,8 +144,8 @@ def _climb(run: Run, target: str, judge: Judge, quantizer: Quantizer) -> dict[st
 def _add_speed(run: Run, targets: dict[str, Any]) -> list[dict[str, Any]]:
     """Race fp32 and the accepted files; write ms_per_row and speedup into their numbers, return all cells."""
     folder = run.folder / "onnx"
-    files = {target: folder / int8_file_name(target) for target, result in targets.items() if result["accepted"]}
-    cells = measure_latency(run, {"fp32": folder / "model.onnx", **files})
+    files = {target: folder / result["file"] for target, result in targets.items() if result["accepted"]}
+    cells = measure_latency(run, {"fp32": find_exported(run), **files})
     real = find_real(cells)
     for target in files:
         targets[target] |= {"ms_per_row": real[target], "speedup": round(real["fp32"] / real[target], 2)}
@@ -142,18 +153,19 @@ def _add_speed(run: Run, targets: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _choose_rung(
-    run: Run, target: str, judge: Judge, quantizer: Quantizer
+    run: Run, target: str, judge: Judge, quantizer: AnyQuantizer
 ) -> tuple[Rung | None, Path | None, list[dict[str, Any]]]:
     """Return the first rung that looks good on validation rows, else the one with the smallest bound; and all numbers.
 
     None where none could be written and run.
     """
-    gate, fp32_size = run.recipe.export.int8, onnx_size(run.folder / "onnx" / "model.onnx")
+    gate, fp32_size, task = run.recipe.export.int8, onnx_size(find_exported(run)), get_task(run.recipe.kind)
     candidates: list[tuple[float, int, Rung, Path]] = []
     tried: list[dict[str, Any]] = []
-    decoder = get_task(run.recipe.kind).generates
-    for number, rung in enumerate(list_rungs(target, gate.mode, decoder)):
-        path = run.folder / "rungs" / f"{target}-{number}.onnx"
+    for number, rung in enumerate(list_rungs(target, gate.mode, task.generates)):
+        if rung.kind == "static" and task.is_encoder_decoder:  # a decoder's ranges differ with what is cached
+            continue
+        path = run.folder / "rungs" / f"{task.onnx_file}-{target}-{number}.onnx"
         about, quality = _try_rung(rung, path, judge, quantizer)
         tried.append(about)
         if quality is None:
@@ -176,7 +188,7 @@ def _choose_rung(
 
 
 def _try_rung(
-    rung: Rung, path: Path, judge: Judge, quantizer: Quantizer
+    rung: Rung, path: Path, judge: Judge, quantizer: AnyQuantizer
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return what is to be recorded of a rung, and its quality on validation rows; None where it does not run."""
     try:

@@ -21,7 +21,13 @@ from job.export.ladder import BLOCK, EMBEDDINGS, MATRICES, Rung
 from job.export.matrices import split_gemms, untie_weights
 from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
-from job.export.sensitivity import estimate_block_error, estimate_error, list_dynamic_products, rank_matrices
+from job.export.sensitivity import (
+    choose_rows,
+    estimate_block_error,
+    estimate_error,
+    list_dynamic_products,
+    rank_matrices,
+)
 from job.recipe import Run
 from job.tasks import get_task
 
@@ -31,10 +37,10 @@ _LARGE_BYTES = 2 << 30
 
 
 class Quantizer:
-    """Quantizes `onnx/model.onnx` of a run."""
+    """Quantizes one exported file of a run."""
 
-    def __init__(self, run: Run) -> None:
-        self._exported, self._scratch = run.folder / "onnx" / "model.onnx", run.folder / "rungs"
+    def __init__(self, run: Run, exported: Path) -> None:
+        self._exported, self._scratch = exported, run.folder / "rungs"
         self._generates = get_task(run.recipe.kind).generates
         self._pad_id = int(run.read("data.json")["pad_id"])
         self._validation, self._train = run.tokens("validation"), run.tokens("train")
@@ -61,13 +67,17 @@ class Quantizer:
         """
         if bits not in self._rankings:
             estimate = estimate_error if bits == 8 else partial(estimate_block_error, bits=bits)
-            table = TokenTable.open(self._validation)
-            self._rankings[bits] = rank_matrices(self._model, table, self._pad_id, estimate)
+            batch = self.sample(TokenTable.open(self._validation))
+            self._rankings[bits] = rank_matrices(self._model, batch, estimate)
         return self._rankings[bits]
+
+    def sample(self, table: TokenTable) -> dict[str, np.ndarray]:
+        """Return a padded batch of rows by which matrices are ranked."""
+        return table.pad(choose_rows(table), self._pad_id)
 
     @cached_property
     def _model(self) -> Path:
-        return untie_weights(self._exported, self._scratch / "untied.onnx")
+        return untie_weights(self._exported, self._scratch / f"{self._exported.stem}-untied.onnx")
 
     @cached_property
     def _products(self) -> list[str]:

@@ -12,12 +12,12 @@ import logging
 from typing import Any
 
 from job.errors import GateFailed
-from job.export.bundle import hash_onnx, list_onnx_files
+from job.export.bundle import has_onnx, list_onnx_files
 from job.export.rehearse_answers import rehearse_answers
 from job.export.rehearse_writing import rehearse_writing
 from job.recipe import Run
 from job.store.manifest import hash_file, list_files
-from job.tasks import get_task
+from job.tasks import get_task, list_parts
 
 log = logging.getLogger("job.export")
 
@@ -36,10 +36,11 @@ def rehearse_bundle(run: Run) -> dict[str, Any]:
 
 def _check_files(run: Run) -> None:
     """Hold every ONNX file of the bundle against the digest with which it passed."""
-    passed = {about["file"]: about["sha256"] for about in list_onnx_files(run.read("records.json")).values()}
-    found = {path.name: hash_onnx(path) for path in (run.bundle / "onnx").glob("*.onnx")}
-    if found != passed:
-        wrong = sorted(name for name in {*found, *passed} if found.get(name) != passed.get(name))
+    folder, passed = run.bundle / "onnx", list_onnx_files(run.read("records.json")).values()
+    proven = {part.name for about in passed for part in list_parts(folder / about["file"])}
+    wrong = sorted({path.name for path in folder.glob("*.onnx")} - proven)
+    wrong += [about["file"] for about in passed if not has_onnx(folder / about["file"], about["sha256"])]
+    if wrong:
         raise GateFailed(
             f"release: onnx/{wrong[0]} is not the file that passed its gate; nothing is released, the "
             "checkpoint is kept"

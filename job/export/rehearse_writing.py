@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from job.errors import GateFailed
 from job.export.bundle import list_onnx_files
 from job.export.consumers import ask_predict, refuse_to_open
 from job.recipe import Run
-from job.tasks import Task, encode_prompt, open_trained
+from job.tasks import Task, configure_greedy, name_file, open_trained, write_greedily
 
 
 def rehearse_writing(run: Run, task: Task) -> dict[str, Any]:
@@ -37,25 +35,22 @@ def rehearse_writing(run: Run, task: Task) -> dict[str, Any]:
 def _open_as_users(bundle: Path, task: Task, prompts: list[str], length: int) -> dict[str, list[list[int]]]:
     """Return the ids that follow each prompt, by file name; raise GateFailed where one does not open."""
     import optimum.onnxruntime
-    import torch
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(bundle)
         ort_class = getattr(optimum.onnxruntime, task.ort_class)
+        fp32 = name_file(task.onnx_file, "fp32")
+        file = {} if task.is_encoder_decoder else {"file_name": fp32}
         models = {
             "model.safetensors": open_trained(bundle, task).eval(),
-            "onnx/model.onnx": ort_class.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx"),
+            f"onnx/{fp32}": ort_class.from_pretrained(bundle, subfolder="onnx", **file),
         }
         written: dict[str, list[list[int]]] = {name: [] for name in models}
         for prompt in prompts:
             for name, model in models.items():
-                ends = {key: getattr(model.generation_config, key) for key in ("eos_token_id", "pad_token_id")}
-                greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=length, **ends)
-                ids = torch.tensor([encode_prompt(tokenizer, prompt, list(np.atleast_1d(ends["eos_token_id"])))])
-                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                answer = model.generate(**inputs, generation_config=greedy, use_model_defaults=False)
-                written[name].append(answer[0, ids.shape[1] :].tolist())
+                greedy = configure_greedy(model.generation_config.to_dict(), length)
+                written[name].append(write_greedily(model, tokenizer, task, prompt, greedy)[0])
         return written
     except Exception as error:  # loaders of dozens of models and tokenizers raise errors of any kind
         raise refuse_to_open(error) from None

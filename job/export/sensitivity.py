@@ -22,18 +22,18 @@ ROWS, _MAX_TOKENS = 32, 4096
 
 
 def rank_matrices(
-    model: Path, table: TokenTable, pad_id: int, estimate: Callable[[np.ndarray, np.ndarray], float]
+    model: Path, batch: dict[str, np.ndarray], estimate: Callable[[np.ndarray, np.ndarray], float]
 ) -> list[tuple[str, float]]:
     """Return (node name, error) of every matrix with constant weights, the largest error first.
 
-    `estimate` is one of those below; at most `ROWS` rows of `table` are run.
+    `estimate` is one of those below, `batch` what the model takes of a few rows (`choose_rows`) and their masks.
     """
     import onnx
 
     graph = onnx.load(str(model)).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes = [node for node in graph.node if node.op_type in MATRICES and node.input[1] in weights]
-    inputs = _capture(model, sorted({node.input[0] for node in nodes}), table, pad_id)
+    inputs = _capture(model, sorted({node.input[0] for node in nodes}), batch)
     errors = []
     for node in nodes:
         weight = onnx.numpy_helper.to_array(weights[node.input[1]], base_dir=str(model.parent)).astype(np.float32)
@@ -98,8 +98,8 @@ def _is_transposed(node: Any) -> bool:
     return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
 
-def _capture(model: Path, names: list[str], table: TokenTable, pad_id: int) -> dict[str, np.ndarray]:
-    """Return what the fp32 model computes for the tensors `names` on the first rows, as float [tokens, k]."""
+def _capture(model: Path, names: list[str], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what the fp32 model computes for the tensors `names` on a batch, as float [tokens, k]."""
     import onnx
 
     watched = onnx.load(str(model), load_external_data=False)
@@ -111,13 +111,12 @@ def _capture(model: Path, names: list[str], table: TokenTable, pad_id: int) -> d
         session = open_session(path)
     finally:
         path.unlink()
-    batch = table.pad(_choose_rows(table), pad_id)
     values = session.run(names, select_inputs(session, batch))
-    mask = batch["attention_mask"].astype(bool)
-    return {name: _pick_tokens(value, mask) for name, value in zip(names, values, strict=True)}
+    masks = [mask.astype(bool) for name, mask in batch.items() if name.endswith("attention_mask")]
+    return {name: _pick_tokens(value, masks) for name, value in zip(names, values, strict=True)}
 
 
-def _choose_rows(table: TokenTable) -> np.ndarray:
+def choose_rows(table: TokenTable) -> np.ndarray:
     """Return the first rows that fit: what every matrix takes of every token is held in memory at once."""
     count = min(ROWS, len(table))
     while count > 1 and count * int(table.lengths[:count].max()) > _MAX_TOKENS:
@@ -125,7 +124,7 @@ def _choose_rows(table: TokenTable) -> np.ndarray:
     return np.arange(count)
 
 
-def _pick_tokens(value: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return rows of real tokens; a tensor that has no token axis as it is."""
-    value = value[mask] if value.ndim > 2 and value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
-    return np.asarray(value, dtype=np.float32)
+def _pick_tokens(value: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
+    """Return rows of real tokens, of whichever text they are; a tensor that has no token axis as it is."""
+    mask = next((mask for mask in masks if value.ndim > 2 and value.shape[:2] == mask.shape), None)
+    return np.asarray(value.reshape(-1, value.shape[-1]) if mask is None else value[mask], dtype=np.float32)

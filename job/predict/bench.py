@@ -11,6 +11,7 @@ from job.errors import DataError
 from job.predict.predictor import Predictor
 from job.predict.tokens import Input
 from job.processor import describe_processor
+from job.tasks import list_parts
 
 _SECONDS = 3.0
 
@@ -31,7 +32,7 @@ def measure_speed(predictor: Predictor, texts: Iterable[Input]) -> dict[str, Any
         best, turns = min(best, time.perf_counter() - began), turns + 1
     return {
         "file": predictor.model_path.name,
-        "mib": round(predictor.model_path.stat().st_size / (1 << 20), 1),
+        "mib": round(sum(part.stat().st_size for part in list_parts(predictor.model_path)) / (1 << 20), 1),
         "rows": len(rows),
         "turns": turns,
         "rows_per_second": round(len(rows) / best, 1),

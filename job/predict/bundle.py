@@ -7,16 +7,13 @@ place. What its manifest names is checked by sha256 each time, so a damaged disk
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from job.errors import NotFound, NoValidCheckpoint, SecurityRefused
 from job.store.manifest import Manifest, hash_file
 from job.store.release import latest_release, read_release_manifest
 from job.store.transfer import download_files
-
-FP32_MODEL = "onnx/model.onnx"
-INT8_MODEL = "onnx/model_quantized.onnx"
-INT4_MODEL = "onnx/model_q4.onnx"
+from job.tasks import DECODER, MODEL, list_parts, name_file
 
 _REQUIRED = ("config.json", "tokenizer.json")
 _OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
@@ -44,13 +41,15 @@ def fetch_bundle(uri: str, cache: Path, precision: str = "auto", allow_http: boo
 def choose_model(names: Collection[str], precision: str, where: str) -> str:
     """Return the ONNX file among `names` that `precision` asks for; raise NotFound (13) with those that exist.
 
+    Of an encoder and a decoder it is the decoder (`list_parts` has both).
     `auto`: the portable int8 where the bundle has one, else fp32. `int8` (or `portable`), `int4` and `fp32` insist; any
     other word is an int8 target (`avx512_vnni` → onnx/model_int8_avx512_vnni.onnx).
     """
-    fixed = {"auto": INT8_MODEL if INT8_MODEL in names else FP32_MODEL, "fp32": FP32_MODEL}
-    fixed |= {"int8": INT8_MODEL, "portable": INT8_MODEL, "int4": INT4_MODEL}
-    wanted = fixed.get(precision, f"onnx/model_int8_{precision}.onnx")
-    if wanted not in names:
+    stem = DECODER if any(DECODER in name for name in names) else MODEL
+    small = f"onnx/{name_file(stem, 'portable')}"
+    meant = {"auto": "portable" if small in names else "fp32", "int8": "portable"}.get(precision, precision)
+    wanted = f"onnx/{name_file(stem, meant)}"
+    if not all(str(part) in names for part in list_parts(PurePosixPath(wanted))):
         offered = ", ".join(sorted(name for name in names if name.endswith(".onnx"))) or "no ONNX file at all"
         raise NotFound(f"{where}: precision {precision!r} needs {wanted}, but the bundle has {offered}; name another")
     return wanted
@@ -66,7 +65,8 @@ def _select_files(names: Collection[str], precision: str, where: str) -> list[st
     if missing:
         raise NotFound(f"{where}: is no bundle, it has no {missing[0]}; name a release, `job show` lists them")
     model = choose_model(names, precision, where)
-    return [*_REQUIRED, model, *(name for name in (*_OPTIONAL, f"{model}_data") if name in names)]
+    parts = [str(part) for part in list_parts(PurePosixPath(model))]
+    return [*_REQUIRED, *parts, *(name for name in (*_OPTIONAL, *(f"{part}_data" for part in parts)) if name in names)]
 
 
 def _verify_in_place(folder: Path, precision: str) -> Path:

@@ -13,7 +13,7 @@ from job.errors import DataError, NotFound
 from job.predict.tokens import Input, Text
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-_COLUMNS = (("text", "question"), ("text_pair", "context"))
+_COLUMNS = (("text", "question", "source"), ("text_pair", "context"))
 _MAX_FIELD = 16 << 20
 
 

@@ -11,6 +11,7 @@ from job.predict.bundle import fetch_bundle
 from job.predict.filling import Filler
 from job.predict.labels import Classifier, MultiLabelClassifier, Regressor
 from job.predict.reader import Reader
+from job.predict.rewriting import Rewriter
 from job.predict.spans import Answerer
 from job.predict.tags import Tagger
 from job.predict.tokens import Input, read_json
@@ -25,6 +26,8 @@ _READERS: dict[str, type[Reader]] = {
     "question-answering": Answerer,
     "masked-lm": Filler,
 }
+
+_WRITERS: dict[str, type[Writer]] = {"causal-lm": Writer, "seq2seq-lm": Rewriter}
 
 
 class Predictor(Protocol):
@@ -62,9 +65,10 @@ def open_predictor(
         told = ":" not in kind or config.get("problem_type") == get_task(kind).problem_type
         if told and architecture.endswith(get_task(kind).architectures):
             return reader(folder, precision, threads, get_task(kind))
-    if architecture.endswith(get_task("causal-lm").architectures):
-        return Writer(folder, precision, threads, max_new_tokens)
-    endings = dict.fromkeys(get_task(kind).architectures[0] for kind in (*_READERS, "causal-lm"))
+    for kind, writer in _WRITERS.items():
+        if architecture.endswith(get_task(kind).architectures):
+            return writer(folder, precision, threads, max_new_tokens)
+    endings = dict.fromkeys(get_task(kind).architectures[0] for kind in (*_READERS, *_WRITERS))
     known = ", ".join(f"…{ending}" for ending in endings)
     raise NotFound(
         f"{folder / 'config.json'}: architectures: {architecture}; prediction knows {known}; name the release of such "

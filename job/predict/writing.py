@@ -18,7 +18,7 @@ from job.predict.runtime import count_threads, first_line, open_session
 from job.predict.tokens import BundleTokenizer, Input, check_text, read_json
 
 MAX_NEW_TOKENS = 64
-_PAST, _PRESENT = "past_key_values", "present"
+_PAST, _PRESENT, _OF_SOURCE = "past_key_values", "present", ".encoder."
 
 
 class Writer:
@@ -30,17 +30,17 @@ class Writer:
     bench_rows = 8
 
     def __init__(self, folder: Path, precision: str, threads: int, max_new_tokens: int) -> None:
-        config = read_json(folder / "config.json")
-        self._tokenizer = BundleTokenizer(folder, config)
+        self.config = read_json(folder / "config.json")
+        self.tokenizer = BundleTokenizer(folder, self.config)
         self._template = ChatTemplate(folder, read_json(folder / "tokenizer_config.json", {}))
-        self._ends = _find_ends(folder, config, self._tokenizer)
+        self._ends = _find_ends(folder, self.config, self.tokenizer)
         self._max_new_tokens = max_new_tokens
-        self._positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)
+        self._positions = self.count_positions()
         self.model_path = folder / choose_model(list_bundle(folder), precision, str(folder))
         self.threads = count_threads(threads)
         self._session = open_session(self.model_path, self.threads)
         self._cache = {
-            entry.name: [size if isinstance(size, int) else 0 if "past" in size else 1 for size in entry.shape]
+            entry.name: [1, *(size if isinstance(size, int) else 0 for size in entry.shape[1:])]
             for entry in self._session.get_inputs()
             if entry.name.startswith(_PAST)
         }
@@ -60,17 +60,21 @@ class Writer:
     def stream(self, texts: Iterable[Input]) -> Iterator[dict[str, Any]]:
         """Yield an answer for each prompt as `predict` does."""
         for row, text in enumerate(texts):
-            yield self._answer(text, self._encode(text, row))
+            yield self.answer(text, self.encode(text, row))
 
-    def _encode(self, text: Input, row: int) -> list[int]:
+    def count_positions(self) -> int:
+        """Return how many tokens the model can tell apart by place."""
+        return int(self.config.get("max_position_embeddings") or self.config.get("n_positions") or 1 << 20)
+
+    def encode(self, text: Input, row: int) -> list[int]:
         """Return the ids of a prompt: without an end that the tokenizer may give it, and with room for an answer."""
         if isinstance(text, list):
             rendered = self._template.render(check_messages(text, row), row)
-            return self._fit(self._tokenizer.encode_prompt(rendered, special_tokens=False))
+            return self._fit(self.tokenizer.encode_prompt(rendered, special_tokens=False))
         prompt_text = check_text(text, row)
         if not isinstance(prompt_text, str):
             raise DataError(f"text {row}: is a pair; a language model writes on from one text")
-        prompt = self._tokenizer.encode_prompt(prompt_text)
+        prompt = self.tokenizer.encode_prompt(prompt_text)
         while len(prompt) > 1 and prompt[-1] in self._ends:
             prompt.pop()
         if not prompt:
@@ -80,43 +84,59 @@ class Writer:
     def _fit(self, prompt: list[int]) -> list[int]:
         return prompt[-max(self._positions - self._max_new_tokens, self._positions // 2) :]
 
-    def _answer(self, text: Input, prompt: list[int]) -> dict[str, Any]:
-        ids = list(self._write_on(prompt))
-        ended = "end" if ids and ids[-1] in self._ends else "length"
-        said = ids[:-1] if ended == "end" else ids
-        before, whole = self._tokenizer.decode(prompt), self._tokenizer.decode([*prompt, *said])
+    def answer(self, text: Input, prompt: list[int]) -> dict[str, Any]:
+        """Return what follows a prompt with these ids."""
+        ids, said, ended = self.write(prompt, {})
+        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode([*prompt, *said])
         # decoded alone, some tokenizers drop the space before the first word
-        written = whole.removeprefix(before) if whole.startswith(before) else self._tokenizer.decode(said)
+        written = whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(said)
         return {"text": text, "written": written, "ids": ids, "ended": ended}
 
-    def _write_on(self, prompt: list[int]) -> Iterator[int]:
+    def write(self, begun: list[int], source: dict[str, np.ndarray]) -> tuple[list[int], list[int], str]:
+        """Return the ids that follow those `begun`, the same without an end, and how they end; see `predict`."""
+        ids = list(self._write_on(begun, source))
+        ended = "end" if ids and ids[-1] in self._ends else "length"
+        return ids, ids[:-1] if ended == "end" else ids, ended
+
+    def choose(self, logits: np.ndarray, place: int) -> int:
+        """Return the new token at `place` (from 0), of logits float [vocabulary]: the likeliest."""
+        return int(logits.argmax())
+
+    def _write_on(self, begun: list[int], source: dict[str, np.ndarray]) -> Iterator[int]:
         cache = {name: np.zeros(shape, np.float32) for name, shape in self._cache.items()}
-        ids, seen = np.array([prompt], dtype=np.int64), 0
-        for _ in range(min(self._max_new_tokens, self._positions - len(prompt))):
+        ids, seen = np.array([begun], dtype=np.int64), 0
+        for place in range(min(self._max_new_tokens, self._positions - len(begun))):
             seen += ids.shape[1]
-            answers = self._step(ids, seen, cache)
-            token = int(answers["logits"][0, -1].argmax())
+            answers = self._step(ids, seen, source | cache)
+            token = self.choose(answers["logits"][0, -1], place)
             yield token
             if token in self._ends:
                 return
             ids = np.array([[token]], dtype=np.int64)
-            cache = {name: answers[name.replace(_PAST, _PRESENT)] for name in self._cache}
+            present = {name: answers[name.replace(_PAST, _PRESENT)] for name in cache}
+            # what a decoder has made of a source it gives once, at the first token
+            cache |= {name: value for name, value in present.items() if place == 0 or _OF_SOURCE not in name}
 
-    def _step(self, ids: np.ndarray, seen: int, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _step(self, ids: np.ndarray, seen: int, others: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         feed = {
             "input_ids": ids,
             "attention_mask": np.ones((1, seen), dtype=np.int64),
             "position_ids": np.arange(seen - ids.shape[1], seen, dtype=np.int64)[None],
-            **cache,
+            "use_cache_branch": np.array([seen > ids.shape[1]]),
+            **others,
         }
-        try:
-            wanted = {entry.name: feed[entry.name] for entry in self._session.get_inputs()}
-            answers = dict(zip(self._names, self._session.run(None, wanted), strict=True))
-        except Exception as error:  # ONNX Runtime's exceptions share no other base
-            raise NoValidCheckpoint(f"{self.model_path}: {first_line(error)}; export the model again") from None
+        answers = dict(zip(self._names, run_session(self._session, feed, self.model_path), strict=True))
         if not np.isfinite(answers["logits"][0, -1]).all():
             raise NoValidCheckpoint(f"{self.model_path}: answers NaN or Inf; train or export the model again")
         return answers
+
+
+def run_session(session: Any, feed: dict[str, np.ndarray], path: Path) -> list[np.ndarray]:
+    """Return all outputs of a session for what it takes of `feed`."""
+    try:
+        return list(session.run(None, {entry.name: feed[entry.name] for entry in session.get_inputs()}))
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        raise NoValidCheckpoint(f"{path}: {first_line(error)}; export the model again") from None
 
 
 def _find_ends(folder: Path, config: dict[str, Any], tokenizer: BundleTokenizer) -> set[int]:

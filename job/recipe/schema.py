@@ -20,7 +20,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Fraction | str
 
-TaskName = Literal["text-classification", "token-classification", "question-answering", "masked-lm", "causal-lm"]
+TaskName = Literal[
+    "text-classification", "token-classification", "question-answering", "masked-lm", "causal-lm", "seq2seq-lm"
+]
 """Tasks that this version can train."""
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -38,6 +40,8 @@ Column = Literal[
     "prompt",
     "completion",
     "messages",
+    "source",
+    "target",
 ]
 Target = Literal["portable", "avx512_vnni", "avx2", "arm64", "int4"]
 
@@ -102,6 +106,7 @@ TASK_KEYS: dict[str, TaskKeys] = {
     "causal-lm": TaskKeys(
         (("text",), ("prompt", "completion"), ("messages",)), ("untrained",), (), ("portable", "int4"), 0.9
     ),
+    "seq2seq-lm": TaskKeys((("source", "target"),), ("untrained",), (), ("portable", "int4"), 0.9),
 }
 
 
@@ -482,6 +487,16 @@ class Recipe(Section):
                     f"has {baseline!r}; use majority, mean, untrained, zero-shot, one-shot, few-shot:N or linear-probe"
                 )
         return baselines
+
+    @field_validator("export")
+    @classmethod
+    def _fit_export(cls, export: Export, info: ValidationInfo) -> Export:
+        if info.data.get("task") == "seq2seq-lm":
+            if export.triton:
+                raise ValueError("triton: seq2seq-lm is exported as encoder and decoder, which have no layout there")
+            if export.int8.mode == "static":
+                raise ValueError("int8.mode: static is not offered for seq2seq-lm; use auto, dynamic or weights")
+        return export
 
     @property
     def kind(self) -> str:

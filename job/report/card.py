@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from job import __version__
@@ -13,7 +13,7 @@ from job.report.images import write_pictures
 from job.report.page import render_page
 from job.report.plots import Numbers, draw_plots
 from job.report.result import assemble_result, hide_paths
-from job.tasks import Task, get_task
+from job.tasks import Task, get_task, list_parts, name_file
 
 _CARD = """---
 library_name: transformers
@@ -46,10 +46,10 @@ from transformers import {auto_class}                      # torch
 model = {auto_class}.from_pretrained(folder)
 
 from optimum.onnxruntime import {ort_class}
-model = {ort_class}.from_pretrained(folder, subfolder="onnx", file_name="{best}")
+model = {ort_class}.from_pretrained(folder, subfolder="onnx"{files})
 
 import onnxruntime, tokenizers                             # nothing else
-session = onnxruntime.InferenceSession(f"{{folder}}/onnx/{best}")
+{sessions}
 tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
 ```
 
@@ -112,19 +112,37 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
     scores = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
     quality = [f"| {name} | {s[metric]:.4f} | {s[f'{metric}_interval']} |" for name, s in scores.items()]
     labels = f", labels: {', '.join(data['labels'])}" if task.classifies else ""
-    best, dtype = ("model_quantized.onnx", "q8") if _has_portable(result) else ("model.onnx", "fp32")
+    best, dtype = ("portable", "q8") if _has_portable(result) else ("fp32", "fp32")
     return _CARD.format(
         name=recipe.name, task=recipe.task, tag=task.pipeline_tag, base=hide_paths(recipe.model.id), labels=labels,
         source=hide_paths(recipe.data.source), rows=data["rows"]["train"], n=result["metrics"]["test"]["n"],
         metric=metric, quality="\n".join(quality), parity_n=result["onnx"]["n"],
         difference=result["onnx"]["max_abs_logit_diff"], exports="\n".join(_export_rows(result, metric)),
         limits=_describe_limits(task, data), version=__version__, run_id=run.run_id,
-        base_commit=sources["model"]["commit"] or "without a commit", best=best,
+        base_commit=sources["model"]["commit"] or "without a commit",
         javascript=(_LOGITS if task.standardizes else _PIPELINE).format(tag=task.pipeline_tag, dtype=dtype),
         data_commit=sources["data"]["commit"] or "without a commit", folder_or_model=f"…/models/{recipe.name}",
         triton="\n`triton/` is a model repository for a Triton server." if recipe.export.triton else "",
         licence=find_licence(run.base_model), ort_class=task.ort_class, auto_class=task.auto_class,
+        **_describe_files(task, best),
     )  # fmt: skip
+
+
+_DECODERS = ("decoder_file_name", "decoder_with_past_file_name")
+
+
+def _describe_files(task: Task, precision: str) -> dict[str, str]:
+    """Return how Optimum and onnxruntime open the files of a precision; see `_CARD`."""
+    parts = list_parts(PurePath(name_file(task.onnx_file, precision)))
+    opened = [f'onnxruntime.InferenceSession(f"{{folder}}/onnx/{part.name}")' for part in parts]
+    named = {"file_name": parts[-1].name}
+    if task.is_encoder_decoder:  # Optimum asks for a second decoder where it is told the first; this one is both
+        encoder, decoder = (part.name for part in parts)
+        named = {"encoder_file_name": encoder} | dict.fromkeys(_DECODERS, decoder)
+    return {
+        "files": "".join(f', {name}="{file}"' for name, file in named.items()),
+        "sessions": f"{'session' if len(parts) == 1 else 'encoder, decoder'} = {', '.join(opened)}",
+    }
 
 
 _LIMITS_OF_LABELS = """Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The labels are
@@ -160,7 +178,7 @@ def _has_portable(result: dict[str, Any]) -> bool:
 
 def _export_rows(result: dict[str, Any], metric: str) -> list[str]:
     fp32 = result["onnx"]["fp32"]
-    rows = [f"| `onnx/model.onnx` | {fp32[metric]:.4f} | 1 | 0 | {fp32['size'] >> 20} MiB | |"]
+    rows = [f"| `onnx/{fp32['file']}` | {fp32[metric]:.4f} | 1 | 0 | {fp32['size'] >> 20} MiB | |"]
     for numbers in result["int8"].values():
         if numbers["accepted"]:
             rows.append(

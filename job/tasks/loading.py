@@ -45,7 +45,8 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
     if task.generates:  # the base model's wishes come back with the bundle; invalid ones would not be saved
         model.generation_config = transformers.GenerationConfig()
         for wish in model.config._get_non_default_generation_parameters():  # some stand in config.json
-            setattr(model.config, wish, None)
+            if wish != "decoder_start_token_id":  # no wish: whoever trains on needs it
+                setattr(model.config, wish, None)
     if task.problem_type:
         model.config.problem_type = task.problem_type
     new = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from job.tasks.onnx_files import MODEL
+
 if TYPE_CHECKING:
     import torch
 
@@ -97,8 +99,10 @@ class Truth:
 class Task(Protocol):
     """One file of this room each. `classifies`: its labels are named classes; `per_token`: units are tokens;
     `generates`: it writes on from a text; `per_window`: a long text becomes rows that overlap, of which one answers;
-    `redraws`: a train row is another one every epoch; `trains_head`: a base model without the head gets a new one.
+    `redraws`: a train row is another one every epoch; `is_encoder_decoder`: what is foretold or
+    written is another text than the one that is read; `trains_head`: a base model without the head gets a new one.
 
+    `onnx_file`: by which its exported model is named (`onnx_files.py`) ·
     `architectures`: how the names of its model classes end, as a config.json gives them · `outputs`: of the model, one
     of logits or several that are stacked · `export_task`: Optimum's name of it · `pipeline_tag`: that of the Hub and of
     transformers' pipelines · `truncation`: how a tokenizer cuts what is too long, as transformers calls it ·
@@ -114,11 +118,13 @@ class Task(Protocol):
     architectures: ClassVar[tuple[str, ...]]
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     export_task: ClassVar[str]
+    onnx_file: ClassVar[str] = MODEL
     pipeline_tag: ClassVar[str]
     metric: ClassVar[str]
     classifies: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
     generates: ClassVar[bool] = False
+    is_encoder_decoder: ClassVar[bool] = False
     per_window: ClassVar[bool] = False
     redraws: ClassVar[bool] = False
     trains_head: ClassVar[bool] = True

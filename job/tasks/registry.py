@@ -8,12 +8,13 @@ from job.tasks.multi_label import MultiLabel
 from job.tasks.protocol import Task
 from job.tasks.question_answering import QuestionAnswering
 from job.tasks.regression import Regression
+from job.tasks.seq2seq_lm import Seq2SeqLM
 from job.tasks.text_classification import TextClassification
 from job.tasks.token_classification import TokenClassification
 
 _ALL: tuple[Task, ...] = (
     TextClassification(), MultiLabel(), Regression(), TokenClassification(), QuestionAnswering(), MaskedLM(),
-    CausalLM(),
+    CausalLM(), Seq2SeqLM(),
 )  # fmt: skip
 _TASKS = {task.name: task for task in _ALL}
 

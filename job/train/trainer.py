@@ -190,8 +190,9 @@ class JobTrainer(Trainer):
     def _score(self, prediction: EvalPrediction) -> dict[str, Any]:
         """Score all rows together; Trainer has filled short ones up to the longest of all."""
         table, answers = self._data.validation, np.asarray(prediction.predictions)
-        lengths, order = table.lengths, self._order
+        order = self._order
         if table.per_token:
+            lengths = table.label_lengths
             rows = [row[None, : lengths[place]] for row, place in zip(answers, order, strict=True)]
         else:
             rows = list(answers[:, None])

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from job.export.latency import answer_rows
-from job.export.measure import Rows, compute_batch, open_session, run_table
+from job.export.measure import Rows, compute_batch, open_sessions, run_table
 from job.processor import describe_processor
 from job.recipe import Run
 
@@ -43,10 +43,10 @@ def main(assets: str, work: str) -> None:
     rows = Rows.open(run.recipe.task, str(run.tokens("test")), run.read("data.json")["pad_id"])
     table = rows.table
     print(f"{describe_processor()}; {len(table)} test rows, {ROWS} of them timed, load {os.getloadavg()[0]:.1f}")
-    fp32 = run_table(open_session(files["fp32 job"]), rows)
+    fp32 = run_table(open_sessions(files["fp32 job"]), rows)
     quality = {}
     for name, path in files.items():
-        logits = run_table(open_session(path), rows)
+        logits = run_table(open_sessions(path), rows)
         right, same = logits.argmax(1) == table.labels, logits.argmax(1) == fp32.argmax(1)
         quality[name] = (float(right.mean()), float(same.mean()), path.stat().st_size / (1 << 20))
     one = race(files, rows, 1, time.process_time)
@@ -101,7 +101,7 @@ def list_files(run: Run, theirs: dict[str, Path]) -> dict[str, Path]:
 
 def race(files: dict[str, Path], rows: Rows, threads: int, clock: Callable[[], float]) -> dict[str, np.ndarray]:
     """Return milliseconds of a row in every round but the first, by file."""
-    sessions = {name: open_session(path, threads) for name, path in files.items()}
+    sessions = {name: open_sessions(path, threads) for name, path in files.items()}
     sample = np.linspace(0, len(rows.table) - 1, min(ROWS, len(rows.table))).astype(np.int64)
     times: dict[str, list[float]] = {name: [] for name in files}
     for number in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""One released folder, every consumer: the same labels in Optimum, onnxruntime, transformers and transformers.js.
+"""One released folder, every consumer: the same answers in Optimum, onnxruntime, transformers and transformers.js.
 
 `make test-cluster` runs this, for it needs Node. The folder is opened as it is, without a network.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from translators import ONE_THREAD, make_model, write_down, write_translations
 
 from job.store.release import read_release_manifest
 from job.store.transfer import download_files
@@ -66,9 +68,9 @@ def expected(bundle: Path, texts: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with classify.mjs and transformers.js, which npm checks by the hashes of package-lock.json."""
+    """A folder with ask.mjs and transformers.js, which npm checks by the hashes of package-lock.json."""
     folder = tmp_path_factory.mktemp("node")
-    for name in ("package.json", "package-lock.json", "classify.mjs"):
+    for name in ("package.json", "package-lock.json", "ask.mjs"):
         shutil.copy(HERE / name, folder)
     words = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
@@ -103,8 +105,10 @@ def ask_onnxruntime(bundle: Path, file: str, texts: list[str]) -> list[str]:
     return found
 
 
-def ask_javascript(bundle: Path, dtype: str, texts: list[str], folder: Path) -> list[str]:
-    words = ["node", "classify.mjs", str(bundle.parent), bundle.name, dtype]
+def ask_javascript(
+    bundle: Path, dtype: str, texts: list[str], folder: Path, task: str = "text-classification"
+) -> list[str]:
+    words = ["node", "ask.mjs", str(bundle.parent), bundle.name, task, dtype]
     done = subprocess.run(words, cwd=folder, input=json.dumps(texts), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout.splitlines()[-1]))
@@ -136,6 +140,36 @@ def test_int8_labels_are_nearly_equal_everywhere(bundle: Path, texts: list[str],
     }
     for name, labels in others.items():
         assert sum(a != b for a, b in zip(optimum, labels, strict=True)) <= INT8_DIFFERENCES, name
+
+
+@pytest.fixture(scope="module", params=["t5", "bart"])
+def translator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A release of a model of encoder and decoder, and sources to translate."""
+    work = tmp_path_factory.mktemp("translator")
+    model = make_model(request.param, work / "base", write_translations(work, {"train": 2000, "test": 180}))
+    recipe = write_down(model, work, work / "store")
+    recipe["data"]["validation"] = 0.05
+    (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "job", "run", str(work / "recipe.yaml"), "--work-dir", str(work / "work")]
+    environment = os.environ | ONE_THREAD | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = (work / "test.jsonl").read_text().splitlines()[:20]
+    return Path(json.loads(done.stdout.splitlines()[-1])["release"]), [json.loads(row)["source"] for row in rows]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "q8"])
+def test_transformers_js_translates_as_transformers_does(
+    translator: tuple[Path, list[str]], dtype: str, node_modules: Path
+) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    release, texts = translator
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(release), AutoTokenizer.from_pretrained(release)
+    ids = [model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=12)[0] for text in texts]
+    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    found = ask_javascript(release, dtype, texts, node_modules, "text2text-generation")
+    assert sum(a != b for a, b in zip(expected, found, strict=True)) <= (INT8_DIFFERENCES if dtype == "q8" else 0)
 
 
 def test_triton_finds_the_model_where_it_looks(bundle: Path) -> None:

@@ -269,8 +269,8 @@ def test_what_is_no_bundle_is_not_found(copy: Path, s3: str, tmp_path: Path) -> 
 
 
 def test_a_bundle_of_another_task_is_refused(copy: Path, tmp_path: Path) -> None:
-    edit_json(copy / "config.json", architectures=["BertForMaskedLM"])
-    with pytest.raises(NotFound, match="BertForMaskedLM"):
+    edit_json(copy / "config.json", architectures=["BertForMultipleChoice"])
+    with pytest.raises(NotFound, match="BertForMultipleChoice"):
         open_predictor(str(copy), tmp_path)
 
 

@@ -262,6 +262,16 @@ def test_a_rule_that_is_broken_is_named(load: Loader, change: str, rule: str) ->
 
 
 @pytest.mark.parametrize(
+    ("export", "rule"),
+    [("triton: true", "encoder and decoder"), ("int8: {mode: static, targets: [portable]}", "mode: static")],
+)
+def test_what_there_is_no_way_for_with_a_model_of_two_files_is_named(load: Loader, export: str, rule: str) -> None:
+    two_files = MINIMAL.replace("text-classification", "seq2seq-lm")
+    assert load(two_files).data.columns == {"source": "source", "target": "target"}
+    assert rule in refuse(load, two_files + f"export: {{{export}}}\n")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "", "[]", "7", "just text", "a: [", "a: b: c", "\tx: 1", "--- {}\n--- {}", "\x00",
