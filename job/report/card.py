@@ -118,7 +118,8 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
         source=hide_paths(recipe.data.source), rows=data["rows"]["train"], n=result["metrics"]["test"]["n"],
         metric=metric, quality="\n".join(quality), parity_n=result["onnx"]["n"],
         difference=result["onnx"]["max_abs_logit_diff"], exports="\n".join(_export_rows(result, metric)),
-        limits=_describe_limits(task, data), version=__version__, run_id=run.run_id,
+        limits=task.limits.format(**data | {"labels": ", ".join(data["labels"])}), run_id=run.run_id,
+        version=__version__,
         base_commit=sources["model"]["commit"] or "without a commit",
         javascript=(_LOGITS if task.standardizes else _PIPELINE).format(tag=task.pipeline_tag, dtype=dtype),
         data_commit=sources["data"]["commit"] or "without a commit", folder_or_model=f"…/models/{recipe.name}",
@@ -143,26 +144,6 @@ def _describe_files(task: Task, precision: str) -> dict[str, str]:
         "files": "".join(f', {name}="{file}"' for name, file in named.items()),
         "sessions": f"{'session' if len(parts) == 1 else 'encoder, decoder'} = {', '.join(opened)}",
     }
-
-
-_LIMITS_OF_LABELS = """Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The labels are
-  {labels}; the model answers {said} of them to any text, also to one that has nothing to do with them."""
-_LIMITS_OF_NUMBERS = """Texts are cut after {max_length} tokens ({truncated:.1%} of the train rows were). The model
-  answers a number ({labels}) to any text, in the units of the data, also to one that has nothing to do with them.
-  Agreement is the share of rows where two files differ by at most a tenth of the labels' standard deviation."""
-_LIMITS_OF_WRITING = """It was trained and measured on rows of at most {max_length} tokens. It writes what is likely,
-  not what is true. log_likelihood is the mean of all tokens, in nats; a drop of 0.01 is 1 % of
-  perplexity, agreement the share of tokens that both files would write next."""
-
-
-def _describe_limits(task: Task, data: dict[str, Any]) -> str:
-    text = _LIMITS_OF_WRITING if task.generates else _LIMITS_OF_LABELS
-    if task.standardizes:
-        text = _LIMITS_OF_NUMBERS
-    said = "any number" if task.problem_type == "multi_label_classification" else "one"
-    return text.format(
-        said=said, max_length=data["max_length"], truncated=data["truncated_share"], labels=", ".join(data["labels"])
-    )
 
 
 def find_licence(folder: Path) -> str:

@@ -26,6 +26,11 @@ class TokenLikelihood(Task):
     """
 
     metric: ClassVar[str] = "log_likelihood"
+    limits: ClassVar[
+        str
+    ] = """It was trained and measured on rows of at most {max_length} tokens. It writes what is likely,
+  not what is true. log_likelihood is the mean of all tokens, in nats; a drop of 0.01 is 1 % of perplexity, agreement
+  the share of tokens that both files would write next."""
     per_token: ClassVar[bool] = True
     max_abs_diff: ClassVar[float] = 1e-2
     """Logits of language models are an order of magnitude larger than a classifier's, and pass more layers."""

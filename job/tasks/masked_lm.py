@@ -31,6 +31,9 @@ class MaskedLM(TokenLikelihood):
     architectures: ClassVar[tuple[str, ...]] = ("ForMaskedLM",)
     export_task: ClassVar[str] = "fill-mask"
     pipeline_tag: ClassVar[str] = "fill-mask"
+    limits: ClassVar[str] = """It was trained on rows of at most {max_length} tokens, and is measured by the tokens that
+  were hidden of test rows. log_likelihood is the mean of these, in nats; agreement the share of them that both files
+  would fill in alike. It is a model to train others on."""
     redraws: ClassVar[bool] = True
 
     def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Iterator[Encoded]:

@@ -24,6 +24,9 @@ class MultiLabel(TextClassification):
 
     name: ClassVar[str] = "text-classification:multi_label_classification"
     metric: ClassVar[str] = "micro_f1"
+    limits: ClassVar[str] = """Texts are cut after {max_length} tokens ({truncated_share:.1%} of the train rows were).
+  The labels are {labels}; the model gives any number of them to any text, also to one that has nothing to do with
+  them."""
     problem_type: ClassVar[str | None] = "multi_label_classification"
     label_type: ClassVar[str] = "float32"
 

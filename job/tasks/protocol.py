@@ -108,6 +108,7 @@ class Task(Protocol):
     transformers' pipelines · `truncation`: how a tokenizer cuts what is too long, as transformers calls it ·
     `problem_type`: what a config.json says of a sequence classifier's labels · `standardizes`: they are numbers, which
     training counts in standard deviations (`Units`) · `label_type`: numpy's name of what a row's labels are.
+    `limits`: what the model card says of them, with the names of data.json's numbers in braces.
     `max_abs_diff`: by how much answers of the same model may differ between two runtimes in fp32.
     `max_batch_tokens`: how many tokens, padding included, are computed at once where no gradients are kept.
     """
@@ -132,6 +133,7 @@ class Task(Protocol):
     problem_type: ClassVar[str | None] = None
     standardizes: ClassVar[bool] = False
     label_type: ClassVar[str] = "int64"
+    limits: ClassVar[str]
     max_abs_diff: ClassVar[float] = 1e-3
     """Kernels add up in another order, which moves a logit by about 1e-5."""
     max_batch_tokens: ClassVar[int] = 8192

@@ -61,6 +61,8 @@ class QuestionAnswering(Task):
     export_task: ClassVar[str] = "question-answering"
     pipeline_tag: ClassVar[str] = "question-answering"
     metric: ClassVar[str] = "f1"
+    limits: ClassVar[str] = """Contexts are read in windows of at most {max_length} tokens. An answer is a piece of the
+  context of at most 30 tokens, whether or not it is right; it is scored by SQuAD's F1 of words."""
     truncation: ClassVar[str] = "only_second"
     per_window: ClassVar[bool] = True
 

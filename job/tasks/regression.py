@@ -29,6 +29,9 @@ class Regression(TextClassification):
 
     name: ClassVar[str] = "text-classification:regression"
     metric: ClassVar[str] = "r2"
+    limits: ClassVar[str] = """Texts are cut after {max_length} tokens ({truncated_share:.1%} of the train rows were).
+  The model answers a number ({labels}) to any text, in the units of the data, also to one that has nothing to do with
+  them. Agreement is the share of rows where two files differ by at most a tenth of the labels' standard deviation."""
     classifies: ClassVar[bool] = False
     problem_type: ClassVar[str | None] = "regression"
     standardizes: ClassVar[bool] = True

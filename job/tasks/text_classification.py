@@ -26,6 +26,8 @@ class TextClassification(Task):
     export_task: ClassVar[str] = "text-classification"
     pipeline_tag: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "accuracy"
+    limits: ClassVar[str] = """Texts are cut after {max_length} tokens ({truncated_share:.1%} of the train rows were).
+  The labels are {labels}; the model answers one of them to any text, also to one that has nothing to do with them."""
     classifies: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
 

@@ -39,6 +39,10 @@ class TokenClassification(Task):
     export_task: ClassVar[str] = "token-classification"
     pipeline_tag: ClassVar[str] = "token-classification"
     metric: ClassVar[str] = "f1"
+    limits: ClassVar[
+        str
+    ] = """Long texts are read in pieces of at most {max_length} tokens, which do not see each other.
+  A word has the label of its first token, one of {labels}. Agreement is the share of words."""
     classifies: ClassVar[bool] = True
     per_token: ClassVar[bool] = True
 

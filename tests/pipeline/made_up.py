@@ -103,7 +103,7 @@ def write_tagged(folder: Path, sizes: dict[str, int]) -> Path:
     for split, size in sizes.items():
         rows: list[dict[str, Any]] = []
         while len(rows) < size:
-            words, tags = _fill(" ".join(rng.choices(FRAMES, k=rng.randint(1, 3))), rng)
+            words, tags = tag_sentence(rng)
             if tuple(words) not in seen:
                 seen.add(tuple(words))
                 rows.append({"tokens": words, "tags": tags})
@@ -115,11 +115,16 @@ def write_questions(folder: Path, sizes: dict[str, int], unanswered: float = 0.0
     """Write JSON lines of {question, context, answers} for each split, a share of them without an answer."""
     rng = random.Random(8)
     for split, size in sizes.items():
-        _write(folder / f"{split}.jsonl", [_ask(rng, rng.random() < unanswered) for _ in range(size)])
+        _write(folder / f"{split}.jsonl", [ask_question(rng, rng.random() < unanswered) for _ in range(size)])
     return folder
 
 
-def _ask(rng: random.Random, unanswered: bool) -> dict[str, Any]:
+def tag_sentence(rng: random.Random) -> tuple[list[str], list[str]]:
+    """Return the words of one to three sentences, and their tags."""
+    return _fill(" ".join(rng.choices(FRAMES, k=rng.randint(1, 3))), rng)
+
+
+def ask_question(rng: random.Random, unanswered: bool) -> dict[str, Any]:
     things, places = rng.sample(THINGS, rng.randint(2, 8)), rng.sample(PLACES, 9)
     facts = [
         f"{rng.choice(FIRST)} {rng.choice(LAST)} {rng.choice(VERBS)} the {thing} in {place}."

@@ -78,7 +78,7 @@ def test_what_a_label_is_decides_baselines_and_agreement(load: Loader) -> None:
 
 def test_every_shipped_recipe_is_valid() -> None:
     shipped = shipped_recipes()
-    assert len(shipped) == 2
+    assert len(shipped) == 12
     for name, path in shipped.items():
         assert load_recipe(name, environment={}) == load_recipe(str(path), environment={})
         assert load_recipe(name, environment={}).name == name
