@@ -78,6 +78,7 @@ def _make_training(steps: int) -> dict[str, Any]:
     return {
         "steps": steps, "samples_per_second": 80.1, "tokens_per_second": 5211, "resumed_from": 30, "world_size": 2,
         "precision": "bf16", "seconds": 75.0, "history": history, "attempts": [first, last],
+        "trainable_parameters": 22_713_986, "checkpoint_bytes": 272_000_000, "peak_memory_bytes": 1_400_000_000,
     }  # fmt: skip
 
 
