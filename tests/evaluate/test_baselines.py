@@ -97,7 +97,7 @@ def test_a_model_of_entailment_is_asked_whether_a_text_is_of_a_label(assets: Pat
     torch.manual_seed(0)
     labels = {"contradiction": 0, "neutral": 1, "entailment": 2}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(len(tokenizer), **sizes, label2id=labels, id2label={v: k for k, v in labels.items()})
+    config = BertConfig(vocab_size=len(tokenizer), **sizes, label2id=labels, id2label={v: k for k, v in labels.items()})
     BertForSequenceClassification(config).save_pretrained(folder)
     scores = measure_baselines(fetch(folder, small, tmp_path, "zero-shot"))
     with (small / "test.csv").open(encoding="utf-8", newline="") as file:
