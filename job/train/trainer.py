@@ -71,6 +71,8 @@ def _redraw(
 class JobTrainer(Trainer):
     """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint."""
 
+    optimizer: Any
+
     def __init__(self, model: Any, args: TrainingArguments, run: Run, data: TrainingData, task: Task) -> None:
         self._run, self._data, self.task = run, data, task
         self.on_checkpoint: Callable[[Path, float], None] = lambda folder, seconds: None
@@ -142,11 +144,10 @@ class JobTrainer(Trainer):
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """As Trainer's, with a group of weights for each depth where learning rates differ by layer."""
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        decayed = set(self.get_decay_parameter_names(self.model))
-        self.optimizer: torch.optim.Optimizer = kind(
-            group_weights(self.model, self._run.recipe.training, decayed), **options
-        )
+        if self.optimizer is None:  # Trainer calls again once DeepSpeed has wrapped it
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            decayed = set(self.get_decay_parameter_names(self.model))
+            self.optimizer = kind(group_weights(self.model, self._run.recipe.training, decayed), **options)
         return self.optimizer
 
     def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
