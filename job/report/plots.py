@@ -66,7 +66,8 @@ def _list_intervals(numbers: Numbers) -> Iterator[Bar]:
     for target, each in numbers.result["int8"].items():
         if each["metric"] is not None:
             value, margin = each["metric"], each["drop_bound"] - each["drop"]
-            yield Bar(name_export(target), value, f"{value:.4f}", "b", value - margin, value + margin)
+            most = max(value, 1.0)  # no metric here is better
+            yield Bar(name_export(target), value, f"{value:.4f}", "b", value - margin, min(value + margin, most))
 
 
 def name_export(target: str) -> str:
