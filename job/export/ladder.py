@@ -61,17 +61,18 @@ _WEIGHTS = Rung(kind="weights", embeddings=False)
 _NARROW = replace(_WEIGHTS, bits=4)
 
 
-def list_rungs(target: str, mode: str, decoder: bool = False) -> Iterator[Rung]:
+def list_rungs(target: str, mode: str, decoder: bool = False, encoder: bool = False) -> Iterator[Rung]:
     """Yield the rungs of a target (`Recipe.export.int8.targets`) in order; `mode` pins a kind instead of `auto`.
 
-    portable and avx2 begin with what overflows on no processor; int4 knows weights alone.
+    portable and avx2 begin with what overflows on no processor; int4 knows weights alone. A decoder with an `encoder`
+    has its embeddings twice: they are quantized as long as that loses little.
     """
     if target == "int4":
         yield from (replace(_NARROW, embeddings=True), _NARROW)
         yield from (replace(_NARROW, left_out=share) for share in _WIDER)
         return
     if mode == "weights" or (decoder and mode == "auto"):
-        yield _WEIGHTS
+        yield from (replace(_WEIGHTS, embeddings=True), _WEIGHTS) if encoder else (_WEIGHTS,)
     if mode == "weights":
         return
     safe = target in ("portable", "avx2")

@@ -2,18 +2,23 @@
 
 A model with tied embeddings (most decoders, masked language models) is exported with one table for both, and a
 Transpose before the last product: the largest matrix of the model would be left out. Others (GPT-2) have Gemm where
-MatMulNBits wants MatMul.
+MatMulNBits wants MatMul. And embeddings, which are tables that a Gather takes rows of.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from job.export.ladder import MATRICES
 from job.export.onnx import onnx_size
 
 _ONE_FILE_BYTES = 2 << 30
+_SMALL_TABLE = 1 << 16
+"""Numbers in a table that is not worth to be made smaller: positions by their distance, kinds of segments."""
 
 
 def untie_weights(model: Path, target: Path) -> Path:
@@ -57,6 +62,49 @@ def split_gemms(graph: Any) -> None:
             nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{node.name}_bias"))
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def shrink_embeddings(graph: Any) -> None:
+    """Replace every table that rows are gathered from by one of int8, and a scale for each row, in place."""
+    import onnx
+
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes, shrunk = [], set()
+    for node in graph.node:
+        table = weights.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or not _is_embedding(node, table):
+            nodes.append(node)
+            continue
+        small, scales, row = f"{table.name}_int8", f"{table.name}_scales", node.output[0]
+        if table.name not in shrunk:
+            for name, array in zip((small, scales), _round_rows(onnx.numpy_helper.to_array(table)), strict=True):
+                graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        shrunk.add(table.name)
+        make = onnx.helper.make_node
+        nodes += [
+            make("Gather", [small, node.input[1]], [f"{row}_int8"], f"{node.name}_int8"),
+            make("Gather", [scales, node.input[1]], [f"{row}_scale"], f"{node.name}_scale"),
+            make("Cast", [f"{row}_int8"], [f"{row}_float"], f"{node.name}_float", to=onnx.TensorProto.FLOAT),
+            make("Mul", [f"{row}_float", f"{row}_scale"], [row], node.name),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    unused = shrunk - {name for node in nodes for name in node.input}
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name in unused:
+            del graph.initializer[place]
+
+
+def _is_embedding(node: Any, table: Any) -> bool:
+    """Tell whether a Gather takes rows of a table that is large enough."""
+    rows_of = all(attribute.i == 0 for attribute in node.attribute if attribute.name == "axis")
+    return rows_of and len(table.dims) == 2 and table.data_type == 1 and math.prod(table.dims) > _SMALL_TABLE
+
+
+def _round_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int8 [rows, k] and float32 [rows, 1], whose product is nearly the table."""
+    scales = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
+    return np.clip(np.round(table / scales), -127, 127).astype(np.int8), scales
 
 
 def _is_plain(node: Any) -> bool:

@@ -162,7 +162,7 @@ def _choose_rung(
     gate, fp32_size, task = run.recipe.export.int8, onnx_size(find_exported(run)), get_task(run.recipe.kind)
     candidates: list[tuple[float, int, Rung, Path]] = []
     tried: list[dict[str, Any]] = []
-    for number, rung in enumerate(list_rungs(target, gate.mode, task.generates)):
+    for number, rung in enumerate(list_rungs(target, gate.mode, task.generates, task.is_encoder_decoder)):
         if rung.kind == "static" and task.is_encoder_decoder:  # a decoder's ranges differ with what is cached
             continue
         path = run.folder / "rungs" / f"{task.onnx_file}-{target}-{number}.onnx"

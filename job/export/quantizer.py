@@ -18,7 +18,7 @@ import numpy as np
 
 from job.data import TokenTable
 from job.export.ladder import BLOCK, EMBEDDINGS, MATRICES, Rung
-from job.export.matrices import split_gemms, untie_weights
+from job.export.matrices import shrink_embeddings, split_gemms, untie_weights
 from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
 from job.export.sensitivity import (
@@ -113,11 +113,14 @@ class Quantizer:
     def _write_weights(self, rung: Rung, output: Path) -> None:
         import onnx
 
-        operators = ("MatMul", *EMBEDDINGS) if rung.embeddings else ("MatMul",)
+        narrow = rung.embeddings and rung.bits == 4  # of embeddings MatMulNBits knows 4 bits alone
+        operators = ("MatMul", *EMBEDDINGS) if narrow else ("MatMul",)
         wide = self.list_left_out(rung)
         model = onnx.load(str(self._model))
         if self._generates:  # GPT-2 is made of them; a classifier's head is small and stays as it is
             split_gemms(model.graph)
+        if rung.embeddings and not narrow:
+            shrink_embeddings(model.graph)
         model = _quantize_blocks(model, rung.bits, operators, wide)
         if rung.left_out:
             model = _quantize_blocks(model.model, 8, ("MatMul",), self._products)

@@ -103,7 +103,8 @@ def _capture(model: Path, names: list[str], batch: dict[str, np.ndarray]) -> dic
     import onnx
 
     watched = onnx.load(str(model), load_external_data=False)
-    known = {output.name for output in watched.graph.output} | {entry.name for entry in watched.graph.input}
+    given = {entry.name for entry in watched.graph.input}  # a decoder's matrices take what its encoder has read
+    known = {output.name for output in watched.graph.output} | given
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     path = model.with_name(f"{model.stem}-watched.onnx")  # beside its external data
     onnx.save_model(watched, str(path))
@@ -111,9 +112,10 @@ def _capture(model: Path, names: list[str], batch: dict[str, np.ndarray]) -> dic
         session = open_session(path)
     finally:
         path.unlink()
-    values = session.run(names, select_inputs(session, batch))
+    computed, inputs = [name for name in names if name not in given], select_inputs(session, batch)
+    values = inputs | dict(zip(computed, session.run(computed, inputs), strict=True))
     masks = [mask.astype(bool) for name, mask in batch.items() if name.endswith("attention_mask")]
-    return {name: _pick_tokens(value, masks) for name, value in zip(names, values, strict=True)}
+    return {name: _pick_tokens(values[name], masks) for name in names}
 
 
 def choose_rows(table: TokenTable) -> np.ndarray:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from job.export.matrices import split_gemms, untie_weights
+from job.export.matrices import shrink_embeddings, split_gemms, untie_weights
 
 
 @pytest.fixture
@@ -77,3 +77,23 @@ def test_a_gemm_that_scales_is_left_alone() -> None:
     graph = helper.make_graph([node], "test", [], [], [numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")])
     split_gemms(graph)
     assert [other.op_type for other in graph.node] == ["Gemm"]
+
+
+@pytest.mark.parametrize("rows", [300, 20])
+def test_embeddings_become_rows_of_int8_each_with_its_scale_unless_they_are_few(rows: int) -> None:
+    table = np.random.default_rng(0).normal(size=(rows, 256)).astype(np.float32) * np.logspace(-3, 3, rows)[:, None]
+    table = table.astype(np.float32)
+    node = helper.make_node("Gather", ["table", "input_ids"], ["logits"], "embed")
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", 256])
+    graph = helper.make_graph([node], "test", [ids], [logits], [numpy_helper.from_array(table, "table")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    before = model.ByteSize()
+    shrink_embeddings(model.graph)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"input_ids": np.arange(rows).reshape(2, -1)})[0].reshape(rows, 256)
+    if rows == 20:
+        assert model.ByteSize() == before
+    assert model.ByteSize() < 0.3 * before or rows == 20
+    worst = np.abs(found - table).max(axis=1) / np.abs(table).max(axis=1)
+    assert worst.max() <= (0.51 / 127 if rows == 300 else 0.0)
