@@ -17,6 +17,7 @@ from job.errors import JobError, RecipeError, ResourceExhausted
 from job.recipe import Recipe
 from job.recipe.schema import Training
 from job.tasks import get_task
+from job.train.versions import fit_arguments
 
 log = logging.getLogger("job.train")
 
@@ -67,36 +68,37 @@ def build_arguments(
     deepspeed = None
     if recipe.distributed.engine == "deepspeed":
         deepspeed = build_deepspeed_config(recipe, shape, parameters, precision)
-    return TrainingArguments(
-        output_dir=str(folder),
-        ddp_timeout=recipe.launch.hang_timeout_s,
-        per_device_train_batch_size=shape.micro_batch,
-        gradient_accumulation_steps=shape.accumulation,
-        per_device_eval_batch_size=min(EVAL_BATCH_ROWS, shape.micro_batch * _EVAL_ROWS_PER_TRAINED[per_token]),
-        average_tokens_across_devices=True,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
-        ddp_find_unused_parameters=False,
-        deepspeed=deepspeed,
-        dataloader_num_workers=recipe.data.num_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        label_names=["labels"],
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=sorted(set(training.report_to)) if os.environ.get("RANK", "0") == "0" else [],
-        run_name=folder.parent.name,
-        logging_dir=str(folder.parent / "tensorboard"),
-        save_strategy="steps" if training.save_steps else "epoch",
-        save_steps=training.save_steps or 500,
-        eval_strategy="steps" if training.eval_steps else "epoch",
-        eval_steps=training.eval_steps,
-        max_steps=training.max_steps or -1,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+    options = {
+        "output_dir": str(folder),
+        "ddp_timeout": recipe.launch.hang_timeout_s,
+        "per_device_train_batch_size": shape.micro_batch,
+        "gradient_accumulation_steps": shape.accumulation,
+        "per_device_eval_batch_size": min(EVAL_BATCH_ROWS, shape.micro_batch * _EVAL_ROWS_PER_TRAINED[per_token]),
+        "average_tokens_across_devices": True,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": not torch.cuda.is_available(),
+        "ddp_backend": None if torch.cuda.is_available() else "gloo",
+        "ddp_find_unused_parameters": False,
+        "deepspeed": deepspeed,
+        "dataloader_num_workers": recipe.data.num_workers,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": sorted(set(training.report_to)) if os.environ.get("RANK", "0") == "0" else [],
+        "run_name": folder.parent.name,
+        "logging_dir": str(folder.parent / "tensorboard"),
+        "save_strategy": "steps" if training.save_steps else "epoch",
+        "save_steps": training.save_steps or 500,
+        "eval_strategy": "steps" if training.eval_steps else "epoch",
+        "eval_steps": training.eval_steps,
+        "max_steps": training.max_steps or -1,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
         **_same_names(training),
-    )
+    }
+    return TrainingArguments(**fit_arguments(options))
 
 
 def join_group(args: TrainingArguments, world_size: int) -> None:
