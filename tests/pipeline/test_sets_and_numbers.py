@@ -77,7 +77,8 @@ def ratings(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Path:
 
 
 def run(recipe: dict[str, Any], folder: Path, *words: str) -> Answer:
-    return call_job("run", str(write_recipe(folder / "r.yaml", **recipe)), "--work-dir", str(folder / "work"), *words)
+    path = write_recipe(folder / "r.yaml", **recipe)
+    return call_job("run", str(path), "--work-dir", str(folder / "work"), *words, timeout_s=2400)
 
 
 def ask(release: str, texts: list[str], folder: Path, precision: str = "fp32") -> list[dict[str, Any]]:
@@ -256,3 +257,24 @@ def test_a_release_goes_on_as_another_kind_or_from_its_own_head(
     other = run(sets | start | short | {"name": "other"}, tmp_path, "--run-id", "3")
     assert other.code == 0, other.stderr
     assert set(ask(other.result["release"], ["soup"], tmp_path)[0]["scores"]) == set(TOPICS)
+
+
+@pytest.mark.slow
+def test_an_adapter_for_numbers_answers_in_their_units_too(
+    numbers: dict[str, Any], years: Path, tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    training = TINY | {"max_steps": 20, "save_steps": 20}
+    answer = run(numbers | {"tuning": {"method": "lora", "r": 1}, "training": training}, tmp_path)
+    assert answer.code == 0, answer.stderr
+    release, texts = answer.result["release"], read_texts(years)[:20]
+    base = AutoModelForSequenceClassification.from_pretrained(numbers["model"]["id"], num_labels=1)
+    model = PeftModel.from_pretrained(base, f"{release}/adapter").eval()
+    with torch.inference_mode():
+        inputs = AutoTokenizer.from_pretrained(release)(texts, padding=True, return_tensors="pt")
+        said = model(**inputs).logits[:, 0].tolist()
+    assert min(said) > 1900
+    assert [one["score"] for one in ask(release, texts, tmp_path)] == pytest.approx(said, abs=1e-2)
