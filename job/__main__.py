@@ -1,4 +1,4 @@
-"""The verbs of the command line: `job run`, `check`, `predict`, `show`, `verify`, `release`, `schema`, `s3`.
+"""The verbs of the command line: `job run`, `check`, `compare`, `predict`, `show`, `verify`, `schema`, `s3`.
 
 Only typer is imported before a verb is known, so that help and mistakes are answered at once.
 """
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-if "run" in sys.argv[1:2]:  # a stop signal while the rest is imported: nothing was begun, so it is 75 and not 143
+if sys.argv[1:2] in (["run"], ["compare"]):  # a stop signal during the imports: nothing was begun, so it is 75, not 143
 
     def _leave(number: int, frame: object) -> None:
         reason = f"{signal.Signals(number).name} before anything was begun"
@@ -21,14 +21,13 @@ if "run" in sys.argv[1:2]:  # a stop signal while the rest is imported: nothing 
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from job.ending import early_result, finish, leave_result, leave_termination_message
-
-if TYPE_CHECKING:
-    from job.store import ModelPointer
+from job.options import HELP, HttpOption, RecipeArgument, SetOption, WorkOption, list_examples
+from job.release_verbs import releases
 
 app = typer.Typer(
     name="job",
@@ -36,34 +35,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings=HELP | {"max_content_width": 110},
     help="Fine-tune a Hugging Face model, export it to ONNX int8, prove it, release it into S3.",
     epilog="Start here:  job s3 -- job run quickstart    Every verb: job VERB --help",
 )
-
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in training.seed=7; repeatable."),
-]
-WorkOption = Annotated[
-    Path, typer.Option("--work-dir", envvar="JOB_WORK_DIR", help="Folder for runs, caches and the embedded S3.")
-]
-ModelArgument = Annotated[str, typer.Argument(metavar="URI", help="A model: …/models/<name>.")]
-SoleOption = Annotated[
-    bool,
-    typer.Option("--single-writer", help="The store has no conditional writes; nothing else moves this pointer now."),
-]
-HttpOption = Annotated[bool, typer.Option("--allow-http", help="Permit plain http to a store that is not loopback.")]
-
-
-def _examples(*lines: str) -> str:
-    """Click folds paragraphs; \\b keeps these lines as they are."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+app.add_typer(releases, name="release", context_settings=HELP)
 
 
 @app.command(
-    epilog=_examples(
+    epilog=list_examples(
         "job run recipe.yaml",
         "job run quickstart --set training.num_train_epochs=2 --set data.limit=2000",
         "job run recipe.yaml --run-id nightly-2026-11-23      # the same id goes on where it stopped",
@@ -112,7 +92,9 @@ def run(
 
 
 @app.command(
-    epilog=_examples("job check recipe.yaml", "job check imdb-distilbert --offline   # the recipe alone, no network")
+    epilog=list_examples(
+        "job check recipe.yaml", "job check imdb-distilbert --offline   # the recipe alone, no network"
+    )
 )
 def check(
     recipe: RecipeArgument,
@@ -135,7 +117,7 @@ def check(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=list_examples(
         "job compare quickstart --methods majority,zero-shot,few-shot:8,partial,lora,full",
         "job compare recipe.yaml --methods partial:head,partial:last-2-layers,lora:8,lora:32,full",
     )
@@ -177,7 +159,7 @@ def compare(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=list_examples(
         'job predict s3://bucket/prefix/models/reviews "what a film"          # the current release',
         'job predict s3://bucket/prefix/models/reviews/VERSION "what a film"  # a pinned one',
         "cat texts.txt | job predict ./bundle --precision fp32",
@@ -229,7 +211,7 @@ def predict(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=list_examples(
         "job show s3://bucket/prefix                  # runs and releases",
         "job show s3://bucket/prefix/runs/RUN-ID      # one run: phase, lease, attempts, stages, checkpoints",
         "job show s3://bucket/prefix/runs/RUN-ID --events   # what happened when, over all attempts",
@@ -261,7 +243,7 @@ def show(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=list_examples(
         "job verify s3://bucket/prefix/models/reviews",
         "job verify s3://bucket/prefix/runs/RUN-ID             # every checkpoint of a run",
         "job verify s3://bucket/prefix/runs/RUN-ID/checkpoints/e0001-s00000500-0f3c9a12",
@@ -289,88 +271,7 @@ def verify(
     finish(action)
 
 
-releases = typer.Typer(no_args_is_help=True, help="Which release of a model is the current one, and changing that.")
-app.add_typer(releases, name="release", context_settings={"help_option_names": ["-h", "--help"]})
-
-
-@releases.command("list", epilog=_examples("job release list s3://bucket/prefix/models/reviews"))
-def list_releases(uri: ModelArgument, allow_http: HttpOption = False) -> None:
-    """List the releases of a model: which is current, and which a rollback would lead to."""
-
-    def action() -> int:
-        from job.report.console import print_listing
-        from job.store.inventory import list_versions
-
-        print_listing(*list_versions(uri, allow_http=allow_http))
-        return 0
-
-    finish(action)
-
-
-@releases.command("promote", epilog=_examples("job release promote s3://bucket/prefix/models/reviews VERSION"))
-def promote_release(
-    uri: ModelArgument,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="As `job release list` names it.")],
-    single_writer: SoleOption = False,
-    allow_http: HttpOption = False,
-) -> None:
-    """Make a release the current one, whatever is current now; nobody's gate is asked."""
-
-    def action() -> int:
-        print(f"current: {_open_pointer(uri, allow_http, single_writer).promote(version).version}")
-        return 0
-
-    finish(action)
-
-
-@releases.command("rollback", epilog=_examples("job release rollback s3://bucket/prefix/models/reviews"))
-def rollback_release(uri: ModelArgument, single_writer: SoleOption = False, allow_http: HttpOption = False) -> None:
-    """Make the release current again that was current before this one."""
-
-    def action() -> int:
-        print(f"current: {_open_pointer(uri, allow_http, single_writer).rollback().version}")
-        return 0
-
-    finish(action)
-
-
-@releases.command(
-    "prune",
-    epilog=_examples(
-        "job release prune s3://bucket/prefix/models/reviews --keep 5 --dry-run   # says what would go, and why not",
-        "job release prune s3://bucket/prefix/models/reviews --keep 5",
-    ),
-)
-def prune_releases(
-    uri: ModelArgument,
-    keep: Annotated[int, typer.Option(min=1, help="Newest releases that stay, beside those that are needed.")] = 10,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Delete nothing; list every release and its fate.")
-    ] = False,
-    allow_http: HttpOption = False,
-) -> None:
-    """Delete a model's oldest releases and the runs that made them.
-
-    Never the current release, the one a rollback leads to, or one that another model or a run is made of.
-    """
-
-    def action() -> int:
-        from job.report.console import print_listing
-        from job.store import Pruner
-
-        pruner = Pruner(uri, allow_http=allow_http)
-        if dry_run:
-            rows = [[version.name, version.why or "goes"] for version in pruner.plan(keep)]
-            print_listing(f"releases of {uri}", ["version", "kept as"], rows)
-            return 0
-        deleted, runs = pruner.prune(keep)
-        print("\n".join([*(f"deleted release {name}" for name in deleted), *(f"deleted run {run}" for run in runs)]))
-        return 0
-
-    finish(action)
-
-
-@app.command(epilog=_examples("job schema > recipe.schema.json   # point your editor's YAML plug-in at it"))
+@app.command(epilog=list_examples("job schema > recipe.schema.json   # point your editor's YAML plug-in at it"))
 def schema() -> None:
     """Print the recipe's JSON Schema."""
 
@@ -385,7 +286,7 @@ def schema() -> None:
 
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    epilog=_examples(
+    epilog=list_examples(
         "job s3 -- job run quickstart",
         "job s3 --dir /data/s3 -- bash            # AWS_* are set inside",
         "job s3 --bucket reviews -- job run recipe.yaml",
@@ -420,13 +321,6 @@ def _check_run_id(run_id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id) or ".." in run_id:
         raise RecipeError(f"--run-id: {run_id[:140]!r} must be 1–128 letters, digits, '.', '_' or '-'")
     return run_id
-
-
-def _open_pointer(uri: str, allow_http: bool, single_writer: bool) -> ModelPointer:
-    """Return the pointer of the model at `uri`."""
-    from job.store import ModelPointer, open_store
-
-    return ModelPointer(open_store(uri.rstrip("/"), allow_http=allow_http, single_writer=single_writer))
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
             "checkpoint_bytes",
             "peak_memory_bytes",
         )
-        result["train"] = {key: trained[key] for key in keys}
+        result["train"] = {key: trained.get(key) for key in keys}  # a stage may be of an older version
     return result
 
 

@@ -174,7 +174,7 @@ def train(run: Run) -> dict[str, Any]:
     if stopped or told.count:
         raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on", together=True)
     return {"steps": steps, "resumed_from": attempt["resumed_from"], "state": state} | dict.fromkeys(
-        ("samples_per_second", "tokens_per_second", "world_size", "precision", "seconds", "trainable_parameters")
+        ("samples_per_second", "tokens_per_second", "world_size", "precision", "seconds")
     )
 
 

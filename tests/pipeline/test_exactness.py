@@ -61,7 +61,9 @@ def test_one_rank_killed_at_an_epochs_end_and_stopped_in_an_evaluation(make_tria
     assert broken.pointer["step"] == 9
     assert broken.attempt(LOADERS) == 0, broken.reason
     assert broken.record["resumed_from"] == 9
-    assert list_evaluations(broken.record) == list_evaluations(straight.record) == [3, 6, 9, 12]
+    evaluations = list_evaluations(straight.record)
+    assert list_evaluations(broken.record) == evaluations
+    assert evaluations[:4] == [3, 6, 9, 12], "and transformers 5 evaluates after the last step, too"
     assert list_losses(broken.record) == list_losses(straight.record)
     assert len(list_losses(broken.record)) == 14
     assert broken.record["samples_sha256"] == straight.record["samples_sha256"]
