@@ -106,7 +106,7 @@ TASK_KEYS: dict[str, TaskKeys] = {
     "causal-lm": TaskKeys(
         (("text",), ("prompt", "completion"), ("messages",)), ("untrained",), (), ("portable", "int4"), 0.9
     ),
-    "seq2seq-lm": TaskKeys((("source", "target"),), ("untrained",), (), ("portable", "int4"), 0.9),
+    "seq2seq-lm": TaskKeys((("source", "target"),), ("untrained",), (), ("portable",), 0.9),
 }
 
 
