@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import Answer, assert_refused, call_job, write_recipe
 
 
@@ -15,6 +16,7 @@ def compare(recipe: dict[str, Any], folder: Path, methods: str, **env: str) -> A
     return call_job("compare", str(path), "--methods", methods, "--work-dir", str(folder / "work"), env=env)
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_the_same_rows_and_a_killed_comparison_goes_on(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
