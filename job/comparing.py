@@ -23,6 +23,7 @@ from job.recipe import Recipe, write_json
 from job.report import render_comparison
 from job.report.result import hide_paths
 from job.store import RunStore
+from job.tasks import get_task
 
 log = logging.getLogger("job.pipeline")
 
@@ -85,6 +86,8 @@ def compare_methods(comparison: Comparison, run_id: str, work: Path, place: Plac
 
     The report goes to the prefix of the comparison's own id, and to the work folder.
     """
+    if place.nodes > 1:
+        raise RecipeError(f"job compare: runs on one node, this is one of {place.nodes}; compare there, run here")
     rows: dict[str, Row] = {}
     for method, recipe in comparison.recipes.items():
         name = f"{run_id}-{re.sub('[^a-z0-9]+', '-', method)}"
@@ -94,9 +97,12 @@ def compare_methods(comparison: Comparison, run_id: str, work: Path, place: Plac
             reason = f"method {method}: {result['reason']}"
             return {"run_id": run_id, "status": result["status"], "exit_code": result["exit_code"], "reason": reason}
         rows |= dict(_list_rows(method, result))
-    metric = next(row["name"] for row in rows.values() if "name" in row)
-    ordered = {method: rows[method] for method in comparison.methods if method in rows}
-    return _report(comparison, run_id, work, {"metric": metric, "methods": ordered})
+    missing: Row = {"value": None, "interval": None, "failed": "the run that was to measure it did not get so far"}
+    ordered = {method: rows.get(method, missing) for method in comparison.methods}
+    if all(row["value"] is None for row in ordered.values()):
+        reason = next(row["failed"] for row in rows.values() if row.get("failed"))
+        return {"run_id": run_id, "status": "failed", "exit_code": Diverged.exit_code, "reason": reason}
+    return _report(comparison, run_id, work, {"metric": get_task(recipe.kind).metric, "methods": ordered})
 
 
 def _list_rows(method: str, result: dict[str, Any]) -> Iterator[tuple[str, Row]]:

@@ -21,7 +21,7 @@ import re
 from typing import Any
 
 from job import __version__, stages
-from job.errors import PERMANENT, JobError
+from job.errors import PERMANENT, JobError, NotFound, NoValidCheckpoint
 from job.failpoints import failpoint
 from job.identity import material_sections
 from job.node import Node
@@ -73,7 +73,11 @@ def find_unchanged(run: Run) -> str | None:
     if not standing.version:
         return None
     uri = f"{store.uri}/models/{name}/{standing.version}"
-    about = read_release_manifest(uri, allow_http=store.allow_http)[1].about
+    try:
+        about = read_release_manifest(uri, allow_http=store.allow_http)[1].about
+    except (NoValidCheckpoint, NotFound) as error:
+        log.warning("%s; this run makes a new one", error)
+        return None
     return uri if about.get("made_of_sha256") == hash_origin(run.recipe, run.read("about.json")["identity"]) else None
 
 

@@ -59,7 +59,7 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     writes_on = task.generates and not task.is_encoder_decoder
     tokenizer.model_max_length = (_count_positions(config) if writes_on else None) or encoder.max_length
     about = _tokenize(run, splits, encoder) | {"labels": labels.names}
-    sample = task.sample(tokenizer, _choose_sample(splits["test"]))
+    sample = task.sample(tokenizer, _choose_sample(splits["test"]), encoder.max_length)
     about["tokens"]["sample"] = str(tokenize_split(sample, encoder, run.cache))
     asked = describe_examples(sample)
     if task.generates:

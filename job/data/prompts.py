@@ -31,7 +31,8 @@ def choose_prompts(test: Examples, tokenizer: Any, max_length: int) -> list[str]
 
 def _ask(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """Return a conversation up to where the assistant speaks last."""
-    return render_chat(tokenizer, messages[: list_turns(messages)[-1]], ask=True)
+    turn = list_turns(messages)[-1]
+    return render_chat(tokenizer, messages[:turn], ask=True) if turn else messages[0]["content"]
 
 
 def describe_generation(folder: Path, config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

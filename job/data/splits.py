@@ -24,17 +24,34 @@ _MIN_SPREAD = 5e-4
 
 
 def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Return (rest, held-out), stratified by label, rows with equal texts on one side; order is kept."""
+    """Return (rest, held-out), stratified by label, rows with equal texts on one side; order is kept.
+
+    Shares of labels are rounded so that their sum is right (largest remainder), and no label loses all of its rows.
+    """
     groups = _group_texts(examples)
     rng = np.random.default_rng(seed)
     first_of_group = np.unique(groups, return_index=True)[1]
     chosen = np.zeros(len(first_of_group), dtype=bool)
-    for label in np.unique(examples.labels):
-        members = np.flatnonzero(examples.labels[first_of_group] == label)
+    labels = examples.labels[first_of_group]
+    for label, count in _share_out(labels, fraction, rng).items():
+        members = np.flatnonzero(labels == label)
         rng.shuffle(members)
-        chosen[members[: round(fraction * len(members))]] = True
+        chosen[members[:count]] = True
     held = chosen[groups]
     return examples.take(np.flatnonzero(~held)), examples.take(np.flatnonzero(held))
+
+
+def _share_out(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> dict[int, int]:
+    """Return how many rows of each label are held out: one at least of all, and none of a label's last."""
+    found, counts = np.unique(labels, return_counts=True)
+    wanted = fraction * counts
+    shares = np.minimum(np.floor(wanted), counts - 1).astype(int)
+    open_ = np.flatnonzero(shares < counts - 1)
+    order = rng.permutation(open_)
+    order = order[np.argsort(-(wanted - shares)[order], kind="stable")]
+    missing = max(round(float(wanted.sum())), 1) - int(shares.sum())
+    shares[order[: max(missing, 0)]] += 1
+    return dict(zip(found.tolist(), shares.tolist(), strict=True))
 
 
 def cut_train(train: Examples, limit: int | None, seed: int) -> Examples:
@@ -87,8 +104,8 @@ def check_splits(splits: Splits, names: list[str]) -> None:
 
 
 def check_spread(splits: Splits) -> None:
-    """Raise DataError where the numbers of a split are all (nearly) the same: nothing can be learned or measured."""
-    for name, examples in splits.items():
+    """Raise DataError where the numbers of train or test are all (nearly) the same: nothing is learned or measured."""
+    for name, examples in ((name, each) for name, each in splits.items() if name != "validation"):
         numbers = np.array(examples.targets, dtype=np.float64)
         if numbers.std() <= _MIN_SPREAD * np.abs(numbers).max():
             raise DataError(

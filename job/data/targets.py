@@ -18,9 +18,10 @@ _TOO_LARGE = 1e30
 def join_words(value: Any) -> tuple[str, list[tuple[int, int]]]:
     """Return words as one text with a blank between them, and of each word its first and last + 1 character.
 
-    `value`: a list of words, or a text that is split at white space. White space inside a word is one blank.
+    `value`: a list of words, also as JSON, or a text that is split at white space. White space inside a word is one
+    blank.
     """
-    words = value.split() if isinstance(value, str) else value
+    words = list_values(value) if isinstance(value, str) else value
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
         raise ValueError(f"is {type(value).__name__}, no list of words")
     spans, end = [], -1

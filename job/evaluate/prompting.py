@@ -7,6 +7,7 @@ conditional PMI, Holtzman et al. 2021): names that are likely anywhere do not wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,12 @@ from job.recipe import Run
 _TEXT, _LABEL, _BETWEEN = "Text: ", "\nLabel:", "\n\n"
 _MAX_TOKENS = 2048
 """Of a prompt, where the model has positions for it: longer ones take too long for a baseline."""
+
+
+_LEAST_TOKENS = 48
+"""Of an example, its question and its label; more examples than have room so are left out."""
+
+log = logging.getLogger("job.evaluate")
 
 
 class Prompter:
@@ -44,8 +51,12 @@ class Prompter:
     def few_shot(self, shots: int) -> np.ndarray:
         """Answer after `shots` train rows of every label, in an order drawn by seed."""
         seed = self._run.recipe.training.seed
-        chosen = np.concatenate(draw_shots(self._train.labels, len(self._names), shots, seed))
-        return self._score([int(place) for place in np.random.default_rng(seed).permutation(chosen)])
+        drawn = draw_shots(self._train.labels, len(self._names), shots, seed)
+        in_turn = [places[shot] for shot in range(shots) for places in drawn if shot < len(places)]
+        shown = in_turn[: self._limit // _LEAST_TOKENS]
+        if len(shown) < len(in_turn):
+            log.warning("few-shot:%d: %d of %d examples have room in a prompt", shots, len(shown), len(in_turn))
+        return self._score([int(place) for place in np.random.default_rng(seed).permutation(shown)])
 
     def _score(self, shown: Sequence[int]) -> np.ndarray:
         names = [self._encode(f" {name}") for name in self._names]

@@ -21,7 +21,7 @@ def rehearse_answers(run: Run, task: Task) -> dict[str, Any]:
 
     All must give what the trained model gave for the same rows, and the labels must be those of the data.
     """
-    bundle, sample = run.bundle, Sample(run, task)
+    bundle, sample = run.bundle, Sample(run)
     if task.classifies or task.problem_type:
         _check_labels(bundle, run.read("data.json")["labels"], task.problem_type)
     tolerance = 10 * task.max_abs_diff  # padding to the longest of all rows instead of a bucket adds rounding
@@ -40,12 +40,9 @@ def rehearse_answers(run: Run, task: Task) -> dict[str, Any]:
 class Sample:
     """Test rows that are whole texts: `texts` as (text, pair or None), their `table`, and the `expected` answers."""
 
-    def __init__(self, run: Run, task: Task) -> None:
+    def __init__(self, run: Run) -> None:
         about, whole = run.read("sample.json"), TokenTable.open(run.tokens("sample"))
         alone = _list_alone(np.asarray(whole.rows))
-        limit = run.read("data.json")["max_length"]
-        if task.per_window:  # a longer one may have been cut otherwise
-            alone = {row: place for row, place in alone.items() if whole.lengths[place] < limit}
         chosen = [line for line, row in enumerate(about["rows"]) if row in alone]
         places = np.array([alone[about["rows"][line]] for line in chosen], dtype=np.int64)
         pairs = about["pairs"] or [None] * len(about["texts"])

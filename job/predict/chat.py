@@ -31,17 +31,31 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], row: int) -> str:
         """Return a conversation as text up to where the assistant is to speak; raise DataError (11) naming the row."""
+        from jinja2 import nodes
         from jinja2.exceptions import TemplateError
+        from jinja2.ext import Extension
+        from jinja2.parser import Parser
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        class Generation(Extension):
+            """{% generation %} marks what is learnt; here it is what stands in it (transformers has the same tag)."""
+
+            tags = {"generation"}  # as jinja2 declares it
+
+            def parse(self, parser: Parser) -> list[nodes.Node]:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
         if self._source is None:
             raise NotFound(f"{self._folder}: has no chat template; give prompts as plain texts (without --chat)")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        extensions = ["jinja2.ext.loopcontrols", Generation]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
             template = environment.from_string(self._source)
-            return template.render(messages=list(messages), add_generation_prompt=True, **self._tokens)
+            unused = {"tools": None, "documents": None}
+            return template.render(messages=list(messages), add_generation_prompt=True, **unused, **self._tokens)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise DataError(f"text {row}: the chat template refuses it: {str(error)[:200]}") from None
 

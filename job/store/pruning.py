@@ -63,7 +63,8 @@ class Pruner:
         """Delete what `plan` lets go, then the runs whose release is no more; return versions and run ids."""
         gone = [version.name for version in self.plan(keep) if not version.why and self._delete_release(version.name)]
         left = {version for version, _ in _list_releases(self._objects)}
-        over = list(_list_over(self._whole, self._name, left))
+        pinned = set(_find_pinned_runs(self._whole))
+        over = [each for each in _list_over(self._whole, self._name, left) if each[0] not in pinned]
         for _, version in over:  # what a pruning that was cut short has left of it
             self._objects.delete([item.key for item in self._objects.list(f"{version}/")])
         return gone, [run for run, _ in over if self._delete_run(run)]
@@ -127,6 +128,21 @@ def _find_parents(whole: Store, name: str) -> Iterator[str]:
             recipe = parse_leniently(whole.read(key)).get("recipe", {})
             if found := pattern.search(str(_dig(recipe, "model", "id"))):
                 yield found.group(1)
+
+
+def _find_pinned_runs(whole: Store) -> Iterator[str]:
+    """Yield the runs whose checkpoints other runs or releases are made of."""
+    for item in list(whole.list("")):
+        parts = item.key.split("/")
+        if parts[0] == "runs" and parts[2:] == ["run.json"]:
+            made_of = [str(_dig(parse_leniently(whole.read(item.key)), "recipe", "model", "id"))]
+        elif parts[0] == "models" and parts[-1] == "manifest.json" and len(parts) == 4:
+            about = _dig(parse_leniently(whole.read(item.key)), "about")
+            made_of = [str(_dig(about, "parent")), str(_dig(about, "model", "id"))]
+        else:
+            continue
+        for origin in made_of:
+            yield from re.findall(r"/runs/([^/]+)/checkpoints/", origin)
 
 
 def _list_over(whole: Store, name: str, left: set[str]) -> Iterator[tuple[str, str]]:

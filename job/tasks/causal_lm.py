@@ -32,7 +32,10 @@ class CausalLM(TokenLikelihood):
         """
         end, pairs = find_end(tokenizer), examples.pairs
         for place, messages in enumerate(examples.targets or []):
-            yield _shift(place, *encode_chat(tokenizer, messages, end), max_length)
+            try:
+                yield _shift(place, *encode_chat(tokenizer, messages, end), max_length)
+            except DataError as error:
+                raise DataError(f"row {examples.rows[place]}: {error}") from None
         if examples.targets:
             return
         for place, text in enumerate(examples.texts):

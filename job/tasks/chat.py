@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from job.errors import DataError
@@ -18,7 +18,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], end: int) -> tuple[
     Its turns end as the template ends them; `end` is added where the last token of all is no end.
     """
     whole = render_chat(tokenizer, messages)
-    spans = [_find_turn(tokenizer, messages, turn, whole) for turn in list_turns(messages)]
+    spans = _find_turns(tokenizer, messages, whole)
     batch = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids, labels = list(batch["input_ids"]), []
     for token, (first, last) in zip(ids, batch["offset_mapping"], strict=True):
@@ -48,17 +48,39 @@ def list_turns(messages: Sequence[Message]) -> list[int]:
     return [place for place, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _find_turn(tokenizer: Any, messages: Sequence[Message], turn: int, whole: str) -> tuple[int, int]:
-    """Return where a turn of the assistant stands in the rendered conversation, [start, stop), its end included."""
-    if turn:
-        before, with_it = render_chat(tokenizer, messages[:turn], True), render_chat(tokenizer, messages[: turn + 1])
-        if with_it.startswith(before) and whole.startswith(with_it):
-            return len(before), len(with_it)
-    # a template that writes a turn otherwise once others follow (thoughts that are left out): look for what is said
-    start = whole.rfind(messages[turn]["content"])
-    if start < 0:
-        raise DataError(
-            "data.columns.messages: the chat template does not write what the assistant says as it is; use prompt and "
-            "completion"
-        )
-    return start, start + len(messages[turn]["content"])
+def _find_turns(tokenizer: Any, messages: Sequence[Message], whole: str) -> list[tuple[int, int]]:
+    """Return where the assistant's turns stand in the rendered conversation, [start, stop), their ends included."""
+    found = [_find_turn(tokenizer, messages, turn, whole) for turn in list_turns(messages)]
+    spans = [span for span in found if span]
+    return spans if len(spans) == len(found) else list(_find_words(tokenizer, messages, whole))
+
+
+def _find_turn(tokenizer: Any, messages: Sequence[Message], turn: int, whole: str) -> tuple[int, int] | None:
+    """Return where a turn stands by what stands before it; None where the template then writes it otherwise."""
+    if not turn:
+        return None
+    before, with_it = render_chat(tokenizer, messages[:turn], True), render_chat(tokenizer, messages[: turn + 1])
+    return (len(before), len(with_it)) if with_it.startswith(before) and whole.startswith(with_it) else None
+
+
+def _find_words(tokenizer: Any, messages: Sequence[Message], whole: str) -> Iterator[tuple[int, int]]:
+    """Yield where the assistant's words stand, in order, for templates that write a turn otherwise once others follow.
+
+    They leave out thoughts, for one. The end of a turn counts to it where it comes right after the words.
+    """
+    place, end = 0, str(tokenizer.eos_token or "")
+    for message in messages:
+        words = message["content"].strip()
+        start = whole.find(words, place)
+        if start < 0 and message["role"] == "assistant":
+            raise DataError(
+                "data.columns.messages: the chat template does not write what the assistant says as it is; use prompt "
+                "and completion"
+            )
+        if start < 0:
+            continue
+        place = start + len(words)
+        if message["role"] == "assistant":
+            rest = whole[place:].lstrip()
+            stop = len(whole) - len(rest) + len(end) if end and rest.startswith(end) else place
+            yield start, stop

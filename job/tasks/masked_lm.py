@@ -11,7 +11,7 @@ import numpy as np
 
 from job.errors import DataError
 from job.tasks.likelihood import TokenLikelihood
-from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Truth
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Truth, cut_text
 
 _HIDDEN, _MASKED, _SWAPPED = 0.15, 0.8, 0.5
 """Share of tokens asked about; of these, behind a mask; of the others, behind a random token (Devlin et al. 2019)."""
@@ -63,9 +63,9 @@ class MaskedLM(TokenLikelihood):
         """Return a train row with other tokens hidden: ids and labels int64 [tokens]."""
         return _hide(np.where(labels == IGNORED_LABEL, ids, labels), about, rng)
 
-    def sample(self, tokenizer: Any, examples: Examples) -> Examples:
-        """Return texts with a mask in place of the word in their middle."""
-        texts = [text.split() for text in examples.texts]
+    def sample(self, tokenizer: Any, examples: Examples, max_length: int) -> Examples:
+        """Return texts that are one row, with a mask in place of the word in their middle."""
+        texts = [cut_text(tokenizer, text, max_length // 2).split() for text in examples.texts]
         masked = [[*words[: len(words) // 2], tokenizer.mask_token, *words[len(words) // 2 + 1 :]] for words in texts]
         return replace(examples, texts=[" ".join(words) for words in masked])
 

@@ -151,8 +151,8 @@ class Task(Protocol):
         """Return a train row, ids and labels int64 [tokens], as one epoch has it; `about` as of `describe`."""
         return ids, labels
 
-    def sample(self, tokenizer: Any, examples: Examples) -> Examples:
-        """Return test rows as the release is asked about them before it is published."""
+    def sample(self, tokenizer: Any, examples: Examples, max_length: int) -> Examples:
+        """Return test rows as the release is asked about them before it is published: each is one row of tokens."""
         return examples
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -185,6 +185,12 @@ class Task(Protocol):
 
     def min_rows(self, max_drop: float) -> int:
         """Return the fewest test rows on which a drop of at most `max_drop` can be proved."""
+
+
+def cut_text(tokenizer: Any, text: str, max_tokens: int) -> str:
+    """Return the beginning of a text that is at most so many tokens."""
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: spans[max_tokens - 1][1]] if len(spans) > max_tokens else text
 
 
 def join_outputs(task: Task, outputs: Mapping[str, Any]) -> Any:

@@ -6,12 +6,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from job.tasks.intervals import count_rows, normal_interval
-from job.tasks.protocol import Encoded, Examples, Task, Truth
+from job.tasks.protocol import Encoded, Examples, Task, Truth, cut_text
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,16 @@ class QuestionAnswering(Task):
                 label = _find_window(spans, inside, target[0] if target else None).pack()
                 ids, segments = batch["input_ids"][line], types[line] if types else None
                 yield Encoded(start + place, ids, segments, label, False, spans)
+
+    def sample(self, tokenizer: Any, examples: Examples, max_length: int) -> Examples:
+        """Return questions and contexts that are one row, with the answers that are left."""
+        texts = [cut_text(tokenizer, text, max_length // 4) for text in examples.texts]
+        pairs = [cut_text(tokenizer, text, max_length // 2) for text in examples.pairs or []]
+        targets = [
+            [answer for answer in target if answer[0] + len(answer[1]) <= len(text)]
+            for text, target in zip(pairs, examples.targets or [], strict=True)
+        ]
+        return replace(examples, texts=texts, pairs=pairs, targets=targets)
 
     def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
         """Return of each question its context and right answers, and whether one has to be given (SQuAD 1.1)."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from job.tasks.intervals import count_rows, normal_interval, spread_ratio
-from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Task, Truth
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Task, Truth, cut_text
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +60,19 @@ class TokenClassification(Task):
                 labels = _label_tokens(batch["offset_mapping"][line], targets[start + place], place, seen)
                 yield Encoded(start + place, batch["input_ids"][line], None, labels, cut=False)
 
+    def sample(self, tokenizer: Any, examples: Examples, max_length: int) -> Examples:
+        """Return texts that are one row, with the words that are left."""
+        texts = [cut_text(tokenizer, text, max_length // 2) for text in examples.texts]
+        targets = [
+            [word for word in target if word[1] <= len(text)]
+            for text, target in zip(texts, examples.targets or [], strict=True)
+        ]
+        return replace(examples, texts=texts, targets=targets)
+
     def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
-        """Return the names of the labels, which say what an entity is, and of each text where its words begin."""
-        starts = [[first for first, _, _ in target] for target in examples.targets or []]
-        return {"names": list(examples.names), "texts": starts}
+        """Return the names of the labels, which say what an entity is, and of each text where its words stand."""
+        words = [[(first, end) for first, end, _ in target] for target in examples.targets or []]
+        return {"names": list(examples.names), "texts": words}
 
     def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         """Return the cross-entropy summed over words; logits float [rows, tokens, labels]."""
@@ -113,13 +123,15 @@ class TokenClassification(Task):
     def confirms(self, told: Sequence[dict[str, Any]], answers: np.ndarray, truth: Truth, tolerance: float) -> bool:
         """Tell whether every word has its label."""
         said, sure = self.decide(answers), self.lead(answers) > 2 * tolerance
-        for text, starts in enumerate(truth.about["texts"]):
+        names = truth.about["names"]
+        for text, words in enumerate(truth.about["texts"]):
             units = np.flatnonzero(truth.rows == text)
-            if len(units) != len(starts):  # some word is nothing to the tokenizer
+            if len(units) != len(words):  # some word is nothing to the tokenizer
                 continue
-            labels = {word["start"]: word["label"] for word in told[text]["words"]}
-            for unit, start in zip(units, starts, strict=True):
-                if sure[unit] and labels.get(start) != truth.about["names"][said[unit]]:
+            for unit, (first, end) in zip(units, words, strict=True):
+                # the first piece of the word: its first letter may be nothing to the tokenizer
+                inside = (word["label"] for word in told[text]["words"] if word["end"] > first and word["start"] < end)
+                if sure[unit] and next(inside, None) != names[said[unit]]:
                     return False
         return True
 

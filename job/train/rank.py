@@ -18,10 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import derive_micro_batch
 from job.data.tokenize import TokenTable
-from job.errors import Interrupted
+from job.errors import Interrupted, RecipeError
 from job.liveness import beat
 from job.recipe import Run, write_json
 from job.store.background import BackgroundUploader
@@ -105,6 +106,10 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
         data["max_length"],
         shape,
     )
+    if training.packing and is_deepspeed_zero3_enabled():
+        raise RecipeError(
+            "training.packing: is not offered with ZeRO stage 3; use distributed.zero_stage: 2, or leave it out"
+        )
     if training.packing:
         check_packing(model, tables.train, tables.pad_id)
     if task.standardizes:

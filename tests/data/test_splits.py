@@ -128,3 +128,16 @@ def test_shots_are_as_many_rows_of_each_label_drawn_by_the_seed(caplog: pytest.L
     assert take_shots(train, 8, names, seed=1).texts == drawn.texts
     assert take_shots(train, 8, names, seed=2).texts != drawn.texts
     assert take_shots(train, None, names, seed=1) is train
+
+
+@pytest.mark.parametrize(
+    ("labels", "fraction", "held"),
+    [([0, 1] * 5, 0.1, 1), (list(range(100)) * 5, 0.1, 50), (list(range(100)) * 4, 0.1, 40), ([0, 1] * 50, 0.25, 25)],
+)
+def test_a_fraction_is_held_out_of_few_rows_and_of_many_labels_too(
+    labels: list[int], fraction: float, held: int
+) -> None:
+    whole = examples([f"text {number}" for number in range(len(labels))], labels)
+    rest, out = hold_out(whole, fraction, 7)
+    assert (len(out), len(rest)) == (held, len(labels) - held)
+    assert set(rest.labels.tolist()) == set(labels), "no label loses its last row"

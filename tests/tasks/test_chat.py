@@ -84,9 +84,31 @@ def test_only_what_the_assistant_says_is_learnt_its_end_included(tokenizer: Any,
 def test_a_turn_that_is_written_otherwise_once_others_follow_is_found_by_its_words(tokenizer: Any) -> None:
     tokenizer.chat_template = FORGETFUL
     talk = [*TALK[:3], {"role": "assistant", "content": "<think>hm</think>M."}, TALK[0], TALK[1]]
-    with pytest.raises(DataError, match="does not write what the assistant says"):
+    with pytest.raises(DataError, match=r"row 1: .*does not write what the assistant says"):
         encode(tokenizer, talk)
     assert read_learnt(tokenizer, encode(tokenizer, talk[:4])).endswith("<think>hm</think>M.<|im_end|>")
+
+
+def test_words_that_both_say_are_learnt_where_the_assistant_says_them(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {% if loop.last %}<think></think>{% endif %}"
+        "{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    says = [("user", "is it red?"), ("assistant", "yes"), ("user", "yes sure? or blue"), ("assistant", "yes")]
+    row = encode(tokenizer, [{"role": role, "content": content} for role, content in says])
+    assert read_learnt(tokenizer, row).replace(" ", "") == "yes<|im_end|>yes<|im_end|>"
+    learnt = [place for place, label in enumerate(row.labels) if label != IGNORED_LABEL]
+    before = tokenizer.decode(row.ids[: learnt[0] + 1])
+    assert before.rstrip().endswith("assistant:")
+
+
+def test_a_template_with_the_tags_of_transformers_is_rendered(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.index > 3 %}{% break %}{% endif %}{% generation %}{{ m['content'] }}"
+        "{% endgeneration %}{% endfor %}{% if tools is not none %}tools{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    assert ChatTemplate(tmp_path, {}).render(TALK[:3], 0) == render_chat(tokenizer, TALK[:3], ask=True)
 
 
 def test_a_conversation_that_is_too_long_keeps_its_end(tokenizer: Any) -> None:

@@ -198,3 +198,33 @@ def test_no_answer_is_an_answer_only_where_the_training_had_such_questions() -> 
     for answerable, said in ((True, "Rome"), (False, "")):
         truth = Truth(np.zeros(1, np.int64), np.zeros(1, np.int64), about | {"answerable": answerable})
         assert ANSWERS.say(answers, truth) == [said]  # type: ignore[attr-defined]
+
+
+# --- what a release is asked before it is published
+
+
+def test_texts_are_asked_in_one_row_however_long_they_are(tokenizer: Any) -> None:
+    words = ["Unbelievably", "Zaphod", "Beeblebrox's", "spaceship"] * 40
+    text, _ = join_words(words)
+    target = read_tags(words, [index % 4 for index in range(160)], lambda tag: tag)
+    cases = [
+        (TAGS, examples([text], None, [target], NAMES)),
+        (get_task("masked-lm"), examples([text], None, [None], ())),
+        (ANSWERS, examples([text], [text], [[[0, "Unbelievably"]]], ("answer",))),
+    ]
+    for task, long in cases:
+        rows = list(task.encode(tokenizer, task.sample(tokenizer, long, 32), 32))
+        assert len(rows) == 1 and len(rows[0].ids) <= 32, task.name
+
+
+def test_a_word_whose_first_letter_is_nothing_to_the_tokenizer_is_no_false_alarm() -> None:
+    truth = Truth(np.array([1, 0]), np.array([0, 0]), {"names": list(NAMES), "texts": [[(0, 6), (7, 9)]]})
+    answers = np.eye(4, dtype=np.float32)[[1, 0]] * 9
+    words = [{"start": 1, "end": 6, "label": "B-PER"}, {"start": 7, "end": 9, "label": "O"}]
+    assert TAGS.confirms([{"words": words}], answers, truth, 1e-3)
+    wrong = [{"start": 1, "end": 6, "label": "B-LOC"}, {"start": 7, "end": 9, "label": "O"}]
+    assert not TAGS.confirms([{"words": wrong}], answers, truth, 1e-3)
+
+
+def test_tokens_of_a_csv_cell_may_be_json() -> None:
+    assert join_words('["EU", "rejects"]') == join_words(["EU", "rejects"]) == join_words("EU rejects")
