@@ -59,6 +59,8 @@ def make_model(kind: str, folder: Path, words: list[str]) -> Path:
         sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 128}
     if kind in ("t5", "mt5"):
         sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+    if kind in ("marian", "pegasus"):  # as the published ones have it: else positions drown words
+        sizes |= {"scale_embedding": True}
     if begins:  # as BART is: a target begins with a token of its own, after the one that the decoder begins with
         ids |= {"bos_token_id": BEGIN, "forced_bos_token_id": BEGIN, "decoder_start_token_id": END}
     config = transformers.AutoConfig.for_model(kind, **ids, **sizes)

@@ -49,13 +49,25 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
                 setattr(model.config, wish, None)
     if task.problem_type:
         model.config.problem_type = task.problem_type
-    new = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+    computed = _freeze_positions(model)
+    new = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])} - computed)
     if new and not task.trains_head:
         raise DataError(
             f"model.id: {folder} has no weight {new[0]} of the size that its config.json gives, and training would "
             f"begin with random ones; name a {task.name} model"
         )
     return model, new
+
+
+def _freeze_positions(model: Any) -> set[str]:
+    """Let nothing train sines of positions (Pegasus, Marian), and return their names: files may lack them.
+
+    They never get a gradient, and Pegasus lets them want one, for which distributed training waits in vain.
+    """
+    sines = [(n, m) for n, m in model.named_modules() if type(m).__name__.endswith("SinusoidalPositionalEmbedding")]
+    for _, module in sines:
+        module.requires_grad_(False)
+    return {f"{name}.weight" for name, _ in sines}
 
 
 def open_trained(folder: Path, task: Task) -> Any:

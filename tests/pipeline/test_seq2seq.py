@@ -126,7 +126,7 @@ def test_what_has_no_source_is_refused(translated: Answer, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["bart", "marian", "pegasus", "mt5"])
 def test_other_architectures_go_the_same_way(kind: str, language: tuple[Path, list[str]], tmp_path: Path) -> None:
     export = {"latency": False, "int8": {"targets": ["portable", "int4"]}}
-    answer = run(kind, language, tmp_path, export=export)
+    answer = run(kind, language, tmp_path, "--set", "training.max_steps=240", export=export)
     assert answer.code == 0, answer.stderr
     check_numbers(answer.result)
     row = read_test(language, 1)[0]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from job.data import TokenTable
 from job.data.tokenize import Encoder, tokenize_split
-from job.tasks import IGNORED_LABEL, Examples, get_task
+from job.tasks import IGNORED_LABEL, Examples, get_task, load_model
 
 PAD, END, START = 0, 1, 2
 TASK = get_task("seq2seq-lm")
@@ -119,3 +119,22 @@ def test_chosen_rows_keep_their_targets(tmp_path: Path) -> None:
     for name, array in table.pad(np.array([1, 2]), PAD).items():
         assert chosen.pad(np.arange(2), PAD)[name].tolist() == array.tolist(), name
     assert chosen.truth.labels.tolist() == table.truth.labels.tolist()[3:]
+
+
+def test_positions_that_are_computed_are_neither_missed_nor_trained(tmp_path: Path) -> None:
+    """google/pegasus-xsum has none in its files, and its class lets them want a gradient that never comes."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    made = make_model("pegasus")
+    made.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    places = [name for name in weights if "embed_positions" in name]
+    assert len(places) == 2
+    kept = {name: tensor for name, tensor in weights.items() if name not in places}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    model, _ = load_model(tmp_path, TASK, [], seed=0)
+    for name in places:
+        assert not model.get_parameter(name).requires_grad
+        assert torch.equal(model.get_parameter(name), made.get_parameter(name))
+    assert model.get_parameter("model.shared.weight").requires_grad
