@@ -214,7 +214,7 @@ def test_real_ratings_are_foretold_far_better_than_by_their_mean(
 def test_sets_of_reviews_topics_are_learned_by_a_real_model(
     sets: dict[str, Any], topics: Path, assets: Path, tmp_path: Path
 ) -> None:
-    training = TINY | {"max_steps": 120, "global_batch_size": 16, "learning_rate": 3e-4}
+    training = TINY | {"max_steps": 200, "global_batch_size": 16, "learning_rate": 5e-4}
     answer = run(
         sets | {"training": training, "model": {"id": str(assets / "minilm-l6")}, "export": {"latency": False}},
         tmp_path,
