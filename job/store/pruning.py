@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from job.errors import Fenced, NotFound, NoValidCheckpoint
-from job.failpoints import failpoint
 from job.store.lease import OWNER, acquire_lease
 from job.store.objects import Store, open_store, split_uri
 from job.store.promotion import ModelPointer
@@ -73,9 +72,7 @@ class Pruner:
         standing = self._pointer.read()  # asked again for each: a person may have gone back to it meanwhile
         if version in (standing.version, *standing.before[:1]):
             return False
-        failpoint("prune-manifest")
         self._objects.delete([f"{version}/manifest.json"])
-        failpoint("prune-objects")
         self._objects.delete([item.key for item in self._objects.list(f"{version}/")])
         return True
 
@@ -88,7 +85,6 @@ class Pruner:
             log.warning("%s; it is left alone", error)
             return False
         keys = [item.key for item in objects.list("") if item.key != OWNER]
-        failpoint("prune-run")
         objects.delete([key for key in keys if key.endswith("manifest.json") or key == "current.json"])
         lease.verify()
         objects.delete(keys)
