@@ -28,7 +28,7 @@ from job.tasks import get_task
 log = logging.getLogger("job.pipeline")
 
 Row = dict[str, Any]
-"""Of one method: {metric, interval, n, trainable_parameters, seconds, …}; what does not apply is None."""
+"""Of one method: {value, interval, n, trainable_parameters, seconds, …}; what does not apply is None."""
 
 _TRAINED = re.compile(r"full|partial(:(?P<unfreeze>head|last-[1-9][0-9]*-layers))?|lora(:(?P<r>[1-9][0-9]*))?")
 _TOLD = (Diverged.exit_code, GateFailed.exit_code)
@@ -89,6 +89,7 @@ def compare_methods(comparison: Comparison, run_id: str, work: Path, place: Plac
     if place.nodes > 1:
         raise RecipeError(f"job compare: runs on one node, this is one of {place.nodes}; compare there, run here")
     rows: dict[str, Row] = {}
+    metric = get_task(next(iter(comparison.recipes.values())).kind).metric
     for method, recipe in comparison.recipes.items():
         name = f"{run_id}-{re.sub('[^a-z0-9]+', '-', method)}"
         log.info("method %s: run %s", method, name)
@@ -96,22 +97,22 @@ def compare_methods(comparison: Comparison, run_id: str, work: Path, place: Plac
         if result["exit_code"] not in (0, *_TOLD):
             reason = f"method {method}: {result['reason']}"
             return {"run_id": run_id, "status": result["status"], "exit_code": result["exit_code"], "reason": reason}
-        rows |= dict(_list_rows(method, result))
+        rows |= dict(_list_rows(method, result, metric))
     missing: Row = {"value": None, "interval": None, "failed": "the run that was to measure it did not get so far"}
     ordered = {method: rows.get(method, missing) for method in comparison.methods}
     if all(row["value"] is None for row in ordered.values()):
         reason = next(row["failed"] for row in rows.values() if row.get("failed"))
         return {"run_id": run_id, "status": "failed", "exit_code": Diverged.exit_code, "reason": reason}
-    return _report(comparison, run_id, work, {"metric": get_task(recipe.kind).metric, "methods": ordered})
+    return _report(comparison, run_id, work, {"metric": metric, "methods": ordered})
 
 
-def _list_rows(method: str, result: dict[str, Any]) -> Iterator[tuple[str, Row]]:
+def _list_rows(method: str, result: dict[str, Any], metric: str) -> Iterator[tuple[str, Row]]:
     """Yield the baselines that a run has measured, then the run itself."""
     metrics = result.get("metrics", {})
     for name, scores in metrics.get("baselines", {}).items():
-        yield name, _describe_scores(scores)
+        yield name, _describe_scores(scores, metric)
     train, int8 = result.get("train", {}), result.get("int8", {})
-    row = _describe_scores(metrics["test"]) if "test" in metrics else {"value": None, "interval": None}
+    row = _describe_scores(metrics["test"], metric) if "test" in metrics else {"value": None, "interval": None}
     keys = ("trainable_parameters", "seconds", "steps", "peak_memory_bytes", "checkpoint_bytes", "tokens_per_second")
     row |= {key: train.get(key) for key in keys}
     row["ms_per_row"] = result.get("onnx", {}).get("fp32", {}).get("ms_per_row")
@@ -120,9 +121,8 @@ def _list_rows(method: str, result: dict[str, Any]) -> Iterator[tuple[str, Row]]
     yield method, row
 
 
-def _describe_scores(scores: dict[str, Any]) -> Row:
-    metric = next(key.removesuffix("_interval") for key in scores if key.endswith("_interval"))
-    return {"name": metric, "value": scores[metric], "interval": scores[f"{metric}_interval"], "n": scores["n"]}
+def _describe_scores(scores: dict[str, Any], metric: str) -> Row:
+    return {"value": scores[metric], "interval": scores[f"{metric}_interval"], "n": scores["n"]}
 
 
 def _report(comparison: Comparison, run_id: str, work: Path, found: dict[str, Any]) -> dict[str, Any]:

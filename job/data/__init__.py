@@ -8,6 +8,7 @@ cached by content · `batching.py` deals global batches to ranks · `fetch.py` r
 
 from job.data.batching import derive_micro_batch
 from job.data.fetch import fetch_sources, load_tokenizer
+from job.data.splits import draw_shots
 from job.data.tokenize import TokenTable
 
-__all__ = ["TokenTable", "derive_micro_batch", "fetch_sources", "load_tokenizer"]
+__all__ = ["TokenTable", "derive_micro_batch", "draw_shots", "fetch_sources", "load_tokenizer"]

@@ -60,12 +60,13 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     tokenizer.model_max_length = (_count_positions(config) if writes_on else None) or encoder.max_length
     about = _tokenize(run, splits, encoder) | {"labels": labels.names}
     sample = task.sample(tokenizer, _choose_sample(splits["test"]), encoder.max_length)
-    about["tokens"]["sample"] = str(tokenize_split(sample, encoder, run.cache))
     asked = describe_examples(sample)
     if task.generates:
         about["generation"] = describe_generation(model.path, config, tokenizer)
         about["generation"] |= {} if start is None else {"decoder_start_token_id": start}
         asked["prompts"] = choose_prompts(splits["test"], tokenizer, encoder.max_length)
+    else:
+        about["tokens"]["sample"] = str(tokenize_split(sample, encoder, run.cache))
     run.write("data.json", origin | about)
     run.write("sample.json", asked)
     # for the report's worst mistakes, and for a current release, which reads them with its own tokenizer

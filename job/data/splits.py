@@ -66,14 +66,16 @@ def take_shots(train: Examples, shots: int | None, names: list[str], seed: int) 
     """Return `shots` train rows of each label, drawn at random, in order; all of a label that has fewer."""
     if shots is None:
         return train
-    rng = np.random.default_rng([seed, 2])
-    drawn = []
-    for label, name in enumerate(names):
-        members = np.flatnonzero(train.labels == label)
+    drawn = draw_shots(train.labels, len(names), shots, np.random.default_rng([seed, 2]))
+    for name, members in zip(names, drawn, strict=True):
         if 0 < len(members) < shots:
             log.warning("label %r has %d train rows, fewer than tuning.shots: %d", name, len(members), shots)
-        drawn.append(rng.permutation(members)[:shots])
     return train.take(np.sort(np.concatenate(drawn)))
+
+
+def draw_shots(labels: np.ndarray, classes: int, shots: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return for each label the positions of at most `shots` rows, int64, drawn without replacement."""
+    return [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in range(classes)]
 
 
 def separate_splits(splits: Splits, data: Data) -> Splits:

@@ -12,7 +12,7 @@ import numpy as np
 
 from job.data import TokenTable
 from job.recipe import Run
-from job.tasks import Task, Truth
+from job.tasks import Task, Truth, share_out
 
 _LENGTH_BINS = 24
 _CONFIDENCE_BINS = 15
@@ -30,7 +30,7 @@ def analyse_answers(run: Run, task: Task, answers: np.ndarray) -> dict[str, Any]
     truth = table.truth
     single = truth.labels.ndim == 1 and not task.per_token
     if task.classifies and single and answers.shape == (len(truth.labels), len(data["labels"])):
-        probabilities, texts = compute_probabilities(answers), run.read("test.json")
+        probabilities, texts = share_out(answers.astype(np.float64)), run.read("test.json")
         found["confusion"] = {"labels": data["labels"], "cells": count_confusions(task.decide(answers), truth)}
         found["calibration"] = measure_calibration(probabilities, truth)
         found["mistakes"] = [
@@ -89,12 +89,6 @@ def find_mistakes(probabilities: np.ndarray, truth: Truth) -> Iterator[tuple[int
     for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES].tolist():
         about = {"true": int(truth.labels[row]), "said": int(said[row])}
         yield row, about | {"probability": round(float(confidence[row]), 6)}
-
-
-def compute_probabilities(answers: np.ndarray) -> np.ndarray:
-    """Return the softmax float64 [rows, labels] of logits."""
-    exponentials = np.exp(answers.astype(np.float64) - answers.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def _quote(texts: dict[str, Any], position: int) -> dict[str, str]:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from job.data import TokenTable
+from job.data import TokenTable, draw_shots
 from job.evaluate.inference import compute_vectors
-from job.evaluate.shots import draw_shots
 from job.recipe import Run
 
 _PROBE_STEPS, _PROBE_DECAY = 100, 1e-4
@@ -36,7 +35,8 @@ class Neighbours:
 
     def few_shot(self, shots: int) -> np.ndarray:
         """Answer the label whose mean of `shots` train rows is nearest (Snell et al. 2017)."""
-        chosen = draw_shots(self._train.labels, len(self._data["labels"]), shots, self._run.recipe.training.seed)
+        rng = np.random.default_rng([self._run.recipe.training.seed, shots])
+        chosen = draw_shots(self._train.labels, len(self._data["labels"]), shots, rng)
         vectors = self._embed(self._train.take(np.sort(np.concatenate(chosen))))
         labels = self._train.labels[np.sort(np.concatenate(chosen))]
         means = [vectors[labels == label].sum(axis=0) for label in range(len(chosen))]

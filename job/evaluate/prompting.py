@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from job.data import TokenTable
-from job.evaluate.shots import draw_shots
+from job.data import TokenTable, draw_shots
 from job.recipe import Run
 
 _TEXT, _LABEL, _BETWEEN = "Text: ", "\nLabel:", "\n\n"
@@ -51,7 +50,7 @@ class Prompter:
     def few_shot(self, shots: int) -> np.ndarray:
         """Answer after `shots` train rows of every label, in an order drawn by seed."""
         seed = self._run.recipe.training.seed
-        drawn = draw_shots(self._train.labels, len(self._names), shots, seed)
+        drawn = draw_shots(self._train.labels, len(self._names), shots, np.random.default_rng([seed, shots]))
         in_turn = [places[shot] for shot in range(shots) for places in drawn if shot < len(places)]
         shown = in_turn[: self._limit // _LEAST_TOKENS]
         if len(shown) < len(in_turn):

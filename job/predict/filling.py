@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from job.errors import DataError, NoValidCheckpoint
-from job.predict.reader import Reader, share_out
+from job.predict.reader import Reader
 from job.predict.tokens import Text
-from job.tasks import Task
+from job.tasks import Task, share_out
 
 
 class Filler(Reader):

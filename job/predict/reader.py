@@ -122,7 +122,19 @@ def _group_by_length(lengths: Sequence[int], max_rows: int) -> Iterator[list[int
         yield group
 
 
-def read_labels(config: dict[str, Any]) -> list[str]:
+class LabelReader(Reader):
+    """A model with a logit for each label; `labels` are their names, in the order of the logits."""
+
+    def __init__(self, folder: Path, precision: str, threads: int, task: Task) -> None:
+        super().__init__(folder, precision, threads, task)
+        self.labels = _read_labels(self.config)
+
+    def count_logits(self) -> int:
+        """Return the number of labels."""
+        return len(self.labels)
+
+
+def _read_labels(config: dict[str, Any]) -> list[str]:
     """Return the label names in the order of the logits; transformers leaves out the default two."""
     named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     try:
@@ -131,9 +143,3 @@ def read_labels(config: dict[str, Any]) -> list[str]:
         raise NoValidCheckpoint(
             "config.json: id2label: must map '0', '1', … to names; export the bundle again"
         ) from None
-
-
-def share_out(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities of logits [..., labels]."""
-    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))

@@ -10,11 +10,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from job.errors import DataError
-from job.predict.reader import Reader, share_out
+from job.predict.reader import Reader
 from job.predict.tokens import Text
-from job.tasks import Task, Window, cut_question, find_spans, measure_stride
-
-_BEST, _NONE, _FIRST, _LAST = 2, 4, 5, 6
+from job.tasks import SpanColumn, Task, Window, cut_at, find_spans, measure_stride, share_out
 
 
 class Answerer(Reader):
@@ -43,19 +41,19 @@ class Answerer(Reader):
             if isinstance(text, str):
                 raise DataError(f"text {row}: has no context; give a question and a context (a pair, see --pairs)")
             spans = self.tokenizer.find_spans(text[0])
-            pairs.append((cut_question(text[0], spans, self._max_length // 2), text[1]))
+            pairs.append((cut_at(text[0], spans, self._max_length // 2), text[1]))
         return [[encoding, *encoding.overflowing] for encoding in self.tokenizer.encode(pairs)]
 
     def answer(self, text: Text, rows: Sequence[tuple[Encoding, np.ndarray]]) -> dict[str, Any]:
         """Return the answer to one question: the best of all windows."""
         windows = [_find_window(encoding) for encoding, _ in rows]
         found = np.concatenate([find_spans(r[1][None], window) for r, window in zip(rows, windows, strict=True)])
-        best = int(found[:, _BEST].argmax())
+        best = int(found[:, SpanColumn.BEST].argmax())
         encoding, logits = rows[best]
-        first, last = (int(found[best, column]) for column in (_FIRST, _LAST))
-        none = self._may_be_none and found[:, _NONE].min() >= found[best, _BEST]
+        first, last = (int(found[best, column]) for column in (SpanColumn.FIRST, SpanColumn.LAST))
+        none = self._may_be_none and found[:, SpanColumn.NONE].min() >= found[best, SpanColumn.BEST]
         if none or not last:
-            best, first, last = int(found[:, _NONE].argmin()), 0, 0
+            best, first, last = int(found[:, SpanColumn.NONE].argmin()), 0, 0
             encoding, logits = rows[best]
         start, end = (encoding.offsets[first][0], encoding.offsets[last][1]) if last else (0, 0)
         said = text[1][start:end]

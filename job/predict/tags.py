@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
 
 from job.errors import DataError
-from job.predict.reader import Reader, read_labels, share_out
+from job.predict.reader import LabelReader
 from job.predict.tokens import Text
-from job.tasks import Task, find_entities
+from job.tasks import find_entities, share_out
 
 
 class Word(NamedTuple):
@@ -23,19 +22,11 @@ class Word(NamedTuple):
     logits: np.ndarray
 
 
-class Tagger(Reader):
+class Tagger(LabelReader):
     """Answers {"text", "entities", "words"}, entities as {entity, text, start, end, score}, words as {label, …}.
 
     A word is what its first token says, as in training; the score of an entity is the mean probability of its words.
     """
-
-    def __init__(self, folder: Path, precision: str, threads: int, task: Task) -> None:
-        super().__init__(folder, precision, threads, task)
-        self._labels = read_labels(self.config)
-
-    def count_logits(self) -> int:
-        """Return the number of labels."""
-        return len(self._labels)
 
     def encode(self, texts: Sequence[Text]) -> list[list[Encoding]]:
         """Return the rows of each text: a long one becomes several, and none of its tokens is lost."""
@@ -47,14 +38,14 @@ class Tagger(Reader):
     def answer(self, text: Text, rows: Sequence[tuple[Encoding, np.ndarray]]) -> dict[str, Any]:
         """Return the answer to one text."""
         found = list(_find_words(str(text), rows))
-        shares = share_out(np.array([word.logits for word in found]).reshape(len(found), len(self._labels)))
-        labels = [self._labels[int(share.argmax())] for share in shares]
+        shares = share_out(np.array([word.logits for word in found]).reshape(len(found), len(self.labels)))
+        labels = [self.labels[int(share.argmax())] for share in shares]
         words = [
             {"start": word.start, "end": word.end, "label": label, "score": round(float(share.max()), 6)}
             for word, label, share in zip(found, labels, shares, strict=True)
         ]
         entities = []
-        for first, last, kind in find_entities(labels, self._labels):
+        for first, last, kind in find_entities(labels, self.labels):
             start, end = found[first].start, found[last].end
             score = round(float(shares[first : last + 1].max(axis=1).mean()), 6)
             entities.append({"entity": kind, "text": str(text)[start:end], "start": start, "end": end, "score": score})

@@ -14,7 +14,7 @@ from job.report.plots import MATRIX_LABELS, Numbers, Plot, name_export
 from job.report.result import hide_paths
 from job.report.style import write_page_style
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """No browser runs a script of this page or asks anybody for anything, whatever got into it."""
 _UNDECIDED = "Whether it became the current release was decided after this page was written: "
 _PROMOTION = element("p", _UNDECIDED, element("code", "job release list"), " tells.", class_="soft")
@@ -23,16 +23,21 @@ _PROMOTION = element("p", _UNDECIDED, element("code", "job release list"), " tel
 def render_page(run: Run, numbers: Numbers, plots: dict[str, Plot]) -> Html:
     """Return the report of a run as HTML that an XML parser reads as well."""
     name = run.recipe.name
+    intro = [element("h1", name), element("small", f"{run.recipe.task}, run {run.run_id}")]
+    return write_document(f"{name}: report", *intro, *_list_sections(run, numbers, plots))
+
+
+def write_document(title: str, *content: object) -> Html:
+    """Return a whole page in the style of all pages, which no reader's browser has to fetch anything for."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name="viewport", content="width=device-width,initial-scale=1"),
-        element("title", f"{name}: report"),
+        element("title", title),
         element("style", Html(write_page_style())),
     )
-    intro = [element("h1", name), element("small", f"{run.recipe.task}, run {run.run_id}")]
-    body = element("body", element("main", *intro, *_list_sections(run, numbers, plots)))
+    body = element("body", element("main", *content))
     return Html(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
 
 

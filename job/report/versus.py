@@ -8,8 +8,7 @@ from typing import Any
 from job.recipe import Recipe
 from job.report.comparisons import Bar, draw_bars, draw_intervals
 from job.report.markup import Html, element, render_table
-from job.report.page import POLICY
-from job.report.style import write_page_style
+from job.report.page import write_document
 
 Row = dict[str, Any]
 
@@ -25,18 +24,10 @@ _COSTS = (
 
 def render_comparison(recipe: Recipe, run_id: str, found: dict[str, Any]) -> Html:
     """Return the page of `job compare`: `found` is {metric, methods: {name: row}}."""
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width,initial-scale=1"),
-        element("title", f"{recipe.name}: methods compared"),
-        element("style", Html(write_page_style())),
-    )
+    title = f"{recipe.name}: methods compared"
     about = f"{recipe.task}, {recipe.model.id.rpartition('/')[2]}, comparison {run_id}"
-    intro = [element("h1", f"{recipe.name}: methods compared"), element("small", about)]
-    body = element("body", element("main", *intro, *_list_sections(found["metric"], found["methods"])))
-    return Html(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
+    intro = [element("h1", title), element("small", about)]
+    return write_document(title, *intro, *_list_sections(found["metric"], found["methods"]))
 
 
 def list_comparison(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

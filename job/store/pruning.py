@@ -46,8 +46,11 @@ class Pruner:
 
     def plan(self, keep: int) -> list[Version]:
         """Return all releases, newest first: the newest `keep` stay, and what is needed; NotFound (13) for none."""
+        return self._plan(keep, list(_list_origins(self._whole)))
+
+    def _plan(self, keep: int, origins: list[Origin]) -> list[Version]:
         standing = self._pointer.read()
-        kept = dict.fromkeys(_find_parents(self._whole, self._name), "chained")
+        kept = dict.fromkeys(_find_parents(origins, self._name), "chained")
         kept |= dict.fromkeys(standing.before[:1], "rollback")
         kept |= {standing.version: "current"} if standing.version else {}
         found = sorted(_list_releases(self._objects), key=lambda each: (each[1], each[0]), reverse=True)
@@ -60,9 +63,10 @@ class Pruner:
 
     def prune(self, keep: int) -> tuple[list[str], list[str]]:
         """Delete what `plan` lets go, then the runs whose release is no more; return versions and run ids."""
-        gone = [version.name for version in self.plan(keep) if not version.why and self._delete_release(version.name)]
-        left = {version for version, _ in _list_releases(self._objects)}
-        pinned = set(_find_pinned_runs(self._whole))
+        origins = list(_list_origins(self._whole))
+        going = [version.name for version in self._plan(keep, origins) if not version.why]
+        gone = [version for version in going if self._delete_release(version)]
+        left, pinned = {version for version, _ in _list_releases(self._objects)}, set(_find_pinned_runs(origins))
         over = [each for each in _list_over(self._whole, self._name, left) if each[0] not in pinned]
         for _, version in over:  # what a pruning that was cut short has left of it
             self._objects.delete([item.key for item in self._objects.list(f"{version}/")])
@@ -111,34 +115,44 @@ def _list_releases(objects: Store) -> Iterator[tuple[str, int]]:
         yield version, order if type(order) is int else 0
 
 
-def _find_parents(whole: Store, name: str) -> Iterator[str]:
-    """Yield the versions of model `name` that releases were made of, or that a run which goes on names."""
-    pattern = re.compile(rf"models/{re.escape(name)}/([^/]+)/?$")
-    keys = [item.key for item in whole.list("")]
+class Origin(NamedTuple):
+    """What a release or a run is made of: a parent release, by URI or version alone, and the model that was named.
+
+    `goes_on`: it is a run that has not released yet.
+    """
+
+    parent: str
+    model: str
+    goes_on: bool = False
+
+
+def _list_origins(whole: Store) -> Iterator[Origin]:
+    """Yield what every release and run of a store is made of."""
+    keys = {item.key for item in whole.list("")}
     for key in keys:
         parts = key.split("/")
         if parts[0] == "models" and parts[-1] == "manifest.json" and len(parts) == 4:
-            parent = str(parse_leniently(whole.read(key)).get("about", {}).get("parent") or "")
-            yield parent.rpartition("/")[2]
-        if parts[0] == "runs" and parts[2:] == ["run.json"] and f"runs/{parts[1]}/stages/release.json" not in keys:
-            recipe = parse_leniently(whole.read(key)).get("recipe", {})
-            if found := pattern.search(str(_dig(recipe, "model", "id"))):
-                yield found.group(1)
-
-
-def _find_pinned_runs(whole: Store) -> Iterator[str]:
-    """Yield the runs whose checkpoints other runs or releases are made of."""
-    for item in list(whole.list("")):
-        parts = item.key.split("/")
+            about = _dig(parse_leniently(whole.read(key)), "about")
+            yield Origin(str(_dig(about, "parent") or ""), str(_dig(about, "model", "id")))
         if parts[0] == "runs" and parts[2:] == ["run.json"]:
-            made_of = [str(_dig(parse_leniently(whole.read(item.key)), "recipe", "model", "id"))]
-        elif parts[0] == "models" and parts[-1] == "manifest.json" and len(parts) == 4:
-            about = _dig(parse_leniently(whole.read(item.key)), "about")
-            made_of = [str(_dig(about, "parent")), str(_dig(about, "model", "id"))]
-        else:
-            continue
-        for origin in made_of:
-            yield from re.findall(r"/runs/([^/]+)/checkpoints/", origin)
+            model = str(_dig(parse_leniently(whole.read(key)), "recipe", "model", "id"))
+            yield Origin("", model, f"runs/{parts[1]}/stages/release.json" not in keys)
+
+
+def _find_parents(origins: list[Origin], name: str) -> Iterator[str]:
+    """Yield the versions of model `name` that releases were made of, or that a run which goes on names."""
+    pattern = re.compile(rf"models/{re.escape(name)}/([^/]+)/?$")
+    for origin in origins:
+        yield origin.parent.rpartition("/")[2]
+        if origin.goes_on:
+            yield from pattern.findall(origin.model)
+
+
+def _find_pinned_runs(origins: list[Origin]) -> Iterator[str]:
+    """Yield the runs whose checkpoints other runs or releases are made of."""
+    for origin in origins:
+        for uri in (origin.parent, origin.model):
+            yield from re.findall(r"/runs/([^/]+)/checkpoints/", uri)
 
 
 def _list_over(whole: Store, name: str, left: set[str]) -> Iterator[tuple[str, str]]:

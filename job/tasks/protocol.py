@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from job.tasks.intervals import count_rows
 from job.tasks.onnx_files import MODEL
 
 if TYPE_CHECKING:
@@ -184,12 +185,18 @@ class Task(Protocol):
         """Tell whether `job predict` has told of each text what `answers` say, but for close calls."""
 
     def min_rows(self, max_drop: float) -> int:
-        """Return the fewest test rows on which a drop of at most `max_drop` can be proved."""
+        """Return the fewest test rows on which a drop of at most `max_drop` can be proved, by the rule of three."""
+        return count_rows(max_drop)
 
 
 def cut_text(tokenizer: Any, text: str, max_tokens: int) -> str:
-    """Return the beginning of a text that is at most so many tokens."""
+    """Return the beginning of a text that is at most so many tokens; `tokenizer`: a fast one of transformers."""
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return cut_at(text, spans, max_tokens)
+
+
+def cut_at(text: str, spans: Sequence[Sequence[int]], max_tokens: int) -> str:
+    """Return the beginning of a text whose tokens stand at `spans` in it, at most so many of them."""
     return text[: spans[max_tokens - 1][1]] if len(spans) > max_tokens else text
 
 

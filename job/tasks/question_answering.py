@@ -7,12 +7,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from job.tasks.intervals import count_rows, normal_interval
-from job.tasks.protocol import Encoded, Examples, Task, Truth, cut_text
+from job.tasks.intervals import normal_interval
+from job.tasks.protocol import Encoded, Examples, Task, Truth, cut_at, cut_text
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
 _BITS = 15
 _MASK = (1 << _BITS) - 1
 _MAX_STRIDE, _MAX_ANSWER_TOKENS, _EXAMPLES_AT_ONCE = 128, 30, 200
-_START, _END, _BEST, _SECOND, _NONE, _FIRST, _LAST = range(7)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 """Letters and digits in a row; Chinese and Japanese are written without blanks, so each character is one."""
+
+
+class SpanColumn(IntEnum):
+    """Columns of an answer: see `QuestionAnswering`."""
+
+    START, END, BEST, SECOND, NONE, FIRST, LAST = range(7)
 
 
 class Window(NamedTuple):
@@ -128,16 +134,16 @@ class QuestionAnswering(Task):
 
     def logits_of(self, answers: np.ndarray) -> np.ndarray:
         """Return the five columns that are logits or sums of two."""
-        return answers[:, :_FIRST]
+        return answers[:, : SpanColumn.FIRST]
 
     def decide(self, answers: np.ndarray) -> np.ndarray:
         """Return the best span's tokens, packed, or 0 where none is likelier, int64 [rows]."""
-        span = answers[:, _FIRST].astype(np.int64) << _BITS | answers[:, _LAST].astype(np.int64)
-        return np.where(answers[:, _BEST] > answers[:, _NONE], span, 0)
+        span = answers[:, SpanColumn.FIRST].astype(np.int64) << _BITS | answers[:, SpanColumn.LAST].astype(np.int64)
+        return np.where(answers[:, SpanColumn.BEST] > answers[:, SpanColumn.NONE], span, 0)
 
     def lead(self, answers: np.ndarray) -> np.ndarray:
         """Return how far what is decided is ahead of the next."""
-        best = np.sort(answers[:, [_BEST, _SECOND, _NONE]], axis=1)
+        best = np.sort(answers[:, [SpanColumn.BEST, SpanColumn.SECOND, SpanColumn.NONE]], axis=1)
         return np.asarray(best[:, -1] - best[:, -2])
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
@@ -159,10 +165,6 @@ class QuestionAnswering(Task):
         said, sure = self.say(answers, truth), self.lead(answers) > 2 * tolerance
         return all(answer["answer"] == text for answer, text, s in zip(told, said, sure, strict=True) if s)
 
-    def min_rows(self, max_drop: float) -> int:
-        """Return what the rule of three wants."""
-        return count_rows(max_drop)
-
     def _compare(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return exact match and F1 of each question's answer, float64 [questions, 2]."""
         said = self.say(answers, truth)
@@ -174,13 +176,13 @@ class QuestionAnswering(Task):
         about, said = truth.about, []
         starts = np.flatnonzero(np.diff(truth.rows, prepend=-1))
         for question, windows in enumerate(np.split(np.arange(len(answers)), starts[1:])):
-            best = windows[int(answers[windows, _BEST].argmax())]
-            none = answers[windows, _NONE].min() >= answers[best, _BEST]
+            best = windows[int(answers[windows, SpanColumn.BEST].argmax())]
+            none = answers[windows, SpanColumn.NONE].min() >= answers[best, SpanColumn.BEST]
             if none and not about["answerable"]:
                 said.append("")
                 continue
             spans = about["spans"][best]
-            first, last = (int(answers[best, column]) for column in (_FIRST, _LAST))
+            first, last = (int(answers[best, column]) for column in (SpanColumn.FIRST, SpanColumn.LAST))
             context = about["texts"][question]["context"]
             said.append(context[spans[first][0] : spans[last][1]].strip() if last else "")
         return said
@@ -256,11 +258,6 @@ def measure_stride(max_length: int) -> int:
     return min(_MAX_STRIDE, max_length // 4)
 
 
-def cut_question(text: str, spans: Sequence[Sequence[int]], max_tokens: int) -> str:
-    """Return a question of at most `max_tokens` tokens, which stand at `spans` in it: the context needs the others."""
-    return text[: spans[max_tokens - 1][1]] if len(spans) > max_tokens else text
-
-
 def _cut_questions(tokenizer: Any, texts: list[str], max_tokens: int) -> list[str]:
     spans = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return [cut_question(text, found, max_tokens) for text, found in zip(texts, spans, strict=True)]
+    return [cut_at(text, found, max_tokens) for text, found in zip(texts, spans, strict=True)]

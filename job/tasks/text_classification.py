@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from job.tasks.intervals import count_rows, wilson_interval
-from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Task, Truth
+from job.tasks.intervals import wilson_interval
+from job.tasks.one_label import OneLabel, share_out
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Truth
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 1000
 
 
-class TextClassification(Task):
+class TextClassification(OneLabel):
     """Sequence classification with cross-entropy, judged by accuracy."""
 
     name: ClassVar[str] = "text-classification"
@@ -59,23 +60,6 @@ class TextClassification(Task):
             logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
         )
 
-    def reduce(self, logits: Any, labels: Any) -> Any:
-        """Return the logits as they are."""
-        return logits
-
-    def logits_of(self, answers: np.ndarray) -> np.ndarray:
-        """Return all of them, float32 [rows, labels]."""
-        return answers
-
-    def decide(self, answers: np.ndarray) -> np.ndarray:
-        """Return the id of the likeliest label, int64 [rows]."""
-        return np.asarray(answers.argmax(axis=1))
-
-    def lead(self, answers: np.ndarray) -> np.ndarray:
-        """Return how far the likeliest label is ahead of the second, in logits."""
-        best = np.sort(answers, axis=1)
-        return np.asarray(best[:, -1] - best[:, -2])
-
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return 1 for each row that is answered rightly, else 0."""
         return (self.decide(answers) == truth.labels).astype(np.float64)
@@ -93,14 +77,8 @@ class TextClassification(Task):
 
     def confirms(self, told: Sequence[dict[str, Any]], answers: np.ndarray, truth: Truth, tolerance: float) -> bool:
         """Tell whether the probabilities are those of the logits `answers`."""
-        shares = np.exp(answers - answers.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
         found = np.array([[answer["scores"][name] for name in truth.about["names"]] for answer in told])
-        return bool(np.abs(found - shares).max() <= tolerance)
-
-    def min_rows(self, max_drop: float) -> int:
-        """Return what the rule of three wants."""
-        return count_rows(max_drop)
+        return bool(np.abs(found - share_out(answers)).max() <= tolerance)
 
 
 def _macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:

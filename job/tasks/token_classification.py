@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from job.tasks.intervals import count_rows, normal_interval, spread_ratio
-from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Task, Truth, cut_text
+from job.tasks.intervals import normal_interval, spread_ratio
+from job.tasks.one_label import OneLabel
+from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Truth, cut_text
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class Entity(NamedTuple):
     kind: str
 
 
-class TokenClassification(Task):
+class TokenClassification(OneLabel):
     """Token classification with cross-entropy, judged by the F1 of entities over all texts (micro-average).
 
     A word's label stands on its first token; its other tokens have none. A long text becomes several rows.
@@ -40,9 +41,7 @@ class TokenClassification(Task):
     export_task: ClassVar[str] = "token-classification"
     pipeline_tag: ClassVar[str] = "token-classification"
     metric: ClassVar[str] = "f1"
-    limits: ClassVar[
-        str
-    ] = """Long texts are read in pieces of at most {max_length} tokens, which do not see each other.
+    limits: ClassVar[str] = """Long texts are read in pieces of at most {max_length} tokens that do not see each other.
   A word has the label of its first token, one of {labels}. Agreement is the share of words."""
     classifies: ClassVar[bool] = True
     per_token: ClassVar[bool] = True
@@ -81,35 +80,17 @@ class TokenClassification(Task):
         asked = labels != IGNORED_LABEL
         return cross_entropy(logits[asked].float(), labels[asked], reduction="sum", label_smoothing=smoothing)
 
-    def reduce(self, logits: Any, labels: Any) -> Any:
-        """Return the logits as they are."""
-        return logits
-
-    def logits_of(self, answers: np.ndarray) -> np.ndarray:
-        """Return all of them, float32 [words, labels]."""
-        return answers
-
-    def decide(self, answers: np.ndarray) -> np.ndarray:
-        """Return the id of the likeliest label, int64 [words]."""
-        return np.asarray(answers.argmax(axis=1))
-
-    def lead(self, answers: np.ndarray) -> np.ndarray:
-        """Return how far the likeliest label is ahead of the second, in logits."""
-        best = np.sort(answers, axis=1)
-        return np.asarray(best[:, -1] - best[:, -2])
-
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return for each text what it adds to F1, so that their mean is the F1 of all.
 
         F1 is 2 · hits over entities said and there, a ratio of sums.
         """
-        hits, said, there = self._count(answers, truth).T
-        return spread_ratio(2.0 * hits, said + there)
+        return _spread_f1(self._count(answers, truth))
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return F1, precision and recall of entities, and the share of words that are labelled rightly."""
-        texts, counts = self.per_row_score(answers, truth), self._count(answers, truth).sum(axis=0)
-        hits, said, there = (int(count) for count in counts)
+        counts = self._count(answers, truth)
+        texts, (hits, said, there) = _spread_f1(counts), (int(count) for count in counts.sum(axis=0))
         return {
             "f1": round(float(texts.mean()), 6),
             "f1_interval": normal_interval(texts, (0.0, 1.0)),
@@ -135,10 +116,6 @@ class TokenClassification(Task):
                     return False
         return True
 
-    def min_rows(self, max_drop: float) -> int:
-        """Return what the rule of three wants."""
-        return count_rows(max_drop)
-
     def _count(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return int64 [texts, 3]: entities that are right, said, there."""
         names, counts = truth.about["names"], []
@@ -149,6 +126,12 @@ class TokenClassification(Task):
             found, wanted = (set(find_entities([tags[i] for i in ids], names)) for ids in (said, there))
             counts.append((len(found & wanted), len(found), len(wanted)))
         return np.array(counts, dtype=np.int64)
+
+
+def _spread_f1(counts: np.ndarray) -> np.ndarray:
+    """Return what each text adds to F1 of counts int64 [texts, 3]: entities that are right, said, there."""
+    hits, said, there = counts.T
+    return spread_ratio(2.0 * hits, said + there)
 
 
 def find_entities(tags: Sequence[str], names: Sequence[str]) -> Iterator[Entity]:

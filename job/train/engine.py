@@ -17,6 +17,7 @@ from job.errors import JobError, RecipeError, ResourceExhausted
 from job.recipe import Recipe
 from job.recipe.schema import Training
 from job.tasks import get_task
+from job.train.memory import measure_device
 from job.train.versions import fit_arguments
 
 log = logging.getLogger("job.train")
@@ -143,8 +144,8 @@ def build_deepspeed_config(recipe: Recipe, shape: BatchShape, parameters: int, p
 
     Stage 0 below fp32 becomes stage 1: DeepSpeed's stage 0 shows no one its fp32 master weights.
     """
-    asked = recipe.distributed.zero_stage
-    stage = choose_zero_stage(parameters, shape.world_size, _device_memory_bytes()) if asked == "auto" else asked
+    asked, (_, room) = recipe.distributed.zero_stage, measure_device(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    stage = choose_zero_stage(parameters, shape.world_size, room) if asked == "auto" else asked
     stage = max(stage, 0 if precision == "fp32" else 1)
     log.info("DeepSpeed ZeRO stage %s on %d ranks", stage, shape.world_size)
     return {
@@ -171,11 +172,3 @@ def choose_zero_stage(parameters: int, world_size: int, memory_bytes: int) -> in
         if need <= _USABLE_MEMORY * memory_bytes:
             return stage
     return 3
-
-
-def _device_memory_bytes() -> int:
-    """Memory that one rank may use: its GPU's, or its share of the host's."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0))).total_memory
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return pages // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -7,6 +7,7 @@ autograd saves is counted; the other layers are like the second, the other rows 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from job.tasks import Task
 def measure_device(ranks: int) -> tuple[str, int]:
     """Return name and bytes of memory of what a rank computes on: a GPU, or its share of this host's memory."""
     if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
+        device = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)))
         return device.name, int(device.total_memory)
     return "this host's share for a rank", psutil.virtual_memory().total // max(ranks, 1)
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from job.data import TokenTable, fetch_sources
+from job.data import TokenTable, draw_shots, fetch_sources
 from job.evaluate.baselines import measure_baselines
 from job.evaluate.prompting import Prompter
-from job.evaluate.shots import draw_shots
 from job.recipe import Recipe, Run
 
 
@@ -111,9 +110,9 @@ def test_a_model_of_entailment_is_asked_whether_a_text_is_of_a_label(assets: Pat
 @pytest.mark.parametrize("shots", [1, 3, 100])
 def test_shots_are_the_same_number_of_every_label_and_no_row_twice(shots: int) -> None:
     labels: Any = np.array([0, 1, 1, 0, 2, 1, 0, 1])
-    drawn = draw_shots(labels, 4, shots, 7)
+    drawn = draw_shots(labels, 4, shots, np.random.default_rng(7))
     for label, places in enumerate(drawn):
         assert (labels[places] == label).all() and len(set(places)) == len(places)
         assert len(places) == min(shots, int((labels == label).sum()))
-    again = draw_shots(labels, 4, shots, 7)
+    again = draw_shots(labels, 4, shots, np.random.default_rng(7))
     assert json.dumps([p.tolist() for p in drawn]) == json.dumps([p.tolist() for p in again])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from job.evaluate.analysis import (
-    compute_probabilities,
     count_confusions,
     count_lengths,
     find_mistakes,
@@ -17,7 +16,7 @@ from job.evaluate.analysis import (
 from job.recipe import Recipe, Run
 from job.report.plots import Numbers
 from job.report.result import assemble_result
-from job.tasks import Truth, get_task
+from job.tasks import Truth, get_task, share_out
 
 NASTY = [
     '</title><script src="https://evil.example/x.js">alert(1)</script>',
@@ -49,7 +48,7 @@ def make_numbers(labels: list[str], *, steps: int = 60) -> Numbers:
     answers[np.arange(400), truth.labels] += 2.0
     task = get_task("text-classification")
     scores = task.score(answers, truth)
-    probabilities = compute_probabilities(answers)
+    probabilities = share_out(answers)
     quotes = {"text": NASTY[0] * 2, "pair": NASTY[2] * 20}
     analysis = {
         "lengths": count_lengths(rng.integers(3, 65, 1200)) | {"max_length": 64, "cut": 0.0125},

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from page_numbers import NASTY, make_numbers, make_run
 
-from job.evaluate.analysis import compute_probabilities, count_confusions, count_lengths, measure_calibration
+from job.evaluate.analysis import count_confusions, count_lengths, measure_calibration
 from job.report.axes import Axis, format_tick
 from job.report.charts import Series, draw_curves
 from job.report.images import write_pictures
 from job.report.markup import shorten
 from job.report.page import render_page, tell_promotion
 from job.report.plots import draw_plots
-from job.tasks import Truth
+from job.tasks import Truth, share_out
 
 MANY = [f"{word} {number}" for number in range(25) for word in ("intent", "الفئة", "类别", "card")]
 LABELS = {"two": ["negative", "positive"], "nasty": NASTY, "a hundred": MANY}
@@ -165,7 +165,7 @@ def test_a_name_is_cut_by_the_room_that_its_letters_take() -> None:
 def test_calibration_counts_how_far_confidence_is_from_being_right() -> None:
     logits = np.log(np.array([[0.9, 0.1]] * 10 + [[0.4, 0.6]] * 10, dtype=np.float32))
     truth = Truth(np.array([0] * 5 + [1] * 5 + [1] * 6 + [0] * 4), np.arange(20))
-    found = measure_calibration(compute_probabilities(logits), truth)
+    found = measure_calibration(share_out(logits), truth)
     assert found["expected_calibration_error"] == pytest.approx((0.4 + 0.0) / 2, abs=1e-5)
     assert [(each["n"], each["accuracy"]) for each in found["bins"]] == [(10, 0.6), (10, 0.5)]
 

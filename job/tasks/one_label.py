@@ -1,0 +1,36 @@
+"""What tasks share whose answers are logits of labels, of which the likeliest is said: of a text, or of each word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from job.tasks.protocol import Task
+
+
+class OneLabel(Task):
+    """Answers are the logits as they are, float32 [units, labels]."""
+
+    def reduce(self, logits: Any, labels: Any) -> Any:
+        """Return the logits as they are."""
+        return logits
+
+    def logits_of(self, answers: np.ndarray) -> np.ndarray:
+        """Return all of them, float32 [units, labels]."""
+        return answers
+
+    def decide(self, answers: np.ndarray) -> np.ndarray:
+        """Return the id of the likeliest label, int64 [units]."""
+        return np.asarray(answers.argmax(axis=1))
+
+    def lead(self, answers: np.ndarray) -> np.ndarray:
+        """Return how far the likeliest label is ahead of the second, in logits."""
+        best = np.sort(answers, axis=1)
+        return np.asarray(best[:, -1] - best[:, -2])
+
+
+def share_out(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities (softmax) of logits [..., labels], of their dtype."""
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
