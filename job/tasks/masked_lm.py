@@ -58,7 +58,7 @@ class MaskedLM(TokenLikelihood):
         return describe_tokens(tokenizer)
 
     def redraw(
-        self, ids: np.ndarray, labels: np.ndarray, about: Mapping[str, Any], rng: np.random.Generator
+        self, about: Mapping[str, Any], ids: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a train row with other tokens hidden: ids and labels int64 [tokens]."""
         return _hide(np.where(labels == IGNORED_LABEL, ids, labels), about, rng)

@@ -147,7 +147,7 @@ class Task(Protocol):
         return {}
 
     def redraw(
-        self, ids: np.ndarray, labels: np.ndarray, about: Mapping[str, Any], rng: np.random.Generator
+        self, about: Mapping[str, Any], ids: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a train row, ids and labels int64 [tokens], as one epoch has it; `about` as of `describe`."""
         return ids, labels

@@ -62,12 +62,6 @@ class TrainingData:
     shape: BatchShape
 
 
-def _redraw(
-    task: Task, about: dict[str, Any], ids: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    return task.redraw(ids, labels, about, rng)
-
-
 class JobTrainer(Trainer):
     """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint."""
 
@@ -112,7 +106,7 @@ class JobTrainer(Trainer):
             if training.packing
             else Collator(table, self._data.pad_id, with_rows=True)
         )
-        redraw = partial(_redraw, self.task, table.about) if self.task.redraws else None
+        redraw = partial(self.task.redraw, table.about) if self.task.redraws else None
         rows = SeededBatches(TableRows(np.arange(len(table))), collate, training.seed, redraw)
         return load_batches(rows, sampler, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
 
