@@ -72,7 +72,7 @@ def test_pairs_train_a_model_without_segments_and_the_bundle_opens_as_it_is(
     recipe["data"] = {"source": str(tmp_path / "rows.jsonl"), "columns": {"text_pair": "other"}, "test": 0.3}
     recipe["data"]["max_length"] = 64
     answer = run(recipe, tmp_path)
-    assert "the bundle answers 64 texts" in answer.stderr
+    assert "the bundle answers 65 texts" in answer.stderr
     words = ["predict", answer.result["release"], "first\tsecond", "--pairs", "--work-dir", str(tmp_path / "work")]
     assert json.loads(call_job(*words).stdout)["text"] == ["first", "second"]
 

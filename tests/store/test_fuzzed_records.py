@@ -119,7 +119,10 @@ def read_everything(run: RunStore, scratch: Path) -> None:
 
 
 ABOUT: dict[str, Any] = {"run_id": "run-1", "identity": {}, "material": {"a": 1}, "recipe": {"a": 1}}
-EXPECTED = {"run_id": "run-1", "format": 1, "engine": "ddp", "material_sha256": "0", "versions": {"torch": "2.1"}}
+EXPECTED: dict[str, Any] = {
+    "run_id": "run-1", "format": 1, "engine": "ddp", "tuning": "full", "base_model": "0", "material_sha256": "0",
+    "versions": {"torch": "2.1"},
+}  # fmt: skip
 RECORDS = [
     "current.json", "owner.json", "stages/train.json", "attempts/1.json", "attempts/1-checkpoints.json", "run.json",
 ]  # fmt: skip
