@@ -155,7 +155,7 @@ lock: ## pin all dependencies again, with hashes: requirements.lock, requirement
 		-e 's/^torch==.*/torch==$(TORCH)$(foreach sha256,$(TORCH_CPU_SHA256), --hash=sha256:$(sha256))/' requirements.lock
 	sed -i '1i # What job needs on a CPU; torch: the CPU wheels whose sha256 stands in the Makefile. Regenerate: make lock' requirements.lock
 	sed -i '1i # What job needs, with the CUDA build of torch and its libraries. Regenerate: make lock' requirements-cuda.lock
-	sed -i '1i # The extras quickstart and dev, without what requirements.lock has. Regenerate: make lock' requirements-dev.lock
+	sed -i '1i # The extras quickstart, genai and dev, without what requirements.lock has. Regenerate: make lock' requirements-dev.lock
 
 clean: ## remove .venv, work and all caches of this folder (the downloads in ~/.cache/finetune-job stay)
 	@rm -rf $(VENV) $(NEXT) work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,6 +34,7 @@ OWNERS = {
     "datasets": "data/",
     "peft": "train/",
     "optimum": "export/",
+    "onnxruntime_genai": "export/genai.py",
     "resvg_py": "report/images.py",
 }
 WITHOUT_TORCH_AT_IMPORT = (

@@ -33,12 +33,13 @@ def compare_decoding(run: Run, model: Path, split: str) -> dict[str, Any]:
     words = [run.recipe.kind, str(run.tokens(split)), str(run.read("data.json")["pad_id"]), str(model), str(output)]
     call_process("job.export.decode", words)
     read, decoded = np.load(output, allow_pickle=False)
-    rows = _head(Rows.open(*words[:3]))
+    rows = take_head(Rows.open(*words[:3]))
     quality = compare_quality(get_task(run.recipe.kind), read, decoded, rows.table.truth)
     return {key: quality[key] for key in ("drop", "agreement", "n")}
 
 
-def _head(rows: Rows) -> Rows:
+def take_head(rows: Rows) -> Rows:
+    """Return the first ROWS rows cut to TOKENS tokens, each of which is asked for the one that follows it."""
     table = rows.table.head(ROWS, TOKENS)
     if table.label_offsets is not None:
         return rows._replace(table=table)
@@ -68,7 +69,7 @@ def decode_row(sessions: list[Any], batch: dict[str, np.ndarray]) -> np.ndarray:
 def main(task: str, folder: str, pad_id: str, model: str, output: str) -> None:
     """Answer both ways in this process; the arguments are those of the command line."""
     die_with_parent()
-    rows, sessions = _head(Rows.open(task, folder, pad_id)), open_sessions(Path(model))
+    rows, sessions = take_head(Rows.open(task, folder, pad_id)), open_sessions(Path(model))
     table, parts = rows.table, []
     for position in range(len(table)):
         place = np.array([position])

@@ -1,4 +1,4 @@
-"""Latency of the exported files and of torch, on made-up shapes and on the test split's real lengths.
+"""Latency of the exported files and of torch, on made-up shapes, on the test split's real lengths, and of writing.
 
 `python -m job.export.latency TASK FOLDER PAD_ID THREADS SHAPES OUTPUT NAME=PATH…` races contenders against each
 other in a fresh process, turn by turn, so that a busy machine slows all alike, and keeps each one's
@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from job.data import TokenTable
 from job.errors import JobError
+from job.export.decode import decode_row, take_head
 from job.export.measure import Rows, call_process, compute_batch, open_sessions, run_micro_batches
 from job.liveness import die_with_parent
 from job.recipe import Run
@@ -35,11 +36,19 @@ _TURN_S, _LONG_S = 0.3, 10.0
 Answer = Callable[[dict[str, np.ndarray]], Any]
 
 
+class Contender(NamedTuple):
+    """How a model answers a padded batch at once, and how it writes a row's tokens, each after those before it."""
+
+    answer: Answer
+    write: Answer
+
+
 def measure_latency(run: Run, files: dict[str, Path]) -> list[dict[str, Any]]:
     """Race the ONNX `files` (by name), and torch where the recipe wants all shapes; return a list of cells.
 
     A cell is {threads, batch, tokens, ms: {name: milliseconds of a batch}}, or, on real lengths in length-sorted
-    micro-batches, {threads, rows, ms: {name: milliseconds of a row}}. threads: 1, and 0 for all processors.
+    micro-batches, {threads, rows, ms: {name: milliseconds of a row}}; of a model that writes, {threads, written, ms:
+    {name: milliseconds of a token}} for so many, one at a time. threads: 1, and 0 for all processors.
     """
     if not run.recipe.export.latency:
         return _race(run, files, threads=1, shapes=False)
@@ -76,7 +85,7 @@ def _race(run: Run, contenders: dict[str, Path], threads: int, shapes: bool) -> 
     return list(json.loads(output.read_text()))
 
 
-def _open_torch(folder: Path, task: Task, threads: int) -> Answer:
+def _open_torch(folder: Path, task: Task, threads: int) -> Contender:
     import torch
 
     if threads:
@@ -87,11 +96,25 @@ def _open_torch(folder: Path, task: Task, threads: int) -> Answer:
         with torch.inference_mode():
             return model(**{name: torch.from_numpy(array) for name, array in batch.items()})
 
-    return answer
+    def write(batch: dict[str, np.ndarray]) -> None:
+        row = {name: torch.from_numpy(array) for name, array in batch.items()}
+        tokens, source, name = row["input_ids"], {}, "input_ids"
+        with torch.inference_mode():
+            if task.is_encoder_decoder:
+                read = {key: row[key] for key in ("input_ids", "attention_mask")}
+                source = {"encoder_outputs": model.get_encoder()(**read), "attention_mask": row["attention_mask"]}
+                tokens, name = row["decoder_input_ids"], "decoder_input_ids"
+            cache = None
+            for place in range(tokens.shape[1]):
+                step = {name: tokens[:, place : place + 1], "past_key_values": cache, "use_cache": True}
+                cache = model(**step, **source).past_key_values
+
+    return Contender(answer, write)
 
 
-def _open_onnx(path: Path, task: Task, threads: int) -> Answer:
-    return partial(compute_batch, open_sessions(path, threads), task)
+def _open_onnx(path: Path, task: Task, threads: int) -> Contender:
+    sessions = open_sessions(path, threads)
+    return Contender(partial(compute_batch, sessions, task), partial(decode_row, sessions))
 
 
 def _take_turns(work: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -128,6 +151,17 @@ def _measure_real(answers: dict[str, Answer], rows: Rows) -> dict[str, Any]:
     return {"rows": len(sample), "ms": {name: total / len(sample) for name, total in _take_turns(turns).items()}}
 
 
+def _measure_writing(contenders: dict[str, Contender], rows: Rows) -> Iterator[dict[str, Any]]:
+    """Yield one cell for a model that writes; the tokens are those of the test split's longest beginning."""
+    if not rows.task.generates:
+        return
+    head = take_head(rows)
+    batch = head.table.pad(np.array([head.table.lengths.argmax()]), head.pad_id)
+    tokens = batch.get("decoder_input_ids", batch["input_ids"]).shape[1]
+    turns = _take_turns({name: partial(each.write, batch) for name, each in contenders.items()})
+    yield {"written": tokens, "ms": {name: total / tokens for name, total in turns.items()}}
+
+
 def answer_rows(answer: Answer, rows: Rows, sample: np.ndarray) -> None:
     """Answer the rows at positions `sample` in length-sorted micro-batches."""
     for _ in run_micro_batches(answer, rows, sample):
@@ -137,13 +171,15 @@ def answer_rows(answer: Answer, rows: Rows, sample: np.ndarray) -> None:
 def main(task: str, folder: str, pad_id: str, threads: str, lengths: str, output: str, *contenders: str) -> None:
     """Measure in this process; the arguments are those of the command line."""
     die_with_parent()
-    rows, answers = Rows.open(task, folder, pad_id), {}
+    rows, opened = Rows.open(task, folder, pad_id), {}
     for name, _, path in (contender.partition("=") for contender in contenders):
         place, number = Path(path), int(threads)
         open_contender = _open_torch if place.is_dir() else _open_onnx
-        answers[name] = open_contender(place, rows.task, number)
+        opened[name] = open_contender(place, rows.task, number)
+    answers = {name: contender.answer for name, contender in opened.items()}
     shapes = _measure_shapes(answers, rows.table, [int(tokens) for tokens in lengths.split(",") if tokens])
-    cells = [{"threads": int(threads)} | cell for cell in (*shapes, _measure_real(answers, rows))]
+    measured = (*shapes, _measure_real(answers, rows), *_measure_writing(opened, rows))
+    cells = [{"threads": int(threads)} | cell for cell in measured]
     for cell in cells:
         cell["ms"] = {name: float(f"{value:.4g}") for name, value in cell["ms"].items()}
     Path(output).write_text(json.dumps(cells))

@@ -8,6 +8,7 @@ from typing import Any
 from job.errors import GateFailed
 from job.export.bundle import list_onnx_files
 from job.export.consumers import ask_predict, refuse_to_open
+from job.export.genai import offer_genai
 from job.recipe import Run
 from job.tasks import Task, configure_greedy, name_file, open_trained, write_greedily
 
@@ -16,20 +17,25 @@ def rehearse_writing(run: Run, task: Task) -> dict[str, Any]:
     """Continue the sample prompts with transformers, Optimum and `job predict`; return how many, and how int8 does.
 
     In fp32 all must write, token by token, what the trained model wrote, but where that was a close call. Of the other
-    files it is counted on how many prompts they do; `written` is file → prompts. Their gate was the quantize stage.
+    files it is counted on how many prompts they do; `written` is file → prompts. Their gate was the quantize stage. The
+    smallest of them is also what onnxruntime-genai is given.
     """
     bundle, sample = run.bundle, run.read("evaluate/written.json")
     prompts, length = [row["prompt"] for row in sample["rows"]], sample["max_new_tokens"]
     for name, found in _open_as_users(bundle, task, prompts, length).items():
         _compare(name, sample["rows"], found, task)
-    written = {}
+    written, wrote = {}, {}
     for target, about in list_onnx_files(run.read("records.json")).items():
         answers = ask_predict(bundle, target, prompts, "--max-new-tokens", str(length))
         found = [answer["ids"] for answer in answers]
         if target == "fp32":
             _compare("`job predict`", sample["rows"], found, task)
         written[about["file"]] = sum(row["ids"] == ids for row, ids in zip(sample["rows"], found, strict=True))
-    return {"n": len(prompts), "tokens": length, "written": written}
+        wrote[target] = (about["file"], found)
+    seen = {"n": len(prompts), "tokens": length, "written": written}
+    smallest = next(wrote[target] for target in ("int4", "portable", "fp32") if target in wrote)
+    genai = None if task.is_encoder_decoder else offer_genai(run, prompts, *smallest)
+    return seen | ({"genai": genai} if genai else {})
 
 
 def _open_as_users(bundle: Path, task: Task, prompts: list[str], length: int) -> dict[str, list[list[int]]]:

@@ -22,7 +22,9 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
         result["onnx"] = result.get("onnx", {}) | {"fp32": quantized["fp32"]}
         result["int8"] = {target: _pick(numbers) for target, numbers in quantized["targets"].items()}
         if "written" in (rehearsed := records.get("rehearse", {})):
-            result["onnx"]["written"] = {key: rehearsed[key] for key in ("n", "tokens", "written")}
+            result["onnx"]["written"] = {
+                key: rehearsed[key] for key in ("n", "tokens", "written", "genai") if key in rehearsed
+            }
     if trained := records.get("train"):
         keys = (
             "steps",

@@ -76,13 +76,17 @@ def render_latency(cells: list[dict[str, Any]]) -> Html:
         return Html()
     names, rows = list(cells[0]["ms"]), []
     for cell in cells:
-        what = f"a row of {cell['rows']} real ones" if "rows" in cell else f"{cell['batch']} × {cell['tokens']} tokens"
         threads = "1 thread" if cell["threads"] == 1 else "all threads"
-        rows.append(
-            [f"{what}, {threads}", *(f"{cell['ms'][name]:.4g}" if name in cell["ms"] else "" for name in names)]
-        )
+        numbers = (f"{cell['ms'][name]:.4g}" if name in cell["ms"] else "" for name in names)
+        rows.append([f"{_name_work(cell)}, {threads}", *numbers])
     note = "Milliseconds for a batch; lengths of real rows, sorted, in batches of 16. Fastest of several turns."
     return render_table(["batch × length", *names], rows) + element("p", note, class_="soft")
+
+
+def _name_work(cell: dict[str, Any]) -> str:
+    if "written" in cell:
+        return f"a token of {cell['written']} written one by one"
+    return f"a row of {cell['rows']} real ones" if "rows" in cell else f"{cell['batch']} × {cell['tokens']} tokens"
 
 
 def render_attempts(record: dict[str, Any]) -> Html:

@@ -8,7 +8,7 @@ do that say one label of several · `loading.py` loads a model folder for a task
 No torch or transformers at import: a task names its model class, and imports torch only inside its loss.
 """
 
-from job.tasks.causal_lm import find_end
+from job.tasks.causal_lm import encode_prompt, find_end
 from job.tasks.chat import list_turns, render_chat
 from job.tasks.generation import configure_greedy, write_greedily
 from job.tasks.intervals import bound_mean, estimate_margin
@@ -23,7 +23,7 @@ from job.tasks.units import Units, find_head
 
 __all__ = [
     "DECODER", "ENCODER", "IGNORED_LABEL", "MODEL", "Examples", "SpanColumn", "Task", "Truth", "Units", "Window",
-    "bound_mean", "configure_greedy", "cut_at", "estimate_margin", "find_end", "find_entities", "find_head",
-    "find_spans", "get_task", "join_outputs", "list_parts", "list_turns", "load_model", "measure_stride", "name_file",
-    "open_trained", "render_chat", "share_out", "write_greedily",
+    "bound_mean", "configure_greedy", "cut_at", "encode_prompt", "estimate_margin", "find_end", "find_entities",
+    "find_head", "find_spans", "get_task", "join_outputs", "list_parts", "list_turns", "load_model", "measure_stride",
+    "name_file", "open_trained", "render_chat", "share_out", "write_greedily",
 ]  # fmt: skip

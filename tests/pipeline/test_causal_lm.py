@@ -120,6 +120,35 @@ def test_the_release_writes_in_every_consumer_what_transformers_writes(written: 
     assert (wishes["eos_token_id"], wishes["temperature"]) == ([0, 255], 0.6)
 
 
+def test_onnxruntime_genai_opens_the_release_as_it_is_and_writes_what_job_predict_writes(
+    written: Answer, tmp_path: Path
+) -> None:
+    import onnxruntime_genai
+
+    told = written.result["onnx"]["written"]
+    assert told["genai"] == {"file": "model_q4.onnx", "same": told["n"]}, "the smallest file that has passed"
+    model = onnxruntime_genai.Model(written.result["release"])
+    ids = onnxruntime_genai.Tokenizer(model).encode("the film")
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(ids) + 12, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    generator.append_tokens(ids)
+    while not generator.is_done():
+        generator.generate_next_token()
+    words = ["--precision", "int4", "--max-new-tokens", "12", "--work-dir", str(tmp_path)]
+    answer = call_job("predict", written.result["release"], "the film", *words).result
+    assert [int(token) for token in generator.get_sequence(0)][len(ids) :] == [
+        token for token in answer["ids"] if token not in (0, 255)
+    ]
+
+
+def test_the_report_says_how_long_a_token_takes(written: Answer) -> None:
+    cells = json.loads((Path(written.result["release"]) / "metrics.json").read_text())["stages"]["quantize"]["latency"]
+    (cell,) = (cell for cell in cells if "written" in cell)
+    assert set(cell["ms"]) == {"fp32", "portable", "int4"} and min(cell["ms"].values()) > 0
+    assert "written one by one" in (Path(written.result["release"]) / "report.html").read_text()
+
+
 def test_dynamic_int8_is_a_way_for_tied_embeddings_too(written: Answer, words: dict[str, Any], tmp_path: Path) -> None:
     """The export edited, so nothing is trained again; what the gate says of it is the gate's affair."""
     int8 = {"mode": "dynamic", "targets": ["portable", "avx512_vnni"], "gate": "report_only"}
