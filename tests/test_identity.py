@@ -37,7 +37,7 @@ BESIDE |= {f"tuning.{key}": {"tuning": {"method": "lora"}} for key in LORA}
 CANDIDATES: list[Any] = [
     "lora", "last-2-layers", "trained", "multi_label_classification",
     True, False, 3, 7, 16, 0.25, 0.5, 2.0, "other", "cosine", "fp32", "padded", "deepspeed", 2, "dynamic",
-    "report_only", "never", ["portable"], ["majority"], ["wandb"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
+    "report_only", "never", "balanced", ["portable"], ["majority"], ["wandb"], ["no", "yes"], {"text": "body"}, "s3://bucket/other",
 ]  # fmt: skip
 
 

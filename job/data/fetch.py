@@ -83,6 +83,7 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
         if isinstance(named, str):
             raw[split] = _read(source, recipe, named)
     labels = LabelMap.build(data, raw["train"], _model_labels(config))
+    _check_class_weights(recipe, labels)
     splits = {split: check_rows(columns, labels, data) for split, columns in raw.items()}
     set_aside = {split: examples.set_aside for split, examples in splits.items() if examples.set_aside}
     total = len(splits["train"])
@@ -107,6 +108,17 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
         labels,
         {"rows": {name: len(split) for name, split in splits.items()}, "set_aside": set_aside, "leaked": leaked},
     )
+
+
+def _check_class_weights(recipe: Recipe, labels: LabelMap) -> None:
+    """Raise RecipeError (10) where `training.class_weights` names a label that the data have not."""
+    weights = recipe.training.class_weights
+    unknown = [name for name in weights if name not in labels.names] if isinstance(weights, dict) else []
+    if unknown:
+        raise RecipeError(
+            f"training.class_weights: {unknown[0]!r} is no label of these data; they have "
+            f"{', '.join(map(repr, labels.names[:20]))}"
+        )
 
 
 def _choose_sample(test: Examples) -> Examples:

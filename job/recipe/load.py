@@ -38,7 +38,7 @@ _SECRET_KEY = re.compile(
 _OPAQUE = re.compile(r"(?<![\w/+=.-])(?=\w*[a-z])(?=\w*[A-Z])(?=\w*[0-9])[A-Za-z0-9][A-Za-z0-9/+=_]{31,}")
 """A word that can be a key by itself: long, and with lower case, upper case and digits mixed."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_FREE_KEYS = {("data", "labels")}  # here keys are values of the user's data
+_FREE_KEYS = {("data", "labels"), ("training", "class_weights")}  # here keys are values of the user's data
 
 _HINTS = {
     "per_device_train_batch_size": "the batch is global here: write training.global_batch_size = "

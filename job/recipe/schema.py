@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Fraction | str
@@ -258,6 +259,11 @@ class Training(Section):
         None, description="each layer learns so much slower than the one behind it (Howard & Ruder 2018), as 0.9"
     )
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["balanced"] | Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = Field(
+        None,
+        description="what each label counts in the loss: {label: weight}, 1 where nothing is said; balanced: as rare "
+        "as it is, rows / (labels · its rows); where a text has any number of labels, the weight of those that it has",
+    )
     gradient_checkpointing: bool = False
     group_by_length: bool = Field(True, description="rows of like length share a global batch (less padding)")
     packing: bool = Field(False, description="causal-lm: rows end to end instead of padded; none sees another")
@@ -270,6 +276,12 @@ class Training(Section):
         [], description="send the curves there, too; each needs its package, and its own environment variables"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _name_classes(cls, weights: Any) -> Any:
+        """A label is a name here, also where YAML reads a number or true."""
+        return {str(_spell(name)): weight for name, weight in weights.items()} if isinstance(weights, dict) else weights
 
 
 class Distributed(Section):
@@ -436,8 +448,7 @@ class Recipe(Section):
                 f"columns names {', '.join(sorted(data.columns))}; {task} takes "
                 + " or ".join(", ".join(columns) for columns in offered)
             )
-        named = data.problem_type != "regression" and any({"label", "tags"} & set(columns) for columns in offered)
-        if data.labels is not None and not named:
+        if data.labels is not None and not _has_labels(kind):
             raise ValueError(f"labels: {kind} has none; leave it out")
         return data
 
@@ -449,6 +460,9 @@ class Recipe(Section):
         data = info.data.get("data")
         if data is not None and data.problem_type == "regression" and training.label_smoothing_factor:
             raise ValueError("label_smoothing_factor: numbers are not smoothed; leave it out for regression")
+        kind = _name_kind(info.data.get("task"), getattr(data, "problem_type", None))
+        if training.class_weights is not None and kind in TASK_KEYS and not _has_labels(kind):
+            raise ValueError(f"class_weights: {kind} has no labels; leave it out")
         return training
 
     @field_validator("tuning")
@@ -516,6 +530,12 @@ class Recipe(Section):
 def _name_kind(task: Any, problem_type: Any) -> str:
     """Return the key in TASK_KEYS: the task, and what its labels are where they are not single names."""
     return str(task) if problem_type in (None, "single_label_classification") else f"{task}:{problem_type}"
+
+
+def _has_labels(kind: str) -> bool:
+    """Tell whether a kind of task has named labels, of rows or of words."""
+    columns = {name for names in TASK_KEYS[kind].columns for name in names}
+    return bool({"label", "tags"} & columns) and not kind.endswith(":regression")
 
 
 def _fill_columns(keys: TaskKeys, columns: dict[str, str]) -> dict[str, str]:

@@ -68,6 +68,7 @@ def _list_sections(run: Run, numbers: Numbers, plots: dict[str, Plot]) -> Iterat
         yield tables.render_mistakes(found["mistakes"], found["confusion"]["labels"])
     yield element("h2", "Training")
     yield _show(plots, "loss", "validation", "learning_rate", "gradient_norm", "throughput")
+    yield tables.render_training(records["train"])
     yield tables.render_attempts(records["train"])
     yield element("h2", "Data")
     yield _show(plots, "lengths", beside=tables.render_data(run.read("data.json")))

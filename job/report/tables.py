@@ -8,6 +8,8 @@ from job.report.markup import Html, element, escape, isolate, render_table
 from job.report.plots import Numbers, list_confused, name_export
 from job.report.result import list_other_scores
 
+_SHOWN_WEIGHTS = 20
+
 
 def render_quality(numbers: Numbers) -> Html:
     """Return the scores of baselines and model on the test rows."""
@@ -87,6 +89,15 @@ def _name_work(cell: dict[str, Any]) -> str:
     if "written" in cell:
         return f"a token of {cell['written']} written one by one"
     return f"a row of {cell['rows']} real ones" if "rows" in cell else f"{cell['batch']} × {cell['tokens']} tokens"
+
+
+def render_training(record: dict[str, Any]) -> Html:
+    """Return what the labels weighed in the loss; nothing where all weighed alike."""
+    weights = record.get("class_weights") or {}
+    shown = sorted(weights.items(), key=lambda item: -item[1])[:_SHOWN_WEIGHTS]
+    words = [part for name, weight in shown for part in (", ", isolate(name), f" {weight:.3g}")][1:]
+    more = f" and {len(weights) - len(shown)} more" if len(weights) > len(shown) else ""
+    return element("p", "What a label counts in the loss: ", *words, f"{more}.") if weights else Html()
 
 
 def render_attempts(record: dict[str, Any]) -> Html:

@@ -36,7 +36,9 @@ class TokenLikelihood(Task):
     """Logits of language models are an order of magnitude larger than a classifier's, and pass more layers."""
     max_batch_tokens: ClassVar[int] = 2048
 
-    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the cross-entropy summed over labelled tokens; logits float [rows, tokens, vocabulary]."""
         from torch.nn.functional import cross_entropy
 

@@ -34,13 +34,22 @@ class MultiLabel(TextClassification):
         present = set((examples.targets or [])[place])
         return [float(label in present) for label in range(len(examples.names))]
 
-    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-        """Return the binary cross-entropy summed over rows and labels; logits and labels float [rows, labels]."""
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the binary cross-entropy summed over rows and labels; logits and labels float [rows, labels].
+
+        A weight is that of the rows that have the label (`pos_weight`).
+        """
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         asked = labels[:, 0] != IGNORED_LABEL
         wanted = labels[asked] * (1 - smoothing) + smoothing / 2
-        return binary_cross_entropy_with_logits(logits[asked].float(), wanted, reduction="sum")
+        return binary_cross_entropy_with_logits(logits[asked].float(), wanted, reduction="sum", pos_weight=weights)
+
+    def count_loss(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the number of decisions, whatever they weigh, as torch does."""
+        return (labels != IGNORED_LABEL).sum()
 
     def decide(self, answers: np.ndarray) -> np.ndarray:
         """Return 1 for each label that is said, else 0, int64 [rows, labels]."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from job.tasks.protocol import Task
+from job.tasks.protocol import IGNORED_LABEL, Task
+
+if TYPE_CHECKING:
+    import torch
 
 
 class OneLabel(Task):
     """Answers are the logits as they are, float32 [units, labels]."""
+
+    def count_loss(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the number of labels, or the sum of their weights, as torch.nn.CrossEntropyLoss does."""
+        asked = labels[labels != IGNORED_LABEL]
+        return weights[asked].sum() if weights is not None else (labels != IGNORED_LABEL).sum()
 
     def reduce(self, logits: Any, labels: Any) -> Any:
         """Return the logits as they are."""

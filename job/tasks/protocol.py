@@ -156,8 +156,17 @@ class Task(Protocol):
         """Return test rows as the release is asked about them before it is published: each is one row of tokens."""
         return examples
 
-    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-        """Return the loss summed over all labels: logits float [rows, …, k] and labels [rows, …] → scalar fp32."""
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss summed over all labels: logits float [rows, …, k] and labels [rows, …] → scalar fp32.
+
+        `weights`, float [k], is what each label counts; None: 1, and always so for tasks without named labels.
+        """
+
+    def count_loss(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the sum of `sum_loss` is divided by for the mean: the number of labels → scalar."""
+        return (labels != IGNORED_LABEL).sum()
 
     def reduce(self, logits: Any, labels: Any) -> Any:
         """Return answers [rows, …, k] of logits and labels, numpy's or torch's; the logits may be overwritten."""

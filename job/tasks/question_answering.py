@@ -109,7 +109,9 @@ class QuestionAnswering(Task):
         ]
         return {"texts": texts, "answerable": "no answer" not in examples.names}
 
-    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the mean cross-entropy of first and last token, summed over rows; logits float [rows, tokens, 2]."""
         import torch
 

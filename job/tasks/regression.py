@@ -44,7 +44,9 @@ class Regression(TextClassification):
         """Return nothing: numbers say all themselves."""
         return {}
 
-    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the squared errors summed over rows: logits float [rows, 1], labels float32 [rows] → scalar fp32."""
         asked = labels != IGNORED_LABEL
         return (logits[asked, 0].float() - labels[asked]).square().sum()

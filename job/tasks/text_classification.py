@@ -52,12 +52,14 @@ class TextClassification(OneLabel):
         """Return the names of the labels."""
         return {"names": list(examples.names)}
 
-    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the cross-entropy summed over rows: logits float [rows, labels], labels int64 [rows] → scalar fp32."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(
-            logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
+            logits.float(), labels, weights, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
         )
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:

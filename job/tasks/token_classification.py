@@ -73,12 +73,14 @@ class TokenClassification(OneLabel):
         words = [[(first, end) for first, end, _ in target] for target in examples.targets or []]
         return {"names": list(examples.names), "texts": words}
 
-    def sum_loss(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the cross-entropy summed over words; logits float [rows, tokens, labels]."""
         from torch.nn.functional import cross_entropy
 
         asked = labels != IGNORED_LABEL
-        return cross_entropy(logits[asked].float(), labels[asked], reduction="sum", label_smoothing=smoothing)
+        return cross_entropy(logits[asked].float(), labels[asked], weights, reduction="sum", label_smoothing=smoothing)
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return for each text what it adds to F1, so that their mean is the F1 of all.

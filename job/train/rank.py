@@ -11,10 +11,12 @@ import os
 import resource
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
@@ -29,7 +31,7 @@ from job.store.background import BackgroundUploader
 from job.store.checkpoints import CheckpointWriter
 from job.store.models import count_parameters
 from job.store.runs import RunStore
-from job.tasks import get_task, load_model
+from job.tasks import get_task, load_model, weigh_labels
 from job.train.engine import build_arguments, check_gpus, decide_precision, init_sharded_weights, join_group
 from job.train.failures import explain_failures
 from job.train.methods import apply_method, count_trained
@@ -106,6 +108,9 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
         data["max_length"],
         shape,
     )
+    if training.class_weights is not None:
+        weights = weigh_labels(training.class_weights, data["labels"], np.asarray(tables.train.labels))
+        tables = replace(tables, class_weights=weights)
     if training.packing and is_deepspeed_zero3_enabled():
         raise RecipeError(
             "training.packing: is not offered with ZeRO stage 3; use distributed.zero_stage: 2, or leave it out"
@@ -201,6 +206,7 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
         "peak_memory_bytes": _measure_peak(),
         "resumed_from": attempt["resumed_from"],
         "world_size": trainer.args.world_size,
+        "class_weights": trainer.name_class_weights(run.read("data.json")["labels"]),
         "precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
         "history": history,
     }

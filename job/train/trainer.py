@@ -25,7 +25,7 @@ from job.data.tokenize import TokenTable
 from job.failpoints import failpoint
 from job.liveness import beat
 from job.recipe import Run
-from job.tasks import IGNORED_LABEL, Task, join_outputs
+from job.tasks import Task, join_outputs
 from job.train.checkpoint import (
     STATE_FILE,
     gather_weights,
@@ -53,13 +53,17 @@ transformers.trainer.deepspeed_load_checkpoint = lambda *_, **__: None
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Tokenized train and validation rows, the padding id, tokens of a row at most, and how batches are shared."""
+    """Tokenized train and validation rows, the padding id, tokens of a row at most, and how batches are shared.
+
+    `class_weights`: what each label counts in the loss, float32 [labels]; None: all alike.
+    """
 
     train: TokenTable
     validation: TokenTable
     pad_id: int
     max_length: int
     shape: BatchShape
+    class_weights: np.ndarray | None = None
 
 
 class JobTrainer(Trainer):
@@ -77,14 +81,17 @@ class JobTrainer(Trainer):
         self._order = np.argsort(-data.validation.lengths, kind="stable")
         self._moved, self._frozen = name_moved(model, run.recipe.tuning), list_frozen(model, run.recipe.tuning)
         self._pace = Pace(args.world_size)
-        smoothing = run.recipe.training.label_smoothing_factor
+        smoothing, weights = run.recipe.training.label_smoothing_factor, data.class_weights
+        self._class_weights = torch.from_numpy(weights).to(args.device) if weights is not None else None
 
         def mean_loss(
             outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
         ) -> torch.Tensor:
             # the sum over this rank's rows over the count of the whole global batch
-            count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED_LABEL).sum()
-            return task.sum_loss(join_outputs(task, outputs), labels, smoothing) / count
+            count = num_items_in_batch
+            if count is None:
+                count = task.count_loss(labels, self._class_weights)
+            return task.sum_loss(join_outputs(task, outputs), labels, smoothing, self._class_weights) / count
 
         super().__init__(
             model=model,
@@ -135,6 +142,19 @@ class JobTrainer(Trainer):
         self._pace.add(inputs["input_ids"].numel() if mask is None else int(mask[rows != FILLER].sum()))
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        """Return what the loss of a whole global batch is divided by: as Trainer's, or the sum of its labels' weights.
+
+        Added up in fp64, so that it hardly depends on how many share the batch.
+        """
+        weights = self._class_weights
+        if weights is None or not batch_samples:
+            count: torch.Tensor | int | None = super()._get_num_items_in_batch(batch_samples, device)
+            return count
+        counts = [self.task.count_loss(batch["labels"].to(device), weights.double()) for batch in batch_samples]
+        total: torch.Tensor = self.accelerator.gather(torch.stack(counts).sum()).sum()
+        return total
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """As Trainer's, with a group of weights for each depth where learning rates differ by layer."""
@@ -192,6 +212,11 @@ class JobTrainer(Trainer):
         else:
             rows = list(answers[:, None])
         return self.task.score(table.gather(zip(order[:, None], rows, strict=True)), table.truth)
+
+    def name_class_weights(self, names: list[str]) -> dict[str, float] | None:
+        """Return label → what it counts in the loss, None where all count alike."""
+        weights = self._data.class_weights
+        return None if weights is None else dict(zip(names, weights.astype(float).round(4).tolist(), strict=True))
 
     def read_loss_scale(self) -> float | None:
         """Return what fp16's scaler multiplies the loss with now, None without a scaler."""

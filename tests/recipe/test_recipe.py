@@ -239,6 +239,9 @@ def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path:
         ("tuning: {method: qlora}", "found 'qlora'"),
         ("data: {source: d, problem_type: regresion}", "'regression'"),
         ("data: {source: d, problem_type: regression, labels: [a, b]}", "labels: text-classification:regression has"),
+        ("training: {class_weights: {}}", "at least 1 item"),
+        ("training: {class_weights: {yes: 0}}", "training.class_weights.yes: input should be greater than 0"),
+        ("training: {class_weights: rare}", "input should be 'balanced' (found 'rare')"),
         ("store: {uri: 'gs://bucket/x'}", "has scheme 'gs'"),
         ("store: {uri: ~nobody-here/x}", "names a home folder that does not exist"),
         ("store: {uri: 's3://B/x'}", "valid bucket name"),
@@ -259,6 +262,16 @@ def test_a_rule_that_is_broken_is_named(load: Loader, change: str, rule: str) ->
     key = change.split(":")[0]
     kept = [line for line in MINIMAL.splitlines() if not line.startswith(f"{key}:")]
     assert rule in refuse(load, "\n".join([*kept, change]))
+
+
+def test_labels_are_weighed_by_name_and_only_where_there_are_labels(load: Loader) -> None:
+    weighted = MINIMAL + "training: {class_weights: {3: 2, true: .5, password: 1e1}}\n"
+    assert load(weighted).training.class_weights == {"3": 2.0, "true": 0.5, "password": 10.0}
+    assert load(weighted, "training.class_weights=balanced").training.class_weights == "balanced"
+    for labelled in ("task=token-classification", "data.problem_type=multi_label_classification"):
+        load(weighted, labelled)
+    for other in ("task=causal-lm", "task=question-answering", "data.problem_type=regression"):
+        assert "class_weights: " in (message := refuse(load, weighted, other)) and "has no labels" in message
 
 
 @pytest.mark.parametrize(
