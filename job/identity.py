@@ -26,7 +26,10 @@ IMMATERIAL = {
     "data": ("revision", "num_workers"),
     "model": ("revision",),
 }
-"""Keys that may change between attempts of one run; a revision is judged by the commit that it names."""
+"""Keys that may change between attempts of one run; a revision is judged by the commit that it names.
+
+`eval_steps` may not where evaluations decide which model is taken, or when training stops.
+"""
 
 CHECKPOINT_FORMAT = 3
 """Layout of a checkpoint's files; another one cannot be resumed from."""
@@ -111,7 +114,9 @@ def check_checkpoint(manifest: Manifest, expected: dict[str, Any]) -> None:
 def material_sections(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
     """Return recipe sections without the keys that may change between attempts."""
     dumped = recipe.model_dump(mode="json")
-    return {name: _without(dumped[name], IMMATERIAL.get(name, ())) for name in names}
+    decides = ("eval_steps",) if recipe.training.watches_metric else ()
+    free = {section: [key for key in keys if key not in decides] for section, keys in IMMATERIAL.items()}
+    return {name: _without(dumped[name], free.get(name, [])) for name in names}
 
 
 def find_versions() -> dict[str, str]:
@@ -134,7 +139,7 @@ def _compare_versions(old: dict[str, str], new: dict[str, str], step: object) ->
         log.warning("versions changed since the checkpoint was written (bits may differ from here on): %s", listed)
 
 
-def _without(section: Any, keys: tuple[str, ...]) -> Any:
+def _without(section: Any, keys: list[str]) -> Any:
     return {key: value for key, value in section.items() if key not in keys} if keys else section
 
 

@@ -252,13 +252,13 @@ class Pipeline:
             return False
         if all(_lies_here(folder / name, digest) for name, digest in saved["files"].items()):
             return True
-        return stage.name == "train" and self._fetch_trained(attempt, stage, saved)
+        return stage.name == "train" and self._fetch_trained(attempt, saved)
 
-    def _fetch_trained(self, attempt: Attempt, stage: Stage, saved: dict[str, Any]) -> bool:
+    def _fetch_trained(self, attempt: Attempt, saved: dict[str, Any]) -> bool:
         """Fetch the trained model; False where it is not whole any more, so that training goes on before it."""
         log.info("fetching the trained model from the store")
-        wanted = {Path(name).name for name in stage.files}
-        pointer = saved["record"]["checkpoint"]
+        pointer, weights = saved["record"]["checkpoint"], saved["record"].get("weights_file", "model.safetensors")
+        wanted = {"config.json", weights}
         try:
             self._node.transfer(
                 lambda: fetch_checkpoint(
@@ -269,6 +269,7 @@ class Pipeline:
         except NoValidCheckpoint as error:
             log.warning("%s; training goes on from the next older checkpoint", error)
             return False
+        (self._run.trained / weights).replace(self._run.trained / "model.safetensors")
         return all(_lies_here(self._run.folder / name, digest) for name, digest in saved["files"].items())
 
     def _release(self, attempt: Attempt, inputs: str) -> dict[str, Any]:

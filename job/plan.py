@@ -100,7 +100,9 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
     steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)
     saves = steps // (recipe.training.save_steps or per_epoch) + 1
-    stored_gib = saves * _CHECKPOINT_BYTES_PER_PARAMETER * trained / 2**30
+    each = _CHECKPOINT_BYTES_PER_PARAMETER + (_BYTES_PER_WEIGHT if recipe.training.load_best_model_at_end else 0)
+    stored_gib = saves * each * trained / 2**30
+    early = ", or fewer: early stopping" if recipe.training.early_stopping_patience else ""
     return [
         f"model:        {model.origin} at {model.commit or 'no commit (local)'}: {parameters / 1e6:.1f} M parameters",
         f"data:         {source.origin} at {source.commit or 'no commit (local)'}: "
@@ -108,7 +110,7 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
         + (f"; labels {', '.join(labels.names)}" if labels.names else "")
         + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),
         f"tuning:       {recipe.tuning.method}: {trained / 1e6:.2f} M parameters are trained",
-        f"steps:        {least}{steps} ({per_epoch} per epoch)",
+        f"steps:        {least}{steps} ({per_epoch} per epoch){early}",
         describe_memory(recipe, topology, model.path, _BYTES_PER_WEIGHT * parameters + _BYTES_PER_TRAINED * trained),
         f"to the store: {least}≈ {stored_gib:.2g} GiB in {saves} "
         f"checkpoints, of which {recipe.store.keep_checkpoints} stay",

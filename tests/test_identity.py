@@ -31,6 +31,7 @@ MAY_CHANGE = {
 """Of what defines a training: neither weights nor rows depend on them (a revision counts by its commit)."""
 LORA = ("r", "alpha", "dropout", "targets", "rslora", "dora")
 BESIDE: dict[str, dict[str, Any]] = {"training.packing": {"task": "causal-lm"}}
+BESIDE["training.early_stopping_threshold"] = {"training": {"early_stopping_patience": 2}}
 BESIDE |= {f"tuning.{key}": {"tuning": {"method": "partial"}} for key in ("unfreeze", "embeddings")}
 BESIDE |= {f"tuning.{key}": {"tuning": {"method": "lora"}} for key in LORA}
 """What else a recipe must say for a key to have a meaning."""
@@ -97,6 +98,13 @@ def test_46_a_changed_key_is_16_where_it_decides_the_training_and_logged_elsewhe
     else:
         compare_runs(describe(RECIPE), changed)
         assert f"does not matter for the training: {key}" in caplog.text
+
+
+@pytest.mark.parametrize("watching", [{"early_stopping_patience": 2}, {"load_best_model_at_end": True}])
+def test_46_evaluations_that_decide_which_model_is_taken_may_not_be_moved(watching: dict[str, Any]) -> None:
+    one, other = (describe(RECIPE | {"training": watching | {"eval_steps": steps}}) for steps in (50, 100))
+    with pytest.raises(CheckpointMismatch, match=r"training\.eval_steps: 50 → 100: changed"):
+        compare_runs(one, other)
 
 
 @pytest.mark.parametrize("key", sorted(ONE_VALUE))

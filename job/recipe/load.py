@@ -45,6 +45,8 @@ _HINTS = {
     "per-device batch × accumulation × ranks (for {value} on one rank: global_batch_size: {value})",
     "gradient_accumulation_steps": "accumulation is derived: write training.global_batch_size for the whole step",
     "per_device_eval_batch_size": "the evaluation batch is chosen by length; leave it out",
+    "metric_for_best_model": "it is the task's own metric; leave it out",
+    "greater_is_better": "of every task's metric the higher is the better; leave it out",
     "fp16": "write training.precision: fp16",
     "bf16": "write training.precision: bf16",
     "trust_remote_code": "remote code is never run; use a model that transformers knows itself",

@@ -272,10 +272,40 @@ class Training(Section):
     logging_steps: Positive = 10
     eval_steps: Positive | None = Field(None, description="null: once an epoch")
     save_steps: Positive | None = Field(None, description="null: once an epoch")
+    load_best_model_at_end: bool = Field(
+        False,
+        description="take the model with the best metric on the validation rows, not the last; true with "
+        "early_stopping_patience, where nothing is said",
+    )
+    early_stopping_patience: Positive | None = Field(
+        None, description="stop after so many evaluations in a row without a better metric; null: never"
+    )
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="only a metric that is better by more than this ends the waiting"
+    )
     report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
         [], description="send the curves there, too; each needs its package, and its own environment variables"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_best(cls, values: Any) -> Any:
+        """Who stops because the model gets no better does not want the one that was not better."""
+        if not isinstance(values, dict) or values.get("early_stopping_patience") is None:
+            return values
+        return {"load_best_model_at_end": True} | values
+
+    @model_validator(mode="after")
+    def _refuse_a_threshold_alone(self) -> Training:
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError("early_stopping_threshold is for early_stopping_patience; set that, or leave this out")
+        return self
+
+    @property
+    def watches_metric(self) -> bool:
+        """Whether the metric on the validation rows decides what is trained, or which model is taken."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -28,6 +28,8 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
     if trained := records.get("train"):
         keys = (
             "steps",
+            "model_step",
+            "stopped_by",
             "samples_per_second",
             "tokens_per_second",
             "resumed_from",

@@ -92,7 +92,15 @@ def _name_work(cell: dict[str, Any]) -> str:
 
 
 def render_training(record: dict[str, Any]) -> Html:
-    """Return what the labels weighed in the loss; nothing where all weighed alike."""
+    """Return which step's model it is, why training ended, and what the labels weighed; nothing where all is usual."""
+    steps, chosen, early = record["steps"], record.get("model_step"), record.get("stopped_by") == "early stopping"
+    end = f"Early stopping ended the training after step {steps:,}. " if early else ""
+    if chosen not in (None, steps):
+        end += f"The model is that of step {chosen:,}, the best of those that were evaluated on the validation rows."
+    return (element("p", end) if end else Html()) + _list_weights(record)
+
+
+def _list_weights(record: dict[str, Any]) -> Html:
     weights = record.get("class_weights") or {}
     shown = sorted(weights.items(), key=lambda item: -item[1])[:_SHOWN_WEIGHTS]
     words = [part for name, weight in shown for part in (", ", isolate(name), f" {weight:.3g}")][1:]

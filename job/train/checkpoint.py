@@ -2,6 +2,8 @@
 
 model.safetensors, config.json, tokenizer files    weights in fp32, gathered from all ranks     rank 0
                                                    (those that the method moves, no others)
+best.safetensors                                   the weights of the best evaluation before this     rank 0
+                                                   step, where the recipe wants them
 trainer_state.json, steps.json                     step, epoch, log history; updates            rank 0
 engine.json                                        scheduler, loss scale, DeepSpeed's counters  rank 0
 shard-NNNNN.safetensors                            fragments of the optimizer's moments         every rank under
@@ -24,6 +26,7 @@ from job.errors import CheckpointMismatch, Diverged
 from job.train.fragments import WEIGHTS_FILE
 from job.train.stream import SampleDigest, seed_rank
 
+BEST_FILE = "best.safetensors"
 ENGINE_FILE = "engine.json"
 STATE_FILE = "trainer_state.json"
 

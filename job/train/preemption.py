@@ -105,17 +105,22 @@ class StopVote(TrainerCallback):
 
 
 class EvaluationDebt(TrainerCallback):
-    """Has Trainer evaluate before the first step when the checkpoint's step should have been evaluated and was not."""
+    """Has Trainer evaluate before the first step when the checkpoint's step should have been evaluated and was not.
+
+    `to_the_last`: the last step should be in any case.
+    """
+
+    def __init__(self, to_the_last: bool) -> None:
+        self._to_the_last = to_the_last
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Compare the step with the log that came with the checkpoint; its intervals do not bind this attempt."""
         state.compute_steps(args, state.max_steps)
         done = any("eval_loss" in entry and entry.get("step") == state.global_step for entry in state.log_history)
-        args.eval_on_start = state.global_step > 0 and not done and _is_due(args, state)
+        args.eval_on_start = state.global_step > 0 and not done and self._is_due(args, state)
 
-
-def _is_due(args: TrainingArguments, state: TrainerState) -> bool:
-    if args.eval_strategy == "steps":
-        return state.global_step % state.eval_steps == 0
-    ended = state.global_step >= state.max_steps
-    return args.eval_strategy == "epoch" and (ended or float(state.epoch or 0).is_integer())
+    def _is_due(self, args: TrainingArguments, state: TrainerState) -> bool:
+        ended = state.global_step >= state.max_steps
+        if args.eval_strategy == "steps":
+            return state.global_step % state.eval_steps == 0 or (ended and self._to_the_last)
+        return args.eval_strategy == "epoch" and (ended or float(state.epoch or 0).is_integer())

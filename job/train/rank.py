@@ -38,6 +38,7 @@ from job.train.methods import apply_method, count_trained
 from job.train.packing import check_packing
 from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTwice
 from job.train.progress import Heartbeat, Progress, ScaleFloor
+from job.train.selection import EarlyStopping, EndedEarly
 from job.train.stream import seed_rank
 from job.train.trainer import JobTrainer, TrainingData
 from job.train.units import enter_units
@@ -71,7 +72,12 @@ def _run_rank(run: Run) -> dict[str, Any]:
     step = trainer.state.global_step
     if vote.stopped or vote.told:  # perhaps after the last step: the supervisor may not know of it, and would go on
         raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on", together=True)
-    return _summarize(run, trainer, attempt, seconds) | {"samples_sha256": samples[0], "samples": samples[1]}
+    weights = trainer.place_chosen(run.trained)
+    return (
+        {"weights_file": weights}
+        | _summarize(run, trainer, attempt, seconds)
+        | {"samples_sha256": samples[0], "samples": samples[1]}
+    )
 
 
 def _train(trainer: JobTrainer, vote: StopVote, attempt: dict[str, Any]) -> float:
@@ -83,6 +89,8 @@ def _train(trainer: JobTrainer, vote: StopVote, attempt: dict[str, Any]) -> floa
             trainer.train(resume_from_checkpoint=attempt["resume"])
         except EvaluationCut:
             return time.monotonic() - started
+        except EndedEarly:
+            pass  # an attempt before had done all that there was to do, but for the end
         if not vote.stopped:
             trainer.save()
     return time.monotonic() - started
@@ -135,7 +143,9 @@ def _add_callbacks(run: Run, trainer: JobTrainer, vote: StopVote, queue: Backgro
     trainer.remove_callback(transformers.PrinterCallback)
     tell = partial(write_json, run.progress) if trainer.args.process_index == 0 else None
     progress = Progress(queue.check, trainer.task.metric, tell)
-    for callback in (Heartbeat(), progress, ScaleFloor(trainer.read_loss_scale), vote, EvaluationDebt()):
+    stopping = EarlyStopping(trainer.task.metric, run.recipe.training)
+    debt = EvaluationDebt(run.recipe.training.watches_metric)
+    for callback in (Heartbeat(), progress, ScaleFloor(trainer.read_loss_scale), stopping, vote, debt):
         trainer.add_callback(callback)
 
 
@@ -199,6 +209,8 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
     history = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
         "steps": state.global_step,
+        "model_step": trainer.chosen_step,
+        "stopped_by": "early stopping" if state.global_step < state.max_steps else "the last step",
         "trainable_parameters": count_trained(trainer.model),
         "samples_per_second": round(len(table) * epochs / seconds, 1),
         "tokens_per_second": round(int(table.lengths.sum()) * epochs / seconds),

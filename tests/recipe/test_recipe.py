@@ -239,6 +239,10 @@ def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path:
         ("tuning: {method: qlora}", "found 'qlora'"),
         ("data: {source: d, problem_type: regresion}", "'regression'"),
         ("data: {source: d, problem_type: regression, labels: [a, b]}", "labels: text-classification:regression has"),
+        ("training: {early_stopping_threshold: 0.1}", "early_stopping_threshold is for early_stopping_patience"),
+        ("training: {early_stopping_patience: 0}", "greater than 0"),
+        ("training: {early_stopping: {patience: 3}}", "did you mean 'early_stopping_patience'?"),
+        ("training: {metric_for_best_model: f1}", "it is the task's own metric; leave it out"),
         ("training: {class_weights: {}}", "at least 1 item"),
         ("training: {class_weights: {yes: 0}}", "training.class_weights.yes: input should be greater than 0"),
         ("training: {class_weights: rare}", "input should be 'balanced' (found 'rare')"),
@@ -262,6 +266,14 @@ def test_a_rule_that_is_broken_is_named(load: Loader, change: str, rule: str) ->
     key = change.split(":")[0]
     kept = [line for line in MINIMAL.splitlines() if not line.startswith(f"{key}:")]
     assert rule in refuse(load, "\n".join([*kept, change]))
+
+
+def test_who_stops_early_takes_the_best_model_unless_the_recipe_says_otherwise(load: Loader) -> None:
+    patient = MINIMAL + "training: {early_stopping_patience: 3}\n"
+    assert load(patient).training.load_best_model_at_end
+    assert not load(patient, "training.load_best_model_at_end=false").training.load_best_model_at_end
+    assert not load(MINIMAL).training.load_best_model_at_end
+    assert not load(patient, "training.early_stopping_patience=").training.watches_metric
 
 
 def test_labels_are_weighed_by_name_and_only_where_there_are_labels(load: Loader) -> None:

@@ -1,0 +1,85 @@
+"""Which model is taken, and when training ends because it gets no better: both by the task's metric on validation rows.
+
+Both follow from the log of evaluations alone, which every checkpoint carries, so that a resumed training decides as
+one that nothing interrupted. The weights of the best so far travel in each checkpoint as well (`checkpoint.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from job.recipe.schema import Training
+
+log = logging.getLogger("job.train")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """`step` and `value` of the best evaluation, None before the first; `waited`: evaluations since the last gain."""
+
+    step: int | None
+    value: float | None
+    waited: int
+
+
+class EndedEarly(Exception):
+    """The checkpoint that training would go on from is one after which it had ended."""
+
+
+def judge(history: Iterable[Mapping[str, Any]], metric: str, threshold: float) -> Standing:
+    """Return what the evaluations of a log say; the higher metric is the better, of equal ones the earlier.
+
+    A gain is more than `threshold` above the best so far, as transformers.EarlyStoppingCallback counts. What is no
+    number is none.
+    """
+    best, waited = Standing(None, None, 0), 0
+    for entry in history:
+        found = entry.get(f"eval_{metric}")
+        if found is None:
+            continue
+        usable = not math.isnan(found)
+        waited = 0 if usable and (best.value is None or found - best.value > threshold) else waited + 1
+        if usable and (best.value is None or found > best.value):
+            best = Standing(int(entry["step"]), float(found), 0)
+    return Standing(best.step, best.value, waited)
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends a training that has gained nothing in `training.early_stopping_patience` evaluations.
+
+    The last step is evaluated, too, where its model may be taken. `metric`: the task's.
+    """
+
+    def __init__(self, metric: str, training: Training) -> None:
+        self._metric, self._training = metric, training
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look whether the training had ended where the checkpoint was written."""
+        self._judge(state, control)
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Raise EndedEarly where no step is left: Trainer would do one more."""
+        if control.should_training_stop:
+            raise EndedEarly
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Have the last step evaluated; once an epoch Trainer does so itself."""
+        if self._training.watches_metric and args.eval_strategy == "steps" and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look whether this was one evaluation too many."""
+        self._judge(state, control)
+
+    def _judge(self, state: TrainerState, control: TrainerControl) -> None:
+        patience = self._training.early_stopping_patience
+        standing = judge(state.log_history, self._metric, self._training.early_stopping_threshold)
+        if patience is not None and standing.waited >= patience:
+            log.info("step %d: %d evaluations without a gain, training ends", state.global_step, standing.waited)
+            control.should_training_stop = True
