@@ -32,8 +32,10 @@ from job.store.checkpoints import CheckpointWriter
 from job.store.models import count_parameters
 from job.store.runs import RunStore
 from job.tasks import get_task, load_model, weigh_labels
+from job.train.checkpoint import BEST_FILE
 from job.train.engine import build_arguments, check_gpus, decide_precision, init_sharded_weights, join_group
 from job.train.failures import explain_failures
+from job.train.fragments import WEIGHTS_FILE
 from job.train.methods import apply_method, count_trained
 from job.train.packing import check_packing
 from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTwice
@@ -72,12 +74,9 @@ def _run_rank(run: Run) -> dict[str, Any]:
     step = trainer.state.global_step
     if vote.stopped or vote.told:  # perhaps after the last step: the supervisor may not know of it, and would go on
         raise Interrupted(f"stopped at step {step} with a committed checkpoint; run again to go on", together=True)
-    weights = trainer.place_chosen(run.trained)
-    return (
-        {"weights_file": weights}
-        | _summarize(run, trainer, attempt, seconds)
-        | {"samples_sha256": samples[0], "samples": samples[1]}
-    )
+    if rank == 0 and trainer.chosen_step != step:
+        trainer.best.place(run.trained)
+    return _summarize(run, trainer, attempt, seconds) | {"samples_sha256": samples[0], "samples": samples[1]}
 
 
 def _train(trainer: JobTrainer, vote: StopVote, attempt: dict[str, Any]) -> float:
@@ -210,6 +209,7 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
     return {
         "steps": state.global_step,
         "model_step": trainer.chosen_step,
+        "weights_file": WEIGHTS_FILE if trainer.chosen_step == state.global_step else BEST_FILE,
         "stopped_by": "early stopping" if state.global_step < state.max_steps else "the last step",
         "trainable_parameters": count_trained(trainer.model),
         "samples_per_second": round(len(table) * epochs / seconds, 1),

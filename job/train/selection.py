@@ -1,20 +1,26 @@
 """Which model is taken, and when training ends because it gets no better: both by the task's metric on validation rows.
 
 Both follow from the log of evaluations alone, which every checkpoint carries, so that a resumed training decides as
-one that nothing interrupted. The weights of the best so far travel in each checkpoint as well (`checkpoint.py`).
+one that nothing interrupted. So do the weights of the best so far: they are a file of every later checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from job.recipe.schema import Training
+from job.train.checkpoint import BEST_FILE, write_weights
+from job.train.fragments import WEIGHTS_FILE
 
 log = logging.getLogger("job.train")
 
@@ -48,6 +54,41 @@ def judge(history: Iterable[Mapping[str, Any]], metric: str, threshold: float) -
         if usable and (best.value is None or found > best.value):
             best = Standing(int(entry["step"]), float(found), 0)
     return Standing(best.step, best.value, waited)
+
+
+class BestWeights:
+    """The weights of the best evaluation so far, in a file of rank 0's `folder` that nobody changes, only replaces."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self._partial = folder / BEST_FILE, folder / "best.partial"
+
+    def keep(self, model: Any, weights: dict[str, torch.Tensor], whole: bool) -> None:
+        """Write the best weights, as `write_weights` does."""
+        write_weights(model, weights, self._partial, whole)
+        os.replace(self._partial / WEIGHTS_FILE, self._file)
+        shutil.rmtree(self._partial)
+
+    def add_to(self, checkpoint: Path) -> None:
+        """Make the file one of a checkpoint's, whose own weights are others."""
+        _link(self._file, checkpoint / BEST_FILE)
+
+    def take_from(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint, whose own weights are the best ones where it has no others."""
+        best = checkpoint / BEST_FILE
+        _link(best if best.exists() else checkpoint / WEIGHTS_FILE, self._file)
+
+    def place(self, final: Path) -> None:
+        """Put the best weights in place of the last."""
+        os.replace(self._file, final / WEIGHTS_FILE)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; copy it where the disk has no such links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 class EarlyStopping(TrainerCallback):

@@ -6,7 +6,6 @@ save; its loaders are replaced by ours, so that accelerate does not shard a seco
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from job.liveness import beat
 from job.recipe import Run
 from job.tasks import Task, join_outputs
 from job.train.checkpoint import (
-    BEST_FILE,
     STATE_FILE,
     gather_weights,
     read_engine,
@@ -41,7 +39,6 @@ from job.train.checkpoint import (
     write_weights,
 )
 from job.train.fragments import (
-    WEIGHTS_FILE,
     find_optimizer,
     is_sharded,
     list_fragments,
@@ -52,7 +49,7 @@ from job.train.methods import group_weights, list_frozen, name_moved
 from job.train.packing import PackedCollator
 from job.train.preemption import EvaluationCut
 from job.train.progress import Pace
-from job.train.selection import Standing, judge
+from job.train.selection import BestWeights, Standing, judge
 from job.train.shards import read_shards, write_shard, write_steps
 from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
 
@@ -88,7 +85,7 @@ class JobTrainer(Trainer):
         self.samples = SampleDigest()
         self.shape = (0, 0)
         self._saved_step = -1
-        self._takes_best, self._best = run.recipe.training.load_best_model_at_end, run.folder / "train" / BEST_FILE
+        self._takes_best, self.best = run.recipe.training.load_best_model_at_end, BestWeights(run.folder / "train")
         self._order = np.argsort(-data.validation.lengths, kind="stable")
         self._moved, self._frozen = name_moved(model, run.recipe.tuning), list_frozen(model, run.recipe.tuning)
         self._pace = Pace(args.world_size)
@@ -205,24 +202,12 @@ class JobTrainer(Trainer):
         return self.state.global_step if best is None else best
 
     def _keep_best(self) -> None:
-        """Write the weights as they are now to where all further checkpoints have the best ones from."""
         beat()
-        folder = self._best.with_suffix(".partial")
         with self._pace.pause():
             weights = gather_weights(self.model, self._engine, self._moved)
             if self.args.process_index == 0:
-                write_weights(self.model, weights, folder, whole=self._moved is None)
-                os.replace(folder / WEIGHTS_FILE, self._best)
-                shutil.rmtree(folder)
+                self.best.keep(self.model, weights, whole=self._moved is None)
         beat()
-
-    def place_chosen(self, final: Path) -> str:
-        """Put the chosen weights in place of the last in `final` (rank 0); return their file in the last checkpoint."""
-        if self.chosen_step == self.state.global_step:
-            return WEIGHTS_FILE
-        if self.args.process_index == 0:
-            os.replace(self._best, final / WEIGHTS_FILE)
-        return BEST_FILE
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without a trace in the random number generators; a stop signal ends it and the training."""
@@ -298,7 +283,7 @@ class JobTrainer(Trainer):
             shutil.copytree(self._run.tokenizer, folder, dirs_exist_ok=True)
             write_steps(optimizer, name_flats(self.model, engine), folder)
             if self.chosen_step != self.state.global_step:
-                _link(self._best, folder / BEST_FILE)
+                self.best.add_to(folder)
             write_engine(engine, self.lr_scheduler, self.accelerator.scaler, folder)
             self.state.save_to_json(str(folder / STATE_FILE))
         if rank == 0 or is_sharded(engine):
@@ -324,8 +309,7 @@ class JobTrainer(Trainer):
         read_engine(engine, optimizer, self.lr_scheduler, folder)
         self.samples = read_samples(self.args.process_index, folder)
         if self._takes_best and self.args.process_index == 0:
-            best = folder / BEST_FILE  # absent where the best are the checkpoint's own
-            _link(best if best.exists() else folder / WEIGHTS_FILE, self._best)
+            self.best.take_from(folder)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint:
@@ -335,12 +319,3 @@ class JobTrainer(Trainer):
         if checkpoint:
             rank = self.args.process_index
             read_random_state(rank, (self.args.seed, rank, self.state.global_step), Path(checkpoint))
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file, which nobody changes any more, a second name; copy it where the disk has no such links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
