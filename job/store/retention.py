@@ -2,7 +2,8 @@
 
 What the pointer names stays: the current checkpoint and the last ones that were committed before it.
 Only the owner of the run deletes; a manifest goes before the objects that it names, and an object
-only when no manifest that stays names it. Nothing outside `checkpoints/` is ever touched.
+only when no manifest that stays names it. Nothing outside `checkpoints/` is ever touched. The best model so far needs no
+checkpoint of its own: its weights are a file of every one after it (`train/checkpoint.py`).
 """
 
 from __future__ import annotations
