@@ -6,7 +6,7 @@ from typing import Any
 
 from job.report import format_result
 from job.report.plots import Numbers
-from job.report.tables import render_exports
+from job.report.tables import render_exports, render_training
 
 NUMBERS: dict[str, Any] = dict.fromkeys(
     ("accepted", "metric", "drop", "drop_bound", "agreement", "n", "size", "ms_per_row", "speedup", "rung")
@@ -35,3 +35,13 @@ def test_the_page_says_what_became_of_each_target() -> None:
     shown = render_exports(Numbers("accuracy", {}, RESULT, {}))
     assert shown.count("left out") == 2
     assert shown.count("not judged") == 1
+
+
+def test_the_page_says_which_steps_model_it_is_and_what_labels_weighed() -> None:
+    record: dict[str, Any] = {"steps": 1200, "model_step": 900, "stopped_by": "early stopping"}
+    shown = str(render_training(record | {"class_weights": {"ham": 0.53, "<b>": 8.0}}))
+    assert "Early stopping ended the training after step 1,200. The model is that of step 900" in shown
+    assert shown.index("&lt;b&gt;") < shown.index("ham"), "the heaviest first"
+    assert " 8, " in shown and " 0.53." in shown
+    assert str(render_training({"steps": 60, "model_step": 60, "stopped_by": "the last step"})) == ""
+    assert str(render_training({"steps": 60})) == "", "the record of an older version"
