@@ -81,5 +81,13 @@ def test_what_an_evaluation_owes(
 ) -> None:
     args = SimpleNamespace(eval_strategy=strategy, eval_steps=3, logging_steps=1, save_steps=1, eval_on_start=False)
     state = TrainerState(global_step=step, max_steps=20, epoch=epoch, log_history=log, eval_steps=5)
-    EvaluationDebt().on_train_begin(args, state, TrainerControl())
+    EvaluationDebt(to_the_last=False).on_train_begin(args, state, TrainerControl())
     assert args.eval_on_start == owed
+
+
+@pytest.mark.parametrize(("to_the_last", "step"), [(True, 20), (False, 20), (True, 19)])
+def test_the_last_step_is_owed_an_evaluation_where_its_model_may_be_taken(to_the_last: bool, step: int) -> None:
+    args = SimpleNamespace(eval_strategy="steps", eval_steps=3, logging_steps=1, save_steps=1, eval_on_start=False)
+    state = TrainerState(global_step=step, max_steps=20, epoch=1.5, eval_steps=3)
+    EvaluationDebt(to_the_last).on_train_begin(args, state, TrainerControl())
+    assert args.eval_on_start == (to_the_last and step == 20)
