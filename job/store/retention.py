@@ -2,8 +2,8 @@
 
 What the pointer names stays: the current checkpoint and the last ones that were committed before it.
 Only the owner of the run deletes; a manifest goes before the objects that it names, and an object
-only when no manifest that stays names it. Nothing outside `checkpoints/` is ever touched. The best model so far needs no
-checkpoint of its own: its weights are a file of every one after it (`train/checkpoint.py`).
+only when no manifest that stays names it. Nothing outside `checkpoints/` is ever touched.
+The best model so far needs no checkpoint of its own to stay: its weights are a file of every later one.
 """
 
 from __future__ import annotations

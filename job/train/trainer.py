@@ -38,13 +38,7 @@ from job.train.checkpoint import (
     write_random_state,
     write_weights,
 )
-from job.train.fragments import (
-    find_optimizer,
-    is_sharded,
-    list_fragments,
-    name_flats,
-    read_engine_weights,
-)
+from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
 from job.train.methods import group_weights, list_frozen, name_moved
 from job.train.packing import PackedCollator
 from job.train.preemption import EvaluationCut
