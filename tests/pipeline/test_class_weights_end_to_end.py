@@ -104,14 +104,17 @@ def test_ranks_and_accumulation_do_not_change_what_a_row_weighs(
 
 @pytest.mark.slow
 def test_balanced_weights_find_more_of_a_rare_label(tmp_path: Path, imbalanced: Path, assets: Path) -> None:
-    """MiniLM's last layer on real reviews, of which 1 in 16 is positive; judged on as many of each."""
+    """MiniLM's last layer on real reviews, of which 1 in 16 is positive; judged on as many of each.
+
+    A model that never says the rare label has a macro F1 of 1/3 there.
+    """
     training = {"num_train_epochs": 3, "learning_rate": 3e-4}
     path, scores = write(tmp_path, assets / "minilm-l6", imbalanced, **training), {}
     for name, options in {"plain": [], "balanced": ["training.class_weights=balanced"]}.items():
         trial = Trial(path, tmp_path / name, "tuning={method: partial, unfreeze: last-1-layers}", *options)
         assert trial.attempt(ONE) == 0, trial.reason
         scores[name] = [entry for entry in trial.record["history"] if "eval_loss" in entry][-1]["eval_macro_f1"]
-    assert scores["balanced"] > scores["plain"] + 0.1, scores
+    assert scores["balanced"] > scores["plain"] >= 0.333, scores
 
 
 def test_a_weight_of_a_label_that_is_not_there_is_10_before_training(tmp_path: Path, path: Path) -> None:
