@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ from job.train.preemption import EvaluationCut
 from job.train.progress import Pace
 from job.train.shards import read_shards, write_shard, write_steps
 from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
+from job.train.varlen import FlatRows
 
 # Trainer calls this function for every resume under DeepSpeed and offers no other way to load; ours comes right after,
 # in `_load_optimizer_and_scheduler`
@@ -53,13 +55,17 @@ transformers.trainer.deepspeed_load_checkpoint = lambda *_, **__: None
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Tokenized train and validation rows, the padding id, tokens of a row at most, and how batches are shared."""
+    """Tokenized train and validation rows, the padding id, tokens of a row at most, and how batches are shared.
+
+    `flat`: how train rows are computed end to end, None where they are padded or packed.
+    """
 
     train: TokenTable
     validation: TokenTable
     pad_id: int
     max_length: int
     shape: BatchShape
+    flat: FlatRows | None = None
 
 
 class JobTrainer(Trainer):
@@ -95,17 +101,22 @@ class JobTrainer(Trainer):
             preprocess_logits_for_metrics=self._reduce,
         )
 
+    @property
+    def attention(self) -> str:
+        """How train rows are computed: varlen, packed or padded."""
+        return "varlen" if self._data.flat else "packed" if self._run.recipe.training.packing else "padded"
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's share of every global batch, already sharded."""
         table, training = self._data.train, self._run.recipe.training
         sampler = RankBatches(
             table.lengths, self._data.shape, self.args.process_index, training.seed, training.group_by_length
         )
-        collate = (
-            PackedCollator(table, self._data.pad_id, self._data.max_length)
-            if training.packing
-            else Collator(table, self._data.pad_id, with_rows=True)
-        )
+        collate: Any = Collator(table, self._data.pad_id, with_rows=True)
+        if self._data.flat:
+            collate = self._data.flat.collate(table)
+        elif training.packing:
+            collate = PackedCollator(table, self._data.pad_id, self._data.max_length)
         redraw = partial(self.task.redraw, table.about) if self.task.redraws else None
         rows = SeededBatches(TableRows(np.arange(len(table))), collate, training.seed, redraw)
         return load_batches(rows, sampler, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
@@ -128,13 +139,28 @@ class JobTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Note which rows this rank computes, and how many of how many tokens, then compute them."""
-        self.shape = tuple(inputs["input_ids"].shape)
         rows = inputs.pop("row")
         self.samples.add(self.state.global_step, rows.tolist())
         mask = inputs.get("attention_mask")  # packed rows have none, and hardly any padding
         self._pace.add(inputs["input_ids"].numel() if mask is None else int(mask[rows != FILLER].sum()))
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        flat = self._data.flat
+        self.shape = (len(rows), flat.measure_longest(inputs) if flat else inputs["input_ids"].shape[1])
+        with flat.apart(inputs, self.args.device) if flat else nullcontext(inputs) as kept:
+            loss: torch.Tensor = super().training_step(model, kept, num_items_in_batch)
         return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """Count the labels of a global batch. Trainer's count goes to the GPU, for which that would have to be idle;
+        transformers 5 leaves out the first label of every line.
+        """
+        count = torch.stack([(batch["labels"] != IGNORED_LABEL).sum() for batch in batch_samples]).sum()
+        return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count
+
+    def _prepare_input(self, data: Any) -> Any:
+        """As Trainer's, but what lies in pinned memory is not waited for."""
+        if torch.is_tensor(data) and data.is_pinned() and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """As Trainer's, with a group of weights for each depth where learning rates differ by layer."""
