@@ -26,9 +26,7 @@ _TOLERANCE = 1e-3
 """Share of the largest logit by which fp32 answers may differ; a row that sees another differs by a tenth or more."""
 
 
-def choose_attention(
-    asked: str, precision: str, model: Any, task: Task, table: TokenTable
-) -> FlatRows | None:
+def choose_attention(asked: str, precision: str, model: Any, task: Task, table: TokenTable) -> FlatRows | None:
     """Return how rows are computed end to end, None where they are padded.
 
     `asked`: training.attention. `auto` wants it where a GPU has a kernel for it and the model loses nothing by it,

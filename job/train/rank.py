@@ -32,7 +32,14 @@ from job.store.models import count_parameters
 from job.store.runs import RunStore
 from job.tasks import get_task, load_model
 from job.train.attention import choose_attention
-from job.train.engine import build_arguments, check_gpus, decide_precision, init_sharded_weights, join_group
+from job.train.engine import (
+    build_arguments,
+    check_gpus,
+    decide_precision,
+    init_sharded_weights,
+    join_group,
+    repeat_bits,
+)
 from job.train.failures import explain_failures
 from job.train.methods import apply_method, count_trained
 from job.train.packing import check_packing
@@ -93,6 +100,7 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     recipe, data = run.recipe, run.read("data.json")
     task, training = get_task(recipe.kind), recipe.training
     check_gpus()
+    repeat_bits()
     shape = derive_micro_batch(training.global_batch_size, world_size, training.max_micro_batch_size)
     precision = decide_precision(training.precision)
     # arguments and process group come before the model: under ZeRO-3 from_pretrained shards the weights as it loads

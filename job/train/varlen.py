@@ -164,7 +164,9 @@ class FlatRows:
             return self._run_kernel(query.to(dtype), key.to(dtype), value.to(dtype), scale)
         rows = [slice(*span) for span in zip(self._bounds, self._bounds[1:], strict=False)]
         parts = [
-            _attend_padded(*(each[:, :, row] for each in (query, key, value)), is_causal=self.layout.causal, scale=scale)
+            _attend_padded(
+                *(each[:, :, row] for each in (query, key, value)), is_causal=self.layout.causal, scale=scale
+            )
             for row in rows
         ]
         return torch.cat(parts, dim=2)
@@ -178,4 +180,4 @@ class FlatRows:
         bounds, longest = self._cu_seqlens, self._longest
         window = (-1, 0) if self.layout.causal else (-1, -1)
         out = varlen_attn(*flat, bounds, bounds, longest, longest, scale=scale, window_size=window)
-        return out.transpose(0, 1)[None]  # type: ignore[union-attr]
+        return out.transpose(0, 1)[None]

@@ -101,7 +101,9 @@ def test_more_tokens_than_the_model_has_positions_lie_in_one_line() -> None:
 
 def test_how_a_model_is_asked_is_found_out() -> None:
     table, task = make_table(True), get_task("token-classification")
-    found = {kind: find_layout(make_model(kind, task.name), task, table).layout for kind in ("bert", "roberta", "llama")}
+    found = {
+        kind: find_layout(make_model(kind, task.name), task, table).layout for kind in ("bert", "roberta", "llama")
+    }
     assert found == {"bert": Layout(False, 0), "roberta": Layout(False, 2), "llama": Layout(True, 0)}
 
 
