@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,20 @@ def check_gpus() -> None:
         )
 
 
-def repeat_bits() -> None:
-    """Have a GPU add up in the same order every time, so that an attempt that goes on comes to the same bits.
+@contextmanager
+def repeat_bits(asked: bool) -> Iterator[None]:
+    """Have torch add up in the same order every time, so that an attempt that goes on comes to the same bits.
 
-    A kernel that cannot is used all the same, with a warning. For cuBLAS it must be said before its first call.
+    Without `asked` nothing changes. Attention has two orders to choose from on a GPU, and takes the quicker one where
+    others are only warned of; so a kernel that has no fixed order is an error within.
     """
-    if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first call
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(asked)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def decide_precision(asked: str) -> str:

@@ -38,7 +38,6 @@ from job.train.engine import (
     decide_precision,
     init_sharded_weights,
     join_group,
-    repeat_bits,
 )
 from job.train.failures import explain_failures
 from job.train.methods import apply_method, count_trained
@@ -100,7 +99,6 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     recipe, data = run.recipe, run.read("data.json")
     task, training = get_task(recipe.kind), recipe.training
     check_gpus()
-    repeat_bits()
     shape = derive_micro_batch(training.global_batch_size, world_size, training.max_micro_batch_size)
     precision = decide_precision(training.precision)
     # arguments and process group come before the model: under ZeRO-3 from_pretrained shards the weights as it loads
@@ -125,6 +123,7 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     if task.standardizes:
         tables = enter_units(model, new_weights, tables)
     trainer = JobTrainer(model, args, run, tables, task)
+    trainer.repeats = torch.cuda.is_available() and not is_deepspeed_zero3_enabled() and trainer.try_repeating()
     seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:
         log.info(

@@ -6,6 +6,7 @@ save; its loaders are replaced by ours, so that accelerate does not shard a seco
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from job.train.checkpoint import (
     write_random_state,
     write_weights,
 )
+from job.train.engine import repeat_bits
 from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
 from job.train.methods import group_weights, list_frozen, name_moved
 from job.train.packing import PackedCollator
@@ -47,6 +49,8 @@ from job.train.progress import Pace
 from job.train.shards import read_shards, write_shard, write_steps
 from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
 from job.train.varlen import FlatRows
+
+log = logging.getLogger("job.train")
 
 # Trainer calls this function for every resume under DeepSpeed and offers no other way to load; ours comes right after,
 # in `_load_optimizer_and_scheduler`
@@ -69,14 +73,17 @@ class TrainingData:
 
 
 class JobTrainer(Trainer):
-    """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint."""
+    """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint.
+
+    `repeats`: a step is computed with the same bits every time; a processor does so by itself.
+    """
 
     optimizer: Any
 
     def __init__(self, model: Any, args: TrainingArguments, run: Run, data: TrainingData, task: Task) -> None:
         self._run, self._data, self.task = run, data, task
         self.on_checkpoint: Callable[[Path, float], None] = lambda folder, seconds: None
-        self.resumed_from = -1
+        self.resumed_from, self.repeats = -1, False
         self.samples = SampleDigest()
         self.shape = (0, 0)
         self._saved_step = -1
@@ -112,14 +119,42 @@ class JobTrainer(Trainer):
         sampler = RankBatches(
             table.lengths, self._data.shape, self.args.process_index, training.seed, training.group_by_length
         )
-        collate: Any = Collator(table, self._data.pad_id, with_rows=True)
-        if self._data.flat:
-            collate = self._data.flat.collate(table)
-        elif training.packing:
-            collate = PackedCollator(table, self._data.pad_id, self._data.max_length)
         redraw = partial(self.task.redraw, table.about) if self.task.redraws else None
-        rows = SeededBatches(TableRows(np.arange(len(table))), collate, training.seed, redraw)
+        rows = SeededBatches(TableRows(np.arange(len(table))), self._collator, training.seed, redraw)
         return load_batches(rows, sampler, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+
+    @property
+    def _collator(self) -> Any:
+        if self._data.flat:
+            return self._data.flat.collate(self._data.train)
+        if self._run.recipe.training.packing:
+            return PackedCollator(self._data.train, self._data.pad_id, self._data.max_length)
+        return Collator(self._data.train, self._data.pad_id, with_rows=True)
+
+    def try_repeating(self) -> bool:
+        """Compute the shortest rows; tell whether every kernel of this model can add up in one order."""
+        few = np.argsort(self._data.train.lengths, kind="stable")[:2]
+        batch = self._collator(few.tolist())
+        device, half = self.args.device, torch.bfloat16 if self.args.bf16 else torch.float16
+        mixed = torch.autocast(device.type, half, enabled=self.args.bf16 or self.args.fp16)
+        del batch["row"]
+        try:
+            with keep_generators(), repeat_bits(True), mixed, self._lay_out(batch) as kept:
+                labels = kept.pop("labels").to(device)
+                outputs = self.model.train()(**self._prepare_inputs(kept))
+                self.task.sum_loss(join_outputs(self.task, outputs), labels, 0.0).backward()
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            log.warning("on a GPU this model has other bits each time, also when it goes on: %s", str(error)[:120])
+            return False
+        finally:
+            self.model.zero_grad()
+        return True
+
+    def _lay_out(self, batch: dict[str, Any]) -> Any:
+        flat = self._data.flat
+        return flat.apart(batch, self.args.device) if flat else nullcontext(batch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return validation rows, longest first, sharded by accelerate."""
@@ -145,14 +180,16 @@ class JobTrainer(Trainer):
         self._pace.add(inputs["input_ids"].numel() if mask is None else int(mask[rows != FILLER].sum()))
         flat = self._data.flat
         self.shape = (len(rows), flat.measure_longest(inputs) if flat else inputs["input_ids"].shape[1])
-        with flat.apart(inputs, self.args.device) if flat else nullcontext(inputs) as kept:
+        with repeat_bits(self.repeats), self._lay_out(inputs) as kept:
             loss: torch.Tensor = super().training_step(model, kept, num_items_in_batch)
         return loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         """Count the labels of a global batch. Trainer's count goes to the GPU, for which that would have to be idle;
         transformers 5 leaves out the first label of every line.
         """
+        if not batch_samples:  # Trainer asks once more at the end of an epoch
+            return None
         count = torch.stack([(batch["labels"] != IGNORED_LABEL).sum() for batch in batch_samples]).sum()
         return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count
 

@@ -118,7 +118,7 @@ class FlatRows:
         if "position_ids" not in self._parameters:
             self._positions = kept.pop("position_ids").to(device, non_blocking=True)
         if self.layout.causal:  # a mask of four dimensions is left alone; without, one of tokens × tokens is made
-            kept["attention_mask"] = torch.zeros(1, 1, 1, 1)
+            kept["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device)
         if "use_cache" in self._parameters:
             kept["use_cache"] = False
         torch.nn.functional.scaled_dot_product_attention = self._attend

@@ -33,7 +33,7 @@ from job.data.tokenize import TokenTable
 from job.recipe import Recipe, Run
 from job.tasks import get_task
 from job.train.attention import choose_attention
-from job.train.engine import build_arguments, repeat_bits
+from job.train.engine import build_arguments
 from job.train.trainer import JobTrainer, TrainingData
 
 GPU = torch.cuda.is_available()
@@ -210,7 +210,6 @@ def make_trainer(shape: Shape, table: TokenTable, folder: Path, **how: Any) -> C
         output_dir=str(folder), report_to=[], save_strategy="no", logging_steps=10, disable_tqdm=True, use_cpu=not GPU,
         dataloader_pin_memory=GPU, dataloader_num_workers=2, remove_unused_columns=False, **arguments,
     )  # fmt: skip
-    torch.use_deterministic_algorithms(False)
     return Counted(shape.make(), args, train_dataset=Rows(table), data_collator=pad)
 
 
@@ -219,8 +218,6 @@ def make_job(shape: Shape, table: TokenTable, folder: Path, attention: str, repe
 
     Without `repeats`, kernels may add up in another order each time, as they may for a plain Trainer.
     """
-    repeat_bits()
-    torch.use_deterministic_algorithms(repeats and GPU, warn_only=True)
     recipe = Recipe.model_validate({
         "name": "bench", "task": shape.task, "model": {"id": "random"}, "data": {"source": "random", "num_workers": 2},
         "training": {"global_batch_size": shape.batch, "max_micro_batch_size": shape.batch, "max_steps": 10_000,
@@ -235,7 +232,9 @@ def make_job(shape: Shape, table: TokenTable, folder: Path, attention: str, repe
     flat = choose_attention(attention, precision, model, task, table)
     few = table.take(np.arange(8))
     data = TrainingData(table, few, 0, 512, batches, flat)
-    return CountedJob(model, args, run, data, task)
+    trainer = CountedJob(model, args, run, data, task)
+    trainer.repeats = GPU and repeats and trainer.try_repeating()
+    return trainer
 
 
 def take_turn(trainer: Any, steps: int) -> Turn:

@@ -17,11 +17,13 @@ import pytest
 from conftest import write_recipe
 from trainings import Trial
 
+from job.launch import Place, find_topology
+from job.recipe.schema import Distributed
 from job.store import RunStore
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not list(Path("/dev").glob("nvidia[0-9]*")), reason="needs an NVIDIA GPU"),
+    pytest.mark.skipif(not find_topology(Distributed(), Place()).gpus, reason="needs an NVIDIA GPU"),
 ]
 
 MakeRecipe = Callable[..., Path]
