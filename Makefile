@@ -18,7 +18,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-next test-cluster k8s-validate image chaos bench s3-conformance lint assets lock clean
+.PHONY: help run test test-all test-next test-gpu test-cluster k8s-validate image chaos bench s3-conformance lint assets lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -97,6 +97,9 @@ ONLY ?= export
 
 bench: assets ## what a user would run instead, beside it, in one run: ONLY=export (optimum-cli)
 	@HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/$(ONLY).py $(ASSETS) work/bench
+
+test-gpu: $(STAMP) ## what only an NVIDIA GPU can show: bf16, fp16, kernels without padding, memory that ends
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu tests/pipeline/test_gpu.py
 
 s3-conformance: assets ## what the commit protocol needs of an S3 server, asked of yours: ENDPOINT=https://... BUCKET=...
 	@test -n "$(BUCKET)" || { echo "make s3-conformance ENDPOINT=https://host BUCKET=name  (keys in AWS_*; leaves nothing)"; exit 2; }

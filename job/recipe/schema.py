@@ -268,7 +268,11 @@ class Training(Section):
     group_by_length: bool = Field(True, description="rows of like length share a global batch (less padding)")
     packing: bool = Field(False, description="causal-lm: rows end to end instead of padded; none sees another")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 where it is supported")
-    attention: Literal["auto", "padded"] = "auto"
+    attention: Literal["auto", "padded", "varlen"] = Field(
+        "auto",
+        description="varlen: rows end to end without padding, each seeing itself alone; no attention weights are "
+        "dropped. auto: varlen on a GPU in 16 bits with group_by_length: false, where the model drops none anyhow",
+    )
     logging_steps: Positive = 10
     eval_steps: Positive | None = Field(None, description="null: once an epoch")
     save_steps: Positive | None = Field(None, description="null: once an epoch")

@@ -35,6 +35,7 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
             "resumed_from",
             "world_size",
             "precision",
+            "attention",
             "seconds",
             "trainable_parameters",
             "checkpoint_bytes",

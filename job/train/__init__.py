@@ -6,8 +6,9 @@ config · `trainer.py` is transformers.Trainer with our batches, loss and checkp
 the rows as they come · `checkpoint.py` writes and reads the training state without pickle, of it
 `shards.py` the optimizer's, `fragments.py` where each engine keeps that · `preemption.py` lets all
 ranks stop at the same step · `selection.py` says which step's model is taken, and when training gets no further ·
-`progress.py` shows it · `failures.py` explains what torch raises · `packing.py` rows end to end · `memory.py` what a
-training will hold · `versions.py` what transformers 5 calls otherwise.
+`progress.py` shows it · `failures.py` explains what torch raises · `packing.py` rows end to end · `varlen.py` those
+without padding, `attention.py` whether a model takes them · `memory.py` what a training will hold · `versions.py` what
+transformers 5 calls otherwise.
 """
 
 from job.train.memory import measure_activations, measure_device

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,22 @@ def check_gpus() -> None:
         )
 
 
+@contextmanager
+def repeat_bits(asked: bool) -> Iterator[None]:
+    """Have torch add up in the same order every time, so that an attempt that goes on comes to the same bits.
+
+    Without `asked` nothing changes. Attention has two orders to choose from on a GPU, and takes the quicker one where
+    others are only warned of; so a kernel that has no fixed order is an error within.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first call
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(asked)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def decide_precision(asked: str) -> str:
     """Return bf16, fp16 or fp32; `auto` is bf16 where the processor computes it natively, else fp32."""
     if asked == "fp16" and not torch.cuda.is_available():
@@ -66,6 +84,9 @@ def build_arguments(
 ) -> TrainingArguments:
     """Return the TrainingArguments of one rank; Trainer neither saves nor shuffles on its own."""
     training, per_token = recipe.training, get_task(recipe.kind).per_token
+    in_group = shape.world_size > 1 or recipe.distributed.engine == "deepspeed"
+    if not in_group:  # accelerate would wrap the model for a group of one, which keeps every gradient twice
+        os.environ.pop("LOCAL_RANK", None)
     deepspeed = None
     if recipe.distributed.engine == "deepspeed":
         deepspeed = build_deepspeed_config(recipe, shape, parameters, precision)
@@ -79,7 +100,7 @@ def build_arguments(
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not torch.cuda.is_available(),
-        "ddp_backend": None if torch.cuda.is_available() else "gloo",
+        "ddp_backend": "gloo" if in_group and not torch.cuda.is_available() else None,
         "ddp_find_unused_parameters": False,
         "deepspeed": deepspeed,
         "dataloader_num_workers": recipe.data.num_workers,
@@ -99,7 +120,10 @@ def build_arguments(
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
         **_same_names(training),
     }
-    return TrainingArguments(**fit_arguments(options))
+    args = TrainingArguments(**fit_arguments(options))
+    if not in_group:
+        args._n_gpu = min(args.n_gpu, 1)  # one rank on a node of many GPUs takes one; Trainer would take all
+    return args
 
 
 def join_group(args: TrainingArguments, world_size: int) -> None:

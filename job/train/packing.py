@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import FILLER
 from job.data.tokenize import TokenTable
@@ -72,7 +73,11 @@ def pack_lengths(lengths: Sequence[int] | np.ndarray, max_length: int) -> list[l
 
 
 def check_packing(model: Any, table: TokenTable, pad_id: int) -> None:
-    """Raise RecipeError (10) for a model whose answers to a row depend on what is packed beside it."""
+    """Raise RecipeError (10) for a model whose answers to a row depend on what is packed beside it, and for ZeRO-3."""
+    if is_deepspeed_zero3_enabled():
+        raise RecipeError(
+            "training.packing: is not offered with ZeRO stage 3; use distributed.zero_stage: 2, or leave it out"
+        )
     shortest = np.argsort(table.lengths, kind="stable")[:2]
     together = PackedCollator(table, pad_id, 1 << 30)(shortest.tolist())
     packed = _compute_logits(model, together["input_ids"], together["position_ids"])

@@ -24,7 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import derive_micro_batch
 from job.data.tokenize import TokenTable
-from job.errors import Interrupted, RecipeError
+from job.errors import Interrupted
 from job.liveness import beat
 from job.recipe import Run, write_json
 from job.store.background import BackgroundUploader
@@ -32,6 +32,7 @@ from job.store.checkpoints import CheckpointWriter
 from job.store.models import count_parameters
 from job.store.runs import RunStore
 from job.tasks import get_task, load_model, weigh_labels
+from job.train.attention import choose_attention
 from job.train.checkpoint import BEST_FILE
 from job.train.engine import build_arguments, check_gpus, decide_precision, init_sharded_weights, join_group
 from job.train.failures import explain_failures
@@ -118,22 +119,25 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     if training.class_weights is not None:
         weights = weigh_labels(training.class_weights, data["labels"], np.asarray(tables.train.labels))
         tables = replace(tables, class_weights=weights)
-    if training.packing and is_deepspeed_zero3_enabled():
-        raise RecipeError(
-            "training.packing: is not offered with ZeRO stage 3; use distributed.zero_stage: 2, or leave it out"
-        )
-    if training.packing:
+    if not is_deepspeed_zero3_enabled():
+        model.to(args.device)  # as Trainer does later
+    # rows of like length are hardly padded: on an H200 they were 3 to 12 % faster than rows end to end
+    asked = "padded" if training.attention == "auto" and training.group_by_length else training.attention
+    flat = choose_attention(asked, precision, model, task, tables.train)
+    tables = replace(tables, flat=flat)
+    if training.packing and not flat:
         check_packing(model, tables.train, tables.pad_id)
     if task.standardizes:
         tables = enter_units(model, new_weights, tables)
     trainer = JobTrainer(model, args, run, tables, task)
+    trainer.repeats = torch.cuda.is_available() and not is_deepspeed_zero3_enabled() and trainer.try_repeating()
     seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:
         log.info(
-            "training %d weights on %d rank(s), %s, %s: %d rows, global batch %d = %d ranks × %d accumulation × "
+            "training %d weights on %d rank(s), %s, %s, %s: %d rows, global batch %d = %d ranks × %d accumulation × "
             "%d rows",
-            count_trained(model), world_size, recipe.distributed.engine, precision, len(tables.train),
-            shape.global_batch, world_size, shape.accumulation, shape.micro_batch,
+            count_trained(model), world_size, recipe.distributed.engine, precision, trainer.attention,
+            len(tables.train), shape.global_batch, world_size, shape.accumulation, shape.micro_batch,
         )  # fmt: skip
     return trainer, dist.new_group(backend="gloo") if world_size > 1 else None
 
@@ -220,5 +224,6 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
         "world_size": trainer.args.world_size,
         "class_weights": trainer.name_class_weights(run.read("data.json")["labels"]),
         "precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
+        "attention": trainer.attention,
         "history": history,
     }

@@ -76,6 +76,11 @@ class Collator:
             batch["row"] = np.where(filler, FILLER, self._table.rows[chosen])
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
+    def find_row(self, batch: dict[str, torch.Tensor], line: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return views of a row's ids and labels, without padding, in a batch whose tokens have labels."""
+        length = int(batch["attention_mask"][line].sum())
+        return batch["input_ids"][line, :length], batch["labels"][line, :length]
+
 
 class TableRows(Dataset[int]):
     """Positions of a token table; the collator looks the rows up, so that a batch is padded in one go."""
@@ -110,8 +115,7 @@ class SeededBatches(Dataset[Any]):
             batch = self._collate([self._rows[position] for position in micro.positions])
         for line, position in enumerate(micro.positions if self._redraw else ()):
             if self._redraw and position != FILLER:
-                length = int(batch["attention_mask"][line].sum())
-                ids, labels = (batch[name][line, :length] for name in ("input_ids", "labels"))
+                ids, labels = self._collate.find_row(batch, line)
                 rng = np.random.default_rng([self._seed, micro.epoch, position])
                 drawn = self._redraw(ids.numpy(), labels.numpy(), rng)
                 ids.copy_(torch.from_numpy(drawn[0])), labels.copy_(torch.from_numpy(drawn[1]))

@@ -6,9 +6,11 @@ save; its loaders are replaced by ours, so that accelerate does not shard a seco
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ from job.train.checkpoint import (
     write_random_state,
     write_weights,
 )
+from job.train.engine import repeat_bits
 from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
 from job.train.methods import group_weights, list_frozen, name_moved
 from job.train.packing import PackedCollator
@@ -46,6 +49,9 @@ from job.train.progress import Pace
 from job.train.selection import BestWeights, Standing, judge
 from job.train.shards import read_shards, write_shard, write_steps
 from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
+from job.train.varlen import FlatRows
+
+log = logging.getLogger("job.train")
 
 # Trainer calls this function for every resume under DeepSpeed and offers no other way to load; ours comes right after,
 # in `_load_optimizer_and_scheduler`
@@ -57,6 +63,7 @@ class TrainingData:
     """Tokenized train and validation rows, the padding id, tokens of a row at most, and how batches are shared.
 
     `class_weights`: what each label counts in the loss, float32 [labels]; None: all alike.
+    `flat`: how train rows are computed end to end, None where they are padded or packed.
     """
 
     train: TokenTable
@@ -65,17 +72,21 @@ class TrainingData:
     max_length: int
     shape: BatchShape
     class_weights: np.ndarray | None = None
+    flat: FlatRows | None = None
 
 
 class JobTrainer(Trainer):
-    """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint."""
+    """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint.
+
+    `repeats`: a step is computed with the same bits every time; a processor does so by itself.
+    """
 
     optimizer: Any
 
     def __init__(self, model: Any, args: TrainingArguments, run: Run, data: TrainingData, task: Task) -> None:
         self._run, self._data, self.task = run, data, task
         self.on_checkpoint: Callable[[Path, float], None] = lambda folder, seconds: None
-        self.resumed_from = -1
+        self.resumed_from, self.repeats = -1, False
         self.samples = SampleDigest()
         self.shape = (0, 0)
         self._saved_step = -1
@@ -104,20 +115,53 @@ class JobTrainer(Trainer):
             preprocess_logits_for_metrics=self._reduce,
         )
 
+    @property
+    def attention(self) -> str:
+        """How train rows are computed: varlen, packed or padded."""
+        return "varlen" if self._data.flat else "packed" if self._run.recipe.training.packing else "padded"
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's share of every global batch, already sharded."""
         table, training = self._data.train, self._run.recipe.training
         sampler = RankBatches(
             table.lengths, self._data.shape, self.args.process_index, training.seed, training.group_by_length
         )
-        collate = (
-            PackedCollator(table, self._data.pad_id, self._data.max_length)
-            if training.packing
-            else Collator(table, self._data.pad_id, with_rows=True)
-        )
         redraw = partial(self.task.redraw, table.about) if self.task.redraws else None
-        rows = SeededBatches(TableRows(np.arange(len(table))), collate, training.seed, redraw)
+        rows = SeededBatches(TableRows(np.arange(len(table))), self._collator, training.seed, redraw)
         return load_batches(rows, sampler, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+
+    @property
+    def _collator(self) -> Any:
+        if self._data.flat:
+            return self._data.flat.collate(self._data.train)
+        if self._run.recipe.training.packing:
+            return PackedCollator(self._data.train, self._data.pad_id, self._data.max_length)
+        return Collator(self._data.train, self._data.pad_id, with_rows=True)
+
+    def try_repeating(self) -> bool:
+        """Compute the shortest rows; tell whether every kernel of this model can add up in one order."""
+        few = np.argsort(self._data.train.lengths, kind="stable")[:2]
+        batch = self._collator(few.tolist())
+        device, half = self.args.device, torch.bfloat16 if self.args.bf16 else torch.float16
+        mixed = torch.autocast(device.type, half, enabled=self.args.bf16 or self.args.fp16)
+        del batch["row"]
+        try:
+            with keep_generators(), repeat_bits(True), mixed, self._lay_out(batch) as kept:
+                labels = kept.pop("labels").to(device)
+                outputs = self.model.train()(**self._prepare_inputs(kept))
+                self.task.sum_loss(join_outputs(self.task, outputs), labels, 0.0).backward()
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            log.warning("on a GPU this model has other bits each time, also when it goes on: %s", str(error)[:120])
+            return False
+        finally:
+            self.model.zero_grad()
+        return True
+
+    def _lay_out(self, batch: dict[str, Any]) -> Any:
+        flat = self._data.flat
+        return flat.apart(batch, self.args.device) if flat else nullcontext(batch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return validation rows, longest first, sharded by accelerate."""
@@ -137,26 +181,33 @@ class JobTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Note which rows this rank computes, and how many of how many tokens, then compute them."""
-        self.shape = tuple(inputs["input_ids"].shape)
         rows = inputs.pop("row")
         self.samples.add(self.state.global_step, rows.tolist())
         mask = inputs.get("attention_mask")  # packed rows have none, and hardly any padding
         self._pace.add(inputs["input_ids"].numel() if mask is None else int(mask[rows != FILLER].sum()))
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        flat = self._data.flat
+        self.shape = (len(rows), flat.measure_longest(inputs) if flat else inputs["input_ids"].shape[1])
+        with repeat_bits(self.repeats), self._lay_out(inputs) as kept:
+            loss: torch.Tensor = super().training_step(model, kept, num_items_in_batch)
         return loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
-        """Return what the loss of a whole global batch is divided by: as Trainer's, or the sum of its labels' weights.
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        """Return what the loss of a whole global batch is divided by: its number of labels, or the sum of their weights.
 
-        Added up in fp64, so that it hardly depends on how many share the batch.
+        Trainer's count goes to the GPU, which would have to be idle for that, and transformers 5 leaves out the first
+        label of every line. Weights are added up in fp64, so that it hardly depends on how many share the batch.
         """
-        weights = self._class_weights
-        if weights is None or not batch_samples:
-            count: torch.Tensor | int | None = super()._get_num_items_in_batch(batch_samples, device)
-            return count
-        counts = [self.task.count_loss(batch["labels"].to(device), weights.double()) for batch in batch_samples]
-        total: torch.Tensor = self.accelerator.gather(torch.stack(counts).sum()).sum()
-        return total
+        if not batch_samples:  # Trainer asks once more at the end of an epoch
+            return None
+        weights = None if self._class_weights is None else self._class_weights.double().cpu()
+        count = torch.stack([self.task.count_loss(batch["labels"].cpu(), weights) for batch in batch_samples]).sum()
+        return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count
+
+    def _prepare_input(self, data: Any) -> Any:
+        """As Trainer's, but what lies in pinned memory is not waited for."""
+        if torch.is_tensor(data) and data.is_pinned() and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """As Trainer's, with a group of weights for each depth where learning rates differ by layer."""

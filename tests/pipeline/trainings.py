@@ -33,13 +33,15 @@ HERE = Path(__file__).parent
 
 
 def run_trial_rank(run: Run) -> dict[str, Any]:
-    """Train as the house does, but for what TRIAL_NOISE, _MEMORY_ROWS, _OVERFLOW and _ACCIDENT say."""
+    """Train as the house does, but for what TRIAL_NOISE, _MEMORY_ROWS, _MEMORY_MIB, _OVERFLOW and _ACCIDENT say."""
     from job.train import run_rank
 
     if os.environ.get("TRIAL_NOISE"):
         _add_noise()
     if rows := os.environ.get("TRIAL_MEMORY_ROWS"):
         _limit_memory(int(rows), run)
+    if mib := os.environ.get("TRIAL_MEMORY_MIB"):
+        _shrink_gpu(int(mib))
     if os.environ.get("TRIAL_OVERFLOW"):
         _overflow()
     if accident := os.environ.get("TRIAL_ACCIDENT"):
@@ -78,12 +80,19 @@ def _limit_memory(rows: int, run: Run) -> None:
     inner = JobTrainer.compute_loss
 
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if model.training and len(inputs["input_ids"]) > rows and self.state.global_step >= 3:
+        if model.training and self.shape[0] > rows and self.state.global_step >= 3:
             _await_commit(run, 3)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return inner(self, model, inputs, *args, **kwargs)
 
     JobTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+
+
+def _shrink_gpu(mib: int) -> None:
+    """Let torch have so much of the GPU's memory and no more."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(mib * 2**20 / torch.cuda.get_device_properties(0).total_memory)
 
 
 def _overflow() -> None:
@@ -208,7 +217,8 @@ class Trial:
         order = {"epoch": self._epoch, "nonce": f"{self._epoch:032x}", "keep": 2, "peer_timeout_s": 60}
         RunStore(run.recipe.store.uri, run.run_id).write_json("owner.json", order)  # committing asks who owns the run
         run.write("attempt.json", order | self._fetch(run) | {"about": {"engine": run.recipe.distributed.engine}})
-        common = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE), "TRIAL_NOISE": "1" if self._noise else ""}
+        path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+        common = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "TRIAL_NOISE": "1" if self._noise else ""}
         topology = find_topology(run.recipe.distributed, Place())
         environments = [common | dict(each) for each in topology.rank_environments(find_free_port())]
         environments[rank] |= {"TRIAL_ACCIDENT": accident, "JOB_FAILPOINT": failpoint}
