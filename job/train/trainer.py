@@ -192,7 +192,7 @@ class JobTrainer(Trainer):
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """Return what the loss of a whole global batch is divided by: its number of labels, or the sum of their weights.
+        """Return what the loss of a whole global batch is divided by: the number of its labels, or what they weigh.
 
         Trainer's count goes to the GPU, which would have to be idle for that, and transformers 5 leaves out the first
         label of every line. Weights are added up in fp64, so that it hardly depends on how many share the batch.

@@ -236,7 +236,7 @@ def make_job(shape: Shape, table: TokenTable, folder: Path, attention: str, repe
     args = build_arguments(recipe, batches, precision, run.folder / "train", model.num_parameters())
     flat = choose_attention(attention, precision, model, task, table)
     few = table.take(np.arange(8))
-    data = TrainingData(table, few, 0, 512, batches, flat)
+    data = TrainingData(table, few, 0, 512, batches, flat=flat)
     trainer = CountedJob(model, args, run, data, task)
     trainer.repeats = GPU and repeats and trainer.try_repeating()
     return trainer
@@ -394,6 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=list(SHAPES))
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--saves", action="store_true", help="only the checkpoints of the largest")
     asked = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     shapes = {name: SHAPES[name] for name in asked.models}
@@ -409,7 +410,7 @@ def main() -> None:
         for name, shape in shapes.items():
             began = time.perf_counter()
             table = make_table(shape)
-            lines += race(name, shape, table, Path(place), peak)
+            lines += [] if asked.saves else race(name, shape, table, Path(place), peak)
             print_table([line for line in lines if line["model"] == name])
             if name == "llama-1b":
                 checkpoints = measure_checkpoints(shape, table, Path(place))
