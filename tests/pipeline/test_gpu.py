@@ -141,7 +141,8 @@ def test_memory_that_ends_halves_the_micro_batch_and_keeps_the_global_one(
     assert peaks[0] > 1.2 * peaks[1], peaks
     command = [sys.executable, str(Path(__file__).with_name("accidental_job.py")), "run", str(path)]
     environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "JOB_STAND_INS": "train=trainings:run_trial_rank", "TRIAL_MEMORY_MIB": str((sum(peaks) // 2) >> 20),
+        "HF_HUB_OFFLINE": "1", "JOB_STAND_INS": "train=trainings:run_trial_rank",
+        "TRIAL_MEMORY_MIB": str((sum(peaks) // 2) >> 20),
     }  # fmt: skip
     done = subprocess.run(
         [*command, "--run-id", "small", "--work-dir", str(tmp_path / "work")],
