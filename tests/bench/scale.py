@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_frame
+from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_frame, format_tick
 from job.report.images import write_pictures
 from job.report.markup import Html, element
 from job.report.plots import Plot
@@ -121,7 +121,8 @@ def draw_points(name: str, points: Sequence[Point]) -> Html:
     parts: list[object] = []
     for tick in y.ticks:
         parts.append(element("line", x1=LEFT, x2=RIGHT, y1=y.place(tick), y2=y.place(tick), class_="rule"))
-        parts.append(element("text", f"{10.0**tick:g} s", x=LEFT - 6, y=y.place(tick) + 4, text_anchor="end"))
+        words = f"{format_tick(10.0**tick)} s" if tick >= 0 else f"{format_tick(1000 * 10.0**tick)} ms"
+        parts.append(element("text", words, x=LEFT - 6, y=y.place(tick) + 4, text_anchor="end"))
     for tick in x.ticks:
         parts.append(element("text", f"{2**tick:.0f}", x=x.place(tick), y=BOTTOM + 16, text_anchor="middle"))
     parts.append(element("text", "GPUs", x=(LEFT + RIGHT) / 2, y=BOTTOM + 33, text_anchor="middle"))
