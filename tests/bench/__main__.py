@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine, measure_business
+from machine import describe_machine, measure_busyness
 from results import Bench, Row, format_table, write_picture
 
 LANES = {
@@ -38,15 +38,15 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     found, failed = _read(folder / "bench.json"), False
     for name in asked.only.split(",") if asked.only else LANES:
-        business = measure_business()
-        print(f"\n== {name}: {business}", flush=True)
-        if business.is_busy and not asked.busy:
+        busyness = measure_busyness()
+        print(f"\n== {name}: {busyness}", flush=True)
+        if busyness.is_busy and not asked.busy:
             print("too busy to judge; wait, or add BUSY=1, which marks the figures")
             return 1
         bench = Bench(Path(asked.assets).absolute(), folder / name, asked.rounds, asked.tiny)
         bench.folder.mkdir(exist_ok=True)
         try:
-            found[name] = _run_lane(name, bench, business.is_busy) | {"business": business.to_json()}
+            found[name] = _run_lane(name, bench, busyness.is_busy) | {"busyness": busyness.to_json()}
         except RuntimeError as error:  # not equally good, or something ended badly: the other lanes still count
             print(f"{name}: {error}", flush=True)
             failed = True

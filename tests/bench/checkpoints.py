@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from machine import open_venv
 from ours import Rank, write_recipe
-from racing import HERE, Stopwatch, Turn, Worker, compare, measure, race, run_command, run_until, serve_turns
+from racing import HERE, Turn, Worker, compare, measure, race, run_command, run_until, serve_turns
 from results import Bench, Row
+from stopwatch import Stopwatch
 
 from job.store.server import DEFAULT_BUCKET, serve
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from racing import Stopwatch, Turn, compare, race, run_command
+from racing import Turn, compare, race, run_command
 from results import Bench, Row
+from stopwatch import Stopwatch
 
 from job.export.latency import answer_rows
 from job.export.measure import Rows, compute_batch, open_sessions, run_table
@@ -45,7 +46,7 @@ Answer = Callable[[dict[str, np.ndarray]], Any]
 def run_lane(bench: Bench) -> list[Row]:
     """Fine-tune a slice of the quickstart, export it both ways, race the files."""
     run = fine_tune(bench)
-    files = list_files(run, export_by_optimum(run, bench.folder / "optimum"))
+    files = list_files(run, export_by_optimum(run, bench.folder / f"optimum-{run.run_id}"))
     rows = Rows.open(run.recipe.task, str(run.tokens("test")), run.read("data.json")["pad_id"])
     said = {name: run_table(open_sessions(path), rows).argmax(1) for name, path in files.items()}
     right = {name: labels == np.asarray(rows.table.labels) for name, labels in said.items()}
@@ -72,13 +73,15 @@ def run_lane(bench: Bench) -> list[Row]:
 def fine_tune(bench: Bench) -> Run:
     """Return the finished run; the second call finds it done."""
     options = {
-        "model.id": bench.assets / "minilm-l6", "data.source": bench.assets / "movie-reviews", "data.limit": 2000,
+        "model.id": bench.assets / "minilm-l6", "data.source": bench.assets / "movie-reviews",
+        "data.limit": 200 if bench.tiny else 2000, "export.int8.gate": "report_only",
         "store.uri": bench.folder / "store", "baselines": "[]", "export.latency": "false",
     }  # fmt: skip
     words = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
-    job = [sys.executable, "-m", "job", "run", "quickstart", "--run-id", "bench", "--work-dir", bench.folder, *words]
+    name = "tiny" if bench.tiny else "bench"
+    job = [sys.executable, "-m", "job", "run", "quickstart", "--run-id", name, "--work-dir", bench.folder, *words]
     assert run_command(job, bench.folder).numbers["status"] == "released"
-    return Run.load(bench.folder / "runs" / "bench")
+    return Run.load(bench.folder / "runs" / name)
 
 
 def export_by_optimum(run: Run, folder: Path) -> dict[str, Path]:

@@ -20,7 +20,7 @@ _SAMPLE_S = 2.0
 
 
 @dataclass(frozen=True)
-class Business:
+class Busyness:
     """Load of one minute; of a sample in which this process asks for all cores, the shares it got and was robbed of."""
 
     load: float
@@ -49,7 +49,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def measure_business() -> Business:
+def measure_busyness() -> Busyness:
     """Ask for all cores for two seconds, and see what is left of them."""
     load = os.getloadavg()[0]  # before the sample adds to it
     block, until = bytes(1 << 24), time.perf_counter() + _SAMPLE_S
@@ -65,7 +65,7 @@ def measure_business() -> Business:
     for thread in threads:
         thread.join()
     seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu
-    return Business(load, min(cpu_s / seconds / count_cores(), 1.0), _share_stolen(before, _read_ticks()))
+    return Busyness(load, min(cpu_s / seconds / count_cores(), 1.0), _share_stolen(before, _read_ticks()))
 
 
 def _read_ticks() -> list[int]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from racing import Stopwatch, Turn
+from racing import Turn
+from stopwatch import Stopwatch
 
 from job.data import fetch_sources
 from job.launch import Place, find_free_port, find_topology

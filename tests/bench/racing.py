@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,8 +80,10 @@ def run_command(words: Sequence[object], folder: Path, env: Mapping[str, str] | 
         lines, errors = output.read().decode().splitlines(), log.read().decode()
     if process.returncode != code:
         raise RuntimeError(f"{process.args} ended with {process.returncode} instead of {code}:\n{errors[-3000:]}")
-    last = lines[-1] if lines else ""
-    return Turn(used.ru_utime + used.ru_stime, wall_s, json.loads(last) if last.startswith("{") else {})
+    numbers = {}
+    with suppress(ValueError, IndexError):
+        numbers = dict(json.loads(lines[-1]))
+    return Turn(used.ru_utime + used.ru_stime, wall_s, numbers)
 
 
 def run_until(marker: Path, words: Sequence[object], folder: Path, env: Mapping[str, str] | None = None) -> Turn:
@@ -93,6 +96,7 @@ def run_until(marker: Path, words: Sequence[object], folder: Path, env: Mapping[
         )
         while not marker.exists():
             if process.poll() is not None or time.perf_counter() - began > _LIMIT_S:
+                _stop(process)
                 text = (folder / "log.txt").read_text()[-3000:]
                 raise RuntimeError(f"{process.args}: no {marker.name} ({process.returncode}):\n{text}")
             time.sleep(_POLL_S)
@@ -114,12 +118,13 @@ def _sum_cpu(process: psutil.Process) -> float:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Tell a command to stop, as a cluster does; it may still commit what it has."""
+    """Tell a command to stop, as a cluster does, so that it may commit what it has; then end what it has left."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(120)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -163,16 +168,3 @@ def serve_turns(take_turn: Callable[..., Turn]) -> None:
         turn = take_turn(**json.loads(line))
         answers.write(json.dumps({"cpu_s": turn.cpu_s, "wall_s": turn.wall_s, "numbers": turn.numbers}) + "\n")
         answers.flush()
-
-
-class Stopwatch:
-    """Measures what this process uses inside a `with` block."""
-
-    cpu_s = wall_s = 0.0
-
-    def __enter__(self) -> Stopwatch:
-        self._cpu, self._wall = time.process_time(), time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cpu_s, self.wall_s = time.process_time() - self._cpu, time.perf_counter() - self._wall

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from machine import Business, count_cores
+from machine import Busyness, count_cores
 from racing import Interval, Turn, compare, race, run_command, run_until
 from results import Row, draw_ratios, format_table
 
@@ -70,7 +70,7 @@ def test_a_command_is_stopped_at_its_marker(tmp_path: Path) -> None:
 
 def test_a_machine_is_busy_by_its_load_unless_all_cores_can_be_had_and_by_what_is_stolen() -> None:
     high = 2.0 * count_cores() + 0.1
-    assert not Business(1.0, 1.0, 0.0).is_busy
-    assert Business(high, 0.8, 0.0).is_busy and not Business(high, 1.0, 0.0).is_busy
-    assert Business(0.0, 0.5, 0.0).is_busy, "a neighbour that has only just begun"
-    assert Business(0.0, 0.95, 0.2).is_busy
+    assert not Busyness(1.0, 1.0, 0.0).is_busy
+    assert Busyness(high, 0.8, 0.0).is_busy and not Busyness(high, 1.0, 0.0).is_busy
+    assert Busyness(0.0, 0.5, 0.0).is_busy, "a neighbour that has only just begun"
+    assert Busyness(0.0, 0.95, 0.2).is_busy

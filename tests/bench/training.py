@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from corpus import cut_model, write_documents
 from ours import Rank, write_recipe
-from racing import Stopwatch, Turn, Worker, compare, measure, race, serve_turns
+from racing import Turn, Worker, compare, measure, race, serve_turns
 from results import Bench, Row
+from stopwatch import Stopwatch
 
 from job.processor import describe_processor
 

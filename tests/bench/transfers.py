@@ -4,14 +4,12 @@ What counts is processor time of the client; the server works on the same cores,
 beside it, says as much of the server. Our sha256, which the others do not compute, is measured by itself and taken off
 where the row says so. After each lane all files are compared, byte by byte.
 
-python tests/bench/transfers.py ACTION FOLDER is what a contender runs; it prints what its transfer used.
+What contenders run is `mover.py`.
 """
 
 from __future__ import annotations
 
 import filecmp
-import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,18 +18,14 @@ from pathlib import Path
 import numpy as np
 from checkpoints import AWS, serve_afresh
 from machine import open_venv
-from racing import HERE, Stopwatch, Turn, compare, race, run_command
+from racing import HERE, Interval, Turn, compare, race, run_command
 from results import Bench, Row
 
-from job.store import RunStore, open_store
-from job.store.checkpoints import CheckpointWriter
-from job.store.manifest import Manifest, describe_files, hash_file, list_files
+from job.store.manifest import list_files
 from job.store.server import DEFAULT_BUCKET
-from job.store.transfer import download_files, upload_files
 
 LARGE_MIB, SMALL_FILES, SMALL_BYTES = 256, 10_000, 4096
 BUCKET = f"s3://{DEFAULT_BUCKET}"
-STORE = f"{BUCKET}/ours"
 
 
 def run_lane(bench: Bench) -> list[Row]:
@@ -46,7 +40,7 @@ def make_files(bench: Bench) -> None:
     """Write what is sent: random bytes, which nothing can compress, always the same."""
     draw = np.random.default_rng(0)
     large, small = bench.folder / "large", bench.folder / "small"
-    shutil.rmtree(large, ignore_errors=True), shutil.rmtree(small, ignore_errors=True)
+    shutil.rmtree(bench.folder)
     large.mkdir(parents=True), small.mkdir()
     (large / "file").write_bytes(draw.bytes((8 if bench.tiny else LARGE_MIB) << 20))
     for number in range(200 if bench.tiny else SMALL_FILES):
@@ -61,13 +55,10 @@ Call = Callable[[], Turn]
 def judge_large(bench: Bench, bins: Path, variables: dict[str, str]) -> list[Row]:
     """Return the rows on one large file; of the processes of boto3 and ours only the transfer counts."""
     large, copies = bench.folder / "large", bench.folder / "copies"
-    shutil.rmtree(copies, ignore_errors=True)
     copies.mkdir()
 
     def script(action: str) -> Call:
-        return lambda: run_command(
-            [sys.executable, HERE / "transfers.py", action, bench.folder], bench.folder, variables
-        )
+        return lambda: run_command([sys.executable, HERE / "mover.py", action, bench.folder], bench.folder, variables)
 
     env = variables | {"S3_ENDPOINT_URL": variables["AWS_ENDPOINT_URL_S3"]}  # what s5cmd calls it
 
@@ -106,7 +97,8 @@ def compare_transfers(name: str, turns: dict[str, list[Turn]], peer: str, goal: 
 
 def compare_tools(name: str, turns: dict[str, list[Turn]], peer: str, goal: float | None, size_gb: float) -> Row:
     """Compare whole processes, Python's start included, our sha256 taken off."""
-    ours = [turn.cpu_s - turn.numbers["sha256_s"] - turn.numbers["beside_s"] for turn in turns["job"]]
+    # twice: once in the transfer, once to know how long it takes
+    ours = [turn.cpu_s - 2 * turn.numbers["sha256_s"] for turn in turns["job"]]
     theirs = [turn.cpu_s for turn in turns[peer]]
     note = f"{np.median(ours) / size_gb:.2f} : {np.median(theirs) / size_gb:.2f} CPU s/GB without our sha256"
     return Row(name, "×", compare(theirs, ours), goal, note)
@@ -118,9 +110,7 @@ def judge_small(bench: Bench, bins: Path, variables: dict[str, str]) -> list[Row
     sync = (bins / "aws", "s3", "sync", "--only-show-errors")
 
     def ours(action: str) -> Call:
-        return lambda: run_command(
-            [sys.executable, HERE / "transfers.py", action, bench.folder], bench.folder, variables
-        )
+        return lambda: run_command([sys.executable, HERE / "mover.py", action, bench.folder], bench.folder, variables)
 
     def theirs(*words: object) -> Call:
         return lambda: run_command([*sync, *words], bench.folder, variables)
@@ -145,10 +135,14 @@ def judge_small(bench: Bench, bins: Path, variables: dict[str, str]) -> list[Row
 
 def compare_syncs(name: str, turns: dict[str, list[Turn]], goal: float) -> Row:
     """Compare whole processes, everything included."""
-    theirs, ours = turns["aws"], [turn.cpu_s - turn.numbers["beside_s"] for turn in turns["job"]]
-    wall = compare([turn.wall_s for turn in theirs], [turn.wall_s - turn.numbers["beside_s"] for turn in turns["job"]])
-    note = f"{np.median(ours):.2f} : {np.median([turn.cpu_s for turn in theirs]):.2f} CPU s; wall {wall} ×"
-    return Row(name, "×", compare([turn.cpu_s for turn in theirs], ours), goal, note)
+    (theirs, ours), wall = ([turn.cpu_s for turn in turns[side]] for side in ("aws", "job")), compare_walls(turns)
+    note = f"{np.median(ours):.2f} : {np.median(theirs):.2f} CPU s; wall {wall} ×"
+    return Row(name, "×", compare(theirs, ours), goal, note)
+
+
+def compare_walls(turns: dict[str, list[Turn]]) -> Interval:
+    """Compare the wall clock of whole processes."""
+    return compare(*([turn.wall_s for turn in turns[side]] for side in ("aws", "job")))
 
 
 def check_equal(original: Path, *copies: Path) -> None:
@@ -156,87 +150,3 @@ def check_equal(original: Path, *copies: Path) -> None:
     for copy in copies:
         if not filecmp.cmp(original, copy, shallow=False):
             raise RuntimeError(f"{copy} differs from {original}")
-
-
-def transfer(action: str, folder: Path) -> dict[str, float]:
-    """Do one transfer; return what it used, and what hashing the same bytes uses.
-
-    `beside_s` is what this process used only to measure.
-    """
-    large, small = folder / "large", folder / "small"
-    with Stopwatch() as used:
-        ACTIONS[action](folder)
-    with Stopwatch() as digest:
-        if action in ("up", "down"):
-            hash_file(large / "file")
-    assert small.exists()
-    return {"cpu_s": used.cpu_s, "wall_s": used.wall_s, "sha256_s": digest.cpu_s, "beside_s": digest.cpu_s}
-
-
-def send_large(folder: Path) -> None:
-    """Describe and upload, as a checkpoint is."""
-    entries = describe_files(folder / "large", ["file"], "large")
-    upload_files(open_store(STORE), folder / "large", entries)
-    (folder / "large.json").write_bytes(Manifest("checkpoint", entries).to_bytes())
-
-
-def fetch_large(folder: Path) -> None:
-    """Download and verify, as a checkpoint is."""
-    shutil.rmtree(folder / "copies" / "job", ignore_errors=True)
-    download_files(open_store(STORE), read_manifest(folder / "large.json"), folder / "copies" / "job")
-
-
-def send_by_boto3(folder: Path) -> None:
-    """Upload with what boto3 does by itself."""
-    import boto3
-
-    boto3.client("s3").upload_file(str(folder / "large" / "file"), DEFAULT_BUCKET, "boto3")
-
-
-def fetch_by_boto3(folder: Path) -> None:
-    """Download with what boto3 does by itself."""
-    import boto3
-
-    boto3.client("s3").download_file(DEFAULT_BUCKET, "boto3", str(folder / "copies" / "boto3"))
-
-
-def send_many(folder: Path) -> None:
-    """Describe and upload all small files to a place of their own."""
-    entries = describe_files(folder / "small", list_files(folder / "small"), f"many-{os.getpid()}")
-    upload_files(open_store(STORE), folder / "small", entries)
-    (folder / "small.json").write_bytes(Manifest("checkpoint", entries).to_bytes())
-
-
-def fetch_many(folder: Path) -> None:
-    """Bring the small files here where they are not."""
-    download_files(open_store(STORE), read_manifest(folder / "small.json"), folder / "small-copies" / "job")
-
-
-def commit_many(folder: Path) -> None:
-    """Commit the small files as the next checkpoint of a run, as its training would."""
-    state = folder / "attempt.json"
-    attempt = json.loads(state.read_text()) if state.exists() else {"committed": [], "step": 0}
-    store, step = RunStore(STORE, "small"), attempt["step"] + 1
-    order = {"epoch": 1, "nonce": "0" * 32, "keep": 2, "peer_timeout_s": 60}
-    if step == 1:
-        store.write_json("owner.json", order)
-    writer = CheckpointWriter(store, 0, 1, order | {"committed": attempt["committed"]})
-    writer.commit(folder / "small", step, {"run_id": "small", "world_size": 1})
-    pointer = store.read_json("current.json") or {}
-    committed = [{key: pointer[key] for key in ("manifest", "manifest_sha256")}, *pointer["older"]]
-    state.write_text(json.dumps({"committed": committed, "step": step}))
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Return a manifest that a transfer before has left."""
-    return Manifest.parse(path.read_bytes(), str(path))
-
-
-ACTIONS = {
-    "up": send_large, "down": fetch_large, "boto3-up": send_by_boto3, "boto3-down": fetch_by_boto3,
-    "many-up": send_many, "many-down": fetch_many, "commit": commit_many,
-}  # fmt: skip
-
-
-if __name__ == "__main__":
-    print(json.dumps(transfer(sys.argv[1], Path(sys.argv[2]))))
