@@ -136,7 +136,8 @@ def judge_small(bench: Bench, bins: Path, variables: dict[str, str]) -> list[Row
 def compare_syncs(name: str, turns: dict[str, list[Turn]], goal: float) -> Row:
     """Compare whole processes, everything included."""
     (theirs, ours), wall = ([turn.cpu_s for turn in turns[side]] for side in ("aws", "job")), compare_walls(turns)
-    note = f"{np.median(ours):.2f} : {np.median(theirs):.2f} CPU s; wall {wall} ×"
+    work = np.median([turn.numbers["cpu_s"] for turn in turns["job"]])
+    note = f"{np.median(ours):.2f} : {np.median(theirs):.2f} CPU s ({work:.2f} of ours beside starting); wall {wall} ×"
     return Row(name, "×", compare(theirs, ours), goal, note)
 
 
