@@ -133,38 +133,45 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
 
 
 class Worker:
-    """A process of a script in this folder that stays and takes a turn for every line that it is sent."""
+    """A process of a script in this folder that stays and takes a turn for every order that it is sent.
+
+    It starts with its first turn, so that workers do not all fill the same cache at the same time.
+    """
 
     def __init__(self, script: str, words: Sequence[object], folder: Path, env: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._log = folder / "log.txt"
-        command = [sys.executable, str(HERE / script), *map(str, words)]
+        self._command, self._log = [sys.executable, str(HERE / script), *map(str, words)], folder / "log.txt"
+        self._env = _environment(env)
+        self._process: subprocess.Popen[str] | None = None
+
+    def _start(self) -> subprocess.Popen[str]:
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=_environment(env), text=True
+            return subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=self._env, text=True
             )
 
-    def take_turn(self, **order: Any) -> Turn:
-        """Send an order and return what the worker measured."""
+    def take_turn(self) -> Turn:
+        """Return what the worker measured."""
+        self._process = self._process or self._start()
         assert self._process.stdin and self._process.stdout
-        print(json.dumps(order), file=self._process.stdin, flush=True)
+        print("turn", file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self._process.args} died:\n{self._log.read_text()[-3000:]}")
+            raise RuntimeError(f"{self._command} died:\n{self._log.read_text()[-3000:]}")
         return Turn(**json.loads(answer))
 
     def close(self) -> None:
         """Let the worker end."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(60)
+        if self._process and self._process.stdin:
+            self._process.stdin.close()
+            self._process.wait(60)
 
 
-def serve_turns(take_turn: Callable[..., Turn]) -> None:
-    """A worker's side: answer orders on stdin until it is closed; whatever libraries print goes to stderr."""
+def serve_turns(take_turn: Callable[[], Turn]) -> None:
+    """A worker's side: take a turn for every line on stdin until it is closed; what libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
-        turn = take_turn(**json.loads(line))
+    for _ in sys.stdin:
+        turn = take_turn()
         answers.write(json.dumps({"cpu_s": turn.cpu_s, "wall_s": turn.wall_s, "numbers": turn.numbers}) + "\n")
         answers.flush()
