@@ -48,13 +48,15 @@ def run_lane(bench: Bench) -> list[Row]:
     run = fine_tune(bench)
     files = list_files(run, export_by_optimum(run, bench.folder / f"optimum-{run.run_id}"))
     rows = Rows.open(run.recipe.task, str(run.tokens("test")), run.read("data.json")["pad_id"])
+    if bench.tiny:
+        rows = rows._replace(table=rows.table.take(np.arange(64)))
     said = {name: run_table(open_sessions(path), rows).argmax(1) for name, path in files.items()}
     right = {name: labels == np.asarray(rows.table.labels) for name, labels in said.items()}
     for name, path in files.items():
         same, size = (said[name] == said["fp32 job"]).mean(), path.stat().st_size / 2**20
         print(f"{name:<24} right {right[name].mean():.4f}, labels as fp32 {same:.4f}, {size:5.1f} MiB", flush=True)
     raced = {name for ours, peer, _ in PAIRS for name in (ours, peer)}
-    count = min(64 if bench.tiny else TIMED_ROWS, len(rows.table))
+    count = min(TIMED_ROWS, len(rows.table))
     sample = np.linspace(0, len(rows.table) - 1, count).astype(np.int64)
     contenders = {}
     for name, path in files.items():
