@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
+from job.liveness import die_with_parent
+
 HERE = Path(__file__).parent
 _POLL_S = 0.002
 _LIMIT_S = 600.0
@@ -169,6 +171,7 @@ class Worker:
 
 def serve_turns(take_turn: Callable[[], Turn]) -> None:
     """A worker's side: take a turn for every line on stdin until it is closed; what libraries print goes to stderr."""
+    die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for _ in sys.stdin:
