@@ -21,6 +21,8 @@ from typing import Any
 from machine import describe_machine, measure_busyness
 from results import Bench, Row, format_table, write_picture
 
+import job
+
 LANES = {
     "train": "training",
     "checkpoint": "checkpoints",
@@ -34,6 +36,7 @@ ROUNDS, FEWEST_ROUNDS = 7, 7
 def main() -> int:
     """Run the lanes and write what they found."""
     asked = _parse(sys.argv[1:])
+    print(f"{describe_machine()}; job from {Path(job.__file__).parent}")
     folder = Path(asked.work).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     found, failed = _read(folder / "bench.json"), False
