@@ -93,10 +93,8 @@ SEED ?= 1
 chaos: assets ## kill real trainings N times (N=20 SEED=1), restart them, compare the weights at the end
 	@HF_HUB_OFFLINE=1 $(BIN)/python tests/chaos/driver.py $(ASSETS) --kills $(N) --seed $(SEED)
 
-ONLY ?= export
-
-bench: assets ## what a user would run instead, beside it, in one run: ONLY=export (optimum-cli)
-	@HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/$(ONLY).py $(ASSETS) work/bench
+bench: assets ## what a user would run instead, beside it, in one run (ONLY=train|checkpoint|store|onnx|start; BUSY=1 on a busy machine)
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/bench $(ASSETS) work/bench $(if $(ONLY),--only $(ONLY)) $(if $(BUSY),--busy)
 
 test-gpu: $(STAMP) ## what only an NVIDIA GPU can show: bf16, fp16, kernels without padding, memory that ends
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu tests/pipeline/test_gpu.py

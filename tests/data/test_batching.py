@@ -61,3 +61,33 @@ def test_the_length_of_the_loader_is_the_number_of_micro_batches() -> None:
 def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can(batch: int, ranks: int, nearest: int) -> None:
     with pytest.raises(RecipeError, match=rf"nearest that can is {nearest}$"):
         derive_micro_batch(batch, ranks, 64)
+
+
+@pytest.mark.parametrize("batch", [64, 128, 512, 2048])
+def test_64_ranks_wait_for_the_slowest_less_than_2_percent_of_an_epoch(batch: int) -> None:
+    lengths = draw_lengths_like_imdb()
+    shape = derive_micro_batch(batch, 64, 64)
+    slowest, mean = 0.0, 0.0
+    for part in plan_epoch(lengths, batch, 0, 0, True)[:-1]:
+        tokens = [
+            sum(lengths[row] for micro in share_batch(part, lengths, shape, rank) for row in micro)
+            for rank in range(64)
+        ]
+        slowest, mean = slowest + max(tokens), mean + float(np.mean(tokens))
+    assert slowest / mean <= 1.02
+
+
+def test_hardly_a_token_that_is_computed_is_padding() -> None:
+    lengths = draw_lengths_like_imdb()
+    shape = derive_micro_batch(8, 1, 64)
+    real, computed = 0, 0
+    for part in plan_epoch(lengths, 8, 0, 0, True):
+        for micro in share_batch(part, lengths, shape, 0):
+            rows = lengths[[row for row in micro if row != FILLER]]
+            real, computed = real + int(rows.sum()), computed + int(rows.max()) * len(rows)
+    assert computed / real <= 1.03, "grouped by length; in random order it is 1.8"
+
+
+def draw_lengths_like_imdb() -> np.ndarray:
+    """Return 25,000 lengths: log-normal, about 260 tokens on average, the longest cut at 512."""
+    return np.clip(np.random.default_rng(0).lognormal(np.log(228), 0.62, 25_000), 8, 512).astype(np.int64)

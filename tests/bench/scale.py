@@ -1,0 +1,157 @@
+"""Scale on paper: step time, stall, durable lag and the best checkpoint interval on 8 to 1,024 GPUs.
+
+python tests/bench/scale.py FOLDER [--parameters 1e9] [--gpus 8,16,…] [--constant NAME=VALUE …]
+
+writes scale.md and scale.png. A calculation from constants, each with its source below, and no measurement of many
+GPUs: it says what the design costs if they hold. The interval is Daly's (2006) for a save that blocks the loop for
+`stall`; what a failure costs is half an interval, the lag until the newest checkpoint is durable, and the restart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_frame, format_tick
+from job.report.images import write_pictures
+from job.report.markup import Html, element
+from job.report.plots import Plot
+
+GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the calculation is made of. Every one can be given on the command line."""
+
+    parameters: float = 1e9
+    tokens_per_gpu: float = 16_384.0  # of one step
+    bytes_per_parameter: float = 12.0  # fp32 weight and two moments: what a checkpoint holds
+    gpu_flops: float = 788e12  # bf16 GEMM, measured on an H200
+    mfu: float = 0.4  # published for 1–8 B on H100 (torchtitan 33–39 %), 50 % is the goal for 1 B
+    gpus_per_node: float = 8.0
+    gradient_gb_s: float = 40.0  # all-reduce, bytes of the bus per GPU: 8 × 400 Gb/s a node, 80 %
+    hidden_share: float = 0.8  # of the all-reduce, behind the backward pass
+    snapshot_gb_s: float = 11.3  # into preallocated memory of the host, measured (803 MB in 0.071 s on one core)
+    hash_gb_s: float = 1.6  # sha256, measured on one core
+    send_gb_s: float = 0.85  # one process over http with SigV4 and CRC64, measured (1.17 CPU s/GB)
+    node_gb_s: float = 12.5  # 100 Gb/s a node to the store
+    store_gb_s: float = 50.0  # what the store takes in all
+    gpu_mtbf_h: float = 50_700.0  # 419 interruptions of 16,384 GPUs in 54 days (Llama 3, 2024, table 5)
+    restart_s: float = 120.0  # a new pod, imports, the checkpoint fetched
+
+
+@dataclass(frozen=True)
+class Point:
+    """Seconds on so many GPUs: a step, the stall of a save, the lag until it is durable, the best interval; the loss.
+
+    `lost` is the share of time that saves and failures cost at that interval.
+    """
+
+    gpus: int
+    step_s: float
+    stall_s: float
+    lag_s: float
+    interval_s: float
+    lost: float
+
+
+def compute_point(gpus: int, given: Constants) -> Point:
+    """Return the times on so many GPUs, with ZeRO shards: every rank saves its part."""
+    total, nodes = given.parameters * given.bytes_per_parameter, math.ceil(gpus / given.gpus_per_node)
+    share_gb = total / gpus / 1e9
+    stall_s = share_gb / given.snapshot_gb_s
+    stream_gb_s = min(1 / (1 / given.hash_gb_s + 1 / given.send_gb_s), given.node_gb_s / given.gpus_per_node)
+    lag_s = stall_s + max(share_gb / stream_gb_s, total / 1e9 / min(nodes * given.node_gb_s, given.store_gb_s))
+    mtbf_s = 3600 * given.gpu_mtbf_h / gpus
+    interval_s = max(find_interval(stall_s, mtbf_s), lag_s)  # one upload at a time
+    lost = estimate_loss(interval_s, stall_s, lag_s + given.restart_s, mtbf_s)
+    return Point(gpus, estimate_step(gpus, given), stall_s, lag_s, interval_s, lost)
+
+
+def estimate_step(gpus: int, given: Constants) -> float:
+    """Return the seconds of a step: 6 FLOP a parameter and token, and what of the all-reduce is not hidden."""
+    compute_s = 6 * given.parameters * given.tokens_per_gpu / (given.gpu_flops * given.mfu)
+    gradient_s = 2 * 2 * given.parameters * (gpus - 1) / gpus / (given.gradient_gb_s * 1e9)
+    return compute_s + (1 - given.hidden_share) * gradient_s
+
+
+def find_interval(cost_s: float, mtbf_s: float) -> float:
+    """Return the seconds between saves that lose least (Daly 2006, equation 37; Young 1974 is its first term)."""
+    if cost_s >= 2 * mtbf_s:
+        return mtbf_s
+    ratio = math.sqrt(cost_s / (2 * mtbf_s))
+    return math.sqrt(2 * cost_s * mtbf_s) * (1 + ratio / 3 + ratio**2 / 9) - cost_s
+
+
+def estimate_loss(interval_s: float, cost_s: float, after_s: float, mtbf_s: float) -> float:
+    """Return the share of time that is lost, first order: saves, and per failure half an interval and `after_s`."""
+    return cost_s / (interval_s + cost_s) + (interval_s / 2 + after_s) / mtbf_s
+
+
+def format_points(points: Sequence[Point], given: Constants) -> str:
+    """Return a Markdown table, and the constants below it."""
+    lines = [
+        "| GPUs | step | stall of a save | durable after | best interval | in steps | time lost |",
+        "|---" * 7 + "|",
+    ]
+    for each in points:
+        steps = max(round(each.interval_s / each.step_s), 1)
+        lines.append(
+            f"| {each.gpus:,} | {each.step_s:.2f} s | {each.stall_s * 1000:.3g} ms | {each.lag_s:.2g} s "
+            f"| {each.interval_s:.3g} s | {steps:,} | {each.lost:.2%} |"
+        )
+    said = ", ".join(f"{each.name} {getattr(given, each.name):g}" for each in fields(given))
+    return "\n".join([*lines, "", f"Calculated, not measured: {said}.", ""])
+
+
+_SERIES = (("best interval", "interval_s", "a"), ("durable after", "lag_s", "b"), ("stall", "stall_s", "c"))
+
+
+def draw_points(name: str, points: Sequence[Point]) -> Html:
+    """Return curves of seconds over GPUs, both axes logarithmic."""
+    decades = [math.log10(getattr(each, key)) for _, key, _ in _SERIES for each in points]
+    low, high = math.floor(min(decades)), math.ceil(max(decades))
+    first, last = math.log2(points[0].gpus), math.log2(points[-1].gpus)
+    x = Axis(first, max(last, first + 1), LEFT + 8, RIGHT - 8, tuple(math.log2(each.gpus) for each in points))
+    y = Axis(low, high, BOTTOM, TOP, tuple(range(low, high + 1)))
+    parts: list[object] = []
+    for tick in y.ticks:
+        parts.append(element("line", x1=LEFT, x2=RIGHT, y1=y.place(tick), y2=y.place(tick), class_="rule"))
+        words = f"{format_tick(10.0**tick)} s" if tick >= 0 else f"{format_tick(1000 * 10.0**tick)} ms"
+        parts.append(element("text", words, x=LEFT - 6, y=y.place(tick) + 4, text_anchor="end"))
+    for tick in x.ticks:
+        parts.append(element("text", f"{2**tick:.0f}", x=x.place(tick), y=BOTTOM + 16, text_anchor="middle"))
+    parts.append(element("text", "GPUs", x=(LEFT + RIGHT) / 2, y=BOTTOM + 33, text_anchor="middle"))
+    for number, (title, key, colour) in enumerate(_SERIES):
+        places = [(x.place(math.log2(each.gpus)), y.place(math.log10(getattr(each, key)))) for each in points]
+        parts.append(element("polyline", points=" ".join(f"{a},{b}" for a, b in places), class_=f"line-{colour}"))
+        parts.append(element("rect", x=2 + 118 * number, y=5, width=12, height=4, class_=f"fill-{colour}"))
+        parts.append(element("text", title, x=19 + 118 * number, y=12))
+    return draw_frame(name, *parts)
+
+
+def main() -> None:
+    """Calculate, print the table, write it and the picture."""
+    parser = argparse.ArgumentParser(prog="scale")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--parameters", type=float, default=Constants.parameters)
+    parser.add_argument("--gpus", default=",".join(map(str, GPUS)))
+    parser.add_argument("--constant", action="append", default=[], metavar="NAME=VALUE")
+    asked = parser.parse_args()
+    others = {name: float(value) for name, _, value in (each.partition("=") for each in asked.constant)}
+    given = replace(Constants(parameters=asked.parameters), **others)
+    points = [compute_point(int(word), given) for word in asked.gpus.split(",")]
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    text = format_points(points, given)
+    (asked.folder / "scale.md").write_text(text)
+    title = f"checkpoints of a model of {given.parameters / 1e9:g} B parameters"
+    write_pictures([Plot("scale", title, draw_points(title, points))], asked.folder)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

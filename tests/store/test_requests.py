@@ -1,0 +1,80 @@
+"""How many requests reach the server; their number has no noise, and on a far-away store it is the time one waits."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.store import RunStore
+from job.store.checkpoints import CheckpointWriter
+from job.store.restore import fetch_checkpoint
+
+FILES = 120
+ATTEMPT = {"epoch": 1, "nonce": "0123456789abcdef", "keep": 2, "peer_timeout_s": 60.0}
+
+
+@pytest.fixture
+def store(s3: str) -> RunStore:
+    """A run's place in a real S3 server, of which the writer of its checkpoints is the owner."""
+    store = RunStore(f"{s3}/{uuid.uuid4().hex}", "run")
+    store.write_json("owner.json", ATTEMPT)
+    return store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of many small files."""
+    for number in range(FILES):
+        path = tmp_path / "checkpoint" / f"{number % 7}" / f"{number:03d}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number]) * 4096)
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What botocore sends, by method, from now on."""
+    from botocore.httpsession import URLLib3Session
+
+    sent: Counter[str] = Counter()
+    send: Callable[..., Any] = URLLib3Session.send
+
+    def count(session: URLLib3Session, request: Any) -> Any:
+        sent[request.method] += 1
+        return send(session, request)
+
+    monkeypatch.setattr(URLLib3Session, "send", count)
+    return sent
+
+
+def test_a_checkpoint_in_which_nothing_has_changed_sends_none_of_its_files(
+    store: RunStore, folder: Path, requests: Counter[str]
+) -> None:
+    writer = CheckpointWriter(store, 0, 1, ATTEMPT)
+    needed = []
+    for step in (1, 2, 3):
+        requests.clear()
+        writer.commit(folder, step, {"world_size": 1})
+        needed.append(requests.total())
+    first, _, third = needed
+    assert first > FILES, "every file is sent once"
+    assert third <= 12, "its list, the manifest, the pointer, who owns the run, what is said of it, and what is deleted"
+
+
+def test_files_that_lie_there_already_cost_one_request_for_all_of_them(
+    store: RunStore, folder: Path, requests: Counter[str], tmp_path: Path
+) -> None:
+    CheckpointWriter(store, 0, 1, ATTEMPT).commit(folder, 1, {"world_size": 1})
+    pointer = store.read_json("current.json") or {}
+    here, key, sha256 = tmp_path / "here", pointer["manifest"], pointer["manifest_sha256"]
+    requests.clear()
+    fetch_checkpoint(store.objects, key, sha256, here)
+    assert requests["GET"] >= FILES, "the first time each is fetched"
+    requests.clear()
+    fetch_checkpoint(store.objects, key, sha256, here)
+    assert requests == {"GET": 1}, "its manifest"
