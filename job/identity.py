@@ -31,7 +31,7 @@ IMMATERIAL = {
 `eval_steps` may not where evaluations decide which model is taken, or when training stops.
 """
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 """Layout of a checkpoint's files; another one cannot be resumed from."""
 
 _PACKAGES = (

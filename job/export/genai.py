@@ -1,8 +1,8 @@
 """`genai_config.json` at a bundle's top: onnxruntime-genai opens the folder, where the extra `genai` is installed.
 
 Its own builder writes the config; no other graph is made: it names a file that has passed its gate. It stays only
-that runtime, in a process of its own, cuts prompts as the tokenizer does and writes what `job predict` writes.
-`python -m job.export.genai BUNDLE FILE PROMPTS TOKENS OUTPUT` makes the config and answers the prompts.
+where that runtime, in a process of its own, cuts prompts as the tokenizer does and writes what `job predict` writes.
+`python -m job.export.genai BUNDLE FILE TOKENS` makes the config and answers the prompts, a JSON list on stdin.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import importlib.util
 import json
 import logging
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from job.errors import GateFailed, JobError
-from job.export.measure import call_process
 from job.liveness import die_with_parent
-from job.recipe import Run
 from job.tasks import encode_prompt
 
 log = logging.getLogger("job.export")
 
 CONFIG = "genai_config.json"
 _BUILDER = "onnxruntime_genai.models.builder"
+_TIMEOUT_S = 900
 
 
-def offer_genai(run: Run, prompts: list[str], file: str, expected: list[list[int]]) -> dict[str, Any] | None:
+def offer_genai(bundle: Path, prompts: list[str], file: str, expected: list[list[int]]) -> dict[str, Any] | None:
     """Add genai_config.json for `onnx/<file>` to the bundle; return {file, same} or {left_out: why}.
 
     `expected` are the ids that `job predict` writes on from each prompt with that file, `same` on how many of them
@@ -39,27 +39,31 @@ def offer_genai(run: Run, prompts: list[str], file: str, expected: list[list[int
     if importlib.util.find_spec("onnxruntime_genai") is None:
         return None
     try:
-        found, ends = _ask(run, file, prompts, max(map(len, expected))), _list_ends(run.bundle)
-        # this runtime keeps the end to itself
-        same = sum(
-            ids in (told, told[:-1] if told[-1] in ends else told) for ids, told in zip(found, expected, strict=True)
-        )
+        ends = _list_ends(bundle)
+        said = [
+            ids[:-1] if ids and ids[-1] in ends else ids for ids in expected
+        ]  # this runtime keeps the end to itself
+        found = _ask(bundle, prompts, file, max(map(len, expected)))
+        same = sum(ids == told for ids, told in zip(found, said, strict=True))
         if same < len(prompts):
-            raise GateFailed(f"it writes something else than `job predict` after {len(prompts) - same} prompts")
-    except JobError as error:
-        (run.bundle / CONFIG).unlink(missing_ok=True)
-        log.warning("no %s: %s", CONFIG, error)
+            raise ValueError(f"it writes something else than `job predict` after {len(prompts) - same} prompts")
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        (bundle / CONFIG).unlink(missing_ok=True)
+        log.warning("onnxruntime-genai: no %s: %s", CONFIG, error)
         return {"left_out": str(error)}
     log.info("onnxruntime-genai writes what `job predict` writes with onnx/%s after %d prompts", file, same)
     return {"file": file, "same": same}
 
 
-def _ask(run: Run, file: str, prompts: list[str], tokens: int) -> list[list[int]]:
-    scratch = run.folder / "measured"
-    asked, output = scratch / "genai-prompts.json", scratch / "genai.json"
-    asked.write_text(json.dumps(prompts))
-    call_process("job.export.genai", [str(run.bundle), file, str(asked), str(tokens), str(output)])
-    return list(json.loads(output.read_text()))
+def _ask(bundle: Path, prompts: list[str], file: str, tokens: int) -> list[list[int]]:
+    command = [sys.executable, "-m", "job.export.genai", str(bundle), file, str(tokens)]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        command, input=json.dumps(prompts), capture_output=True, encoding="utf-8", env=offline, timeout=_TIMEOUT_S
+    )
+    if done.returncode:
+        raise ValueError((done.stderr.strip().splitlines() or ["killed"])[-1][:300])
+    return list(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def write_config(bundle: Path, file: str) -> None:
@@ -68,19 +72,17 @@ def write_config(bundle: Path, file: str) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         options = ["-m", bundle.name, "-i", str(bundle), "-o", scratch, "-c", scratch, "-p", "int4", "-e", "cpu"]
-        command = [sys.executable, "-m", _BUILDER, *options, "--extra_options", "config_only=true"]
-        offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-        built = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=offline)
-        if built.returncode:
-            raise ValueError(f"its builder: {(built.stderr.strip().splitlines() or ['killed'])[-1]}")
-        about = json.loads((Path(scratch) / CONFIG).read_text())
+        sys.argv = [_BUILDER, *options, "--extra_options", "config_only=true"]
+        with redirect_stdout(sys.stderr):
+            runpy.run_module(_BUILDER, run_name="__main__")
+        about = json.loads((Path(scratch) / CONFIG).read_text(encoding="utf-8"))
     graph = onnx.load(str(bundle / "onnx" / file), load_external_data=False).graph
     names = {entry.name for entry in graph.input}
     decoder = about["model"]["decoder"]
     decoder["filename"] = f"onnx/{file}"
     # the builder's own graph makes positions inside
     decoder["inputs"] |= {name: name for name in ("position_ids",) if name in names}
-    (bundle / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    (bundle / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def write_on(bundle: Path, prompts: list[str], tokens: int) -> list[list[int]]:
@@ -106,16 +108,15 @@ def write_on(bundle: Path, prompts: list[str], tokens: int) -> list[list[int]]:
 
 
 def _list_ends(bundle: Path) -> list[int]:
-    ends = json.loads((bundle / "generation_config.json").read_text()).get("eos_token_id")
+    ends = json.loads((bundle / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
     return ends if isinstance(ends, list) else [ends]
 
 
-def main(bundle: str, file: str, prompts: str, tokens: str, output: str) -> None:
+def main(bundle: str, file: str, tokens: str) -> None:
     """Make the config and answer the prompts in this process; the arguments are those of the command line."""
     die_with_parent()
     write_config(Path(bundle), file)
-    asked = json.loads(Path(prompts).read_text())
-    Path(output).write_text(json.dumps(write_on(Path(bundle), asked, int(tokens))))
+    print(json.dumps(write_on(Path(bundle), json.load(sys.stdin), int(tokens))))
 
 
 if __name__ == "__main__":

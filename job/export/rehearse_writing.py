@@ -34,7 +34,7 @@ def rehearse_writing(run: Run, task: Task) -> dict[str, Any]:
         wrote[target] = (about["file"], found)
     seen = {"n": len(prompts), "tokens": length, "written": written}
     smallest = next(wrote[target] for target in ("int4", "portable", "fp32") if target in wrote)
-    genai = None if task.is_encoder_decoder else offer_genai(run, prompts, *smallest)
+    genai = None if task.is_encoder_decoder else offer_genai(bundle, prompts, *smallest)
     return seen | ({"genai": genai} if genai else {})
 
 

@@ -81,7 +81,7 @@ def render_latency(cells: list[dict[str, Any]]) -> Html:
         threads = "1 thread" if cell["threads"] == 1 else "all threads"
         numbers = (f"{cell['ms'][name]:.4g}" if name in cell["ms"] else "" for name in names)
         rows.append([f"{_name_work(cell)}, {threads}", *numbers])
-    note = "Milliseconds for a batch; lengths of real rows, sorted, in batches of 16. Fastest of several turns."
+    note = "Milliseconds for a batch, a real row (sorted, in batches of 16), or a token. Fastest of several turns."
     return render_table(["batch × length", *names], rows) + element("p", note, class_="soft")
 
 

@@ -8,6 +8,7 @@ taken. A model that looks elsewhere than torch's attention function, or through 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def choose_attention(asked: str, precision: str, model: Any, task: Task, table: 
         return None
     try:
         _check_task(task)
-        rows = find_layout(model, task, table)
+        rows = find_layout(model, task, table, precision)
     except RecipeError as error:
         if asked == "varlen":
             raise
@@ -69,8 +70,8 @@ def _check_task(task: Task) -> None:
         )
 
 
-def find_layout(model: Any, task: Task, table: TokenTable) -> FlatRows:
-    """Return a model's way to take rows end to end; raise RecipeError (10) where it has none.
+def find_layout(model: Any, task: Task, table: TokenTable, precision: str) -> FlatRows:
+    """Return a model's way to take rows end to end; raise RecipeError (10) where it has none, or a kernel refuses it.
 
     RoBERTa counts positions from behind the padding's id on (fairseq).
     """
@@ -84,9 +85,10 @@ def find_layout(model: Any, task: Task, table: TokenTable) -> FlatRows:
             flat = _answer_flat(model, task, rows, table, few)
             if flat is not None and float((padded - flat).abs().max()) <= _TOLERANCE * float(padded.abs().max()):
                 rows.dropout = 0.0
-                with keep_generators():
-                    _answer_flat(model.train(), task, rows, table, few)
-                return rows
+                with keep_generators(), _compute_half(precision):
+                    kernel = _answer_flat(model.train(), task, rows, table, few)
+                if kernel is not None:  # widths of heads, say
+                    return rows
     finally:
         model.train(training)
     rows.remove()
@@ -94,6 +96,12 @@ def find_layout(model: Any, task: Task, table: TokenTable) -> FlatRows:
         f"training.attention: a {type(model).__name__} answers otherwise to rows that lie end to end than to padded "
         "ones, so it cannot be trained by varlen; use auto or padded"
     )
+
+
+def _compute_half(precision: str) -> Any:
+    """Return the context in which a GPU's kernel is called, one that changes nothing where there is none."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast("cuda", half) if has_kernel(precision) else nullcontext()
 
 
 @torch.no_grad()

@@ -53,7 +53,6 @@ def repeat_bits(asked: bool) -> Iterator[None]:
     Without `asked` nothing changes. Attention has two orders to choose from on a GPU, and takes the quicker one where
     others are only warned of; so a kernel that has no fixed order is an error within.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first call
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(asked)
     try:
@@ -83,6 +82,7 @@ def build_arguments(
     recipe: Recipe, shape: BatchShape, precision: str, folder: Path, parameters: int
 ) -> TrainingArguments:
     """Return the TrainingArguments of one rank; Trainer neither saves nor shuffles on its own."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `repeat_bits`; read at cuBLAS's first call
     training, per_token = recipe.training, get_task(recipe.kind).per_token
     in_group = shape.world_size > 1 or recipe.distributed.engine == "deepspeed"
     if not in_group:  # accelerate would wrap the model for a group of one, which keeps every gradient twice

@@ -119,10 +119,10 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     if training.class_weights is not None:
         weights = weigh_labels(training.class_weights, data["labels"], np.asarray(tables.train.labels))
         tables = replace(tables, class_weights=weights)
-    if not is_deepspeed_zero3_enabled():
-        model.to(args.device)  # as Trainer does later
     # rows of like length are hardly padded: on an H200 they were 3 to 12 % faster than rows end to end
     asked = "padded" if training.attention == "auto" and training.group_by_length else training.attention
+    if asked != "padded" and not is_deepspeed_zero3_enabled():
+        model.to(args.device)  # as Trainer or DeepSpeed does later: the answers of its kernels are compared
     flat = choose_attention(asked, precision, model, task, tables.train)
     tables = replace(tables, flat=flat)
     if training.packing and not flat:
@@ -130,7 +130,8 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     if task.standardizes:
         tables = enter_units(model, new_weights, tables)
     trainer = JobTrainer(model, args, run, tables, task)
-    trainer.repeats = torch.cuda.is_available() and not is_deepspeed_zero3_enabled() and trainer.try_repeating()
+    # DeepSpeed has its own ways to add up, and this would hold whole gradients where each rank is to hold a part
+    trainer.repeats = torch.cuda.is_available() and not trainer.is_deepspeed_enabled and trainer.try_repeating()
     seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:
         log.info(

@@ -201,7 +201,8 @@ class JobTrainer(Trainer):
             return None
         weights = None if self._class_weights is None else self._class_weights.double().cpu()
         count = torch.stack([self.task.count_loss(batch["labels"].cpu(), weights) for batch in batch_samples]).sum()
-        return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count
+        total = self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count
+        return total if weights is None else total.float()
 
     def _prepare_input(self, data: Any) -> Any:
         """As Trainer's, but what lies in pinned memory is not waited for."""

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from conftest import Answer, assert_refused, call_job, write_recipe
 
+from job.export.genai import offer_genai
+
 END = "<end>"
 
 
@@ -140,6 +142,15 @@ def test_onnxruntime_genai_opens_the_release_as_it_is_and_writes_what_job_predic
     assert [int(token) for token in generator.get_sequence(0)][len(ids) :] == [
         token for token in answer["ids"] if token not in (0, 255)
     ]
+
+
+def test_a_config_for_genai_stays_out_where_it_writes_something_else(written: Answer, tmp_path: Path) -> None:
+    bundle = shutil.copytree(written.result["release"], tmp_path / "bundle")
+    told = offer_genai(bundle, ["the film"], "model_q4.onnx", [[1, 2, 3]])
+    assert told == {"left_out": "it writes something else than `job predict` after 1 prompts"}
+    assert not (bundle / "genai_config.json").exists()
+    told = offer_genai(bundle, ["the film"], "no.onnx", [[1, 2, 3]])
+    assert told and "no.onnx" in told["left_out"]
 
 
 def test_the_report_says_how_long_a_token_takes(written: Answer) -> None:

@@ -60,7 +60,7 @@ def compute(model: Any, task: Any, batch: dict[str, torch.Tensor], labels: torch
 
 
 def assert_equal_gradients(model: Any, task: Any, table: TokenTable) -> None:
-    rows = find_layout(model, task, table)
+    rows = find_layout(model, task, table, "fp32")
     padded, flat = Collator(table, 1, with_rows=False)(ROWS), rows.collate(table)(ROWS)
     assert flat["input_ids"].numel() == table.lengths[[*ROWS[:-2], 4, 5]].sum()
     flat.pop("row")
@@ -92,7 +92,7 @@ def test_segments_of_pairs_and_recomputed_layers_change_nothing() -> None:
 
 def test_more_tokens_than_the_model_has_positions_lie_in_one_line() -> None:
     model, task, table = make_model("bert", "text-classification"), get_task("text-classification"), make_table(False)
-    rows = find_layout(model, task, table)
+    rows = find_layout(model, task, table, "fp32")
     batch = rows.collate(table)([0, 3] * 4)
     assert batch["input_ids"].shape[1] > model.config.max_position_embeddings
     with rows.apart({name: batch[name] for name in batch if name not in ("row", "labels")}, model.device) as kept:
@@ -102,7 +102,8 @@ def test_more_tokens_than_the_model_has_positions_lie_in_one_line() -> None:
 def test_how_a_model_is_asked_is_found_out() -> None:
     table, task = make_table(True), get_task("token-classification")
     found = {
-        kind: find_layout(make_model(kind, task.name), task, table).layout for kind in ("bert", "roberta", "llama")
+        kind: find_layout(make_model(kind, task.name), task, table, "fp32").layout
+        for kind in ("bert", "roberta", "llama")
     }
     assert found == {"bert": Layout(False, 0), "roberta": Layout(False, 2), "llama": Layout(True, 0)}
 
@@ -145,7 +146,7 @@ def test_an_epoch_draws_the_same_masks_padded_or_not() -> None:
     from job.data.batching import MicroBatch
 
     table, model = make_table(True), make_model("bert", "masked-lm")
-    rows = find_layout(model, get_task("masked-lm"), table)
+    rows = find_layout(model, get_task("masked-lm"), table, "fp32")
 
     def redraw(ids: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return rng.integers(3, 100, len(ids)), labels + rng.integers(0, 5, len(ids))
