@@ -1,8 +1,8 @@
 """Lane `train`: our loop beside plain Trainer scripts, on real sentences in documents as long as IMDB's.
 
 All train the same weights with the same hyper-parameters, on one thread; what counts is real tokens (no padding) in a
-second of processor time. In the first round, which is dropped, all take as many steps, and have learned equally well
-after it. Trainer groups 50 batches by length; so many steps those take later, too, which group.
+second of processor time. In the first round, which is dropped, all take as many steps, and it is asked what they have
+learned. Later those that pad in random order take fewer: a token costs them the same in every step.
 
 python tests/bench/training.py FOLDER CONTENDER PRECISION STEPS LATER is one contender, a worker of `racing.py`.
 """
@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 from corpus import cut_model, write_documents
 from ours import Rank, write_recipe
-from racing import Turn, Worker, compare, measure, race, serve_turns
+from racing import Turn, Worker, compare, race, serve_turns
 from results import Bench, Row
 from stopwatch import Stopwatch
 
 from job.processor import describe_processor
 
-BATCH, LEARNING_RATE, SEED, MAX_LENGTH, LAYERS = 8, 3e-4, 42, 512, 1
-ROWS = {"train": 1600, "validation": 16, "test": 128}
-STEPS, RANDOM_STEPS = 50, 16
-TOLERANCE = 0.08
-"""Of the loss on held-out rows, in nats: orders of rows differ, and so do bits of fp32 and bf16."""
+BATCH, LEARNING_RATE, SEED, MAX_LENGTH, LAYERS = 8, 1e-3, 42, 512, 1
+ROWS = {"train": 1600, "test": 128}
+STEPS, RANDOM_STEPS = 45, 16
+"""Of 1,600 rows 160 are held out; of 1,440 Trainer sorts 45 batches at a time by length, the longest first."""
+TOLERANCE, UNTAUGHT = 0.2, 0.68
+"""Of the loss on held-out rows, in nats: so early it depends on the order of rows (0.50 and 0.65 for two orders of one
+script); who has learned nothing has 0.69."""
 
 JOB, RANDOM = "job", ("max", "dynamic")
 CONTENDERS = {
@@ -69,7 +71,7 @@ def run_lane(bench: Bench) -> list[Row]:
     for worker in workers.values():
         worker.close()
     losses = {name: taken[0].numbers["loss"] for name, taken in turns.items()}
-    check_equal_loss(losses)
+    print("held-out loss:", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()), flush=True)
     return [
         judge_pair(turns, losses, ours, theirs, goal)
         for ours, theirs, goal in GOALS
@@ -88,7 +90,7 @@ def judge_pair(turns: dict[str, list[Turn]], losses: dict[str, float], ours: str
         f"{mine:,.0f} : {other:,.0f} real tokens/CPU s; wall {compare(*wall)} ×; "
         f"held-out loss {losses[ours]:.3f} : {losses[theirs]:.3f}"
     )
-    return Row(f"{theirs} ({ours})", "×", compare(*cpu), goal, note)
+    return Row(f"{theirs} ({ours})", "×", compare(*cpu), goal, note, has_learned(losses[ours], losses[theirs]))
 
 
 def write_job_recipes(folder: Path, data: Path, steps: int) -> None:
@@ -101,12 +103,9 @@ def write_job_recipes(folder: Path, data: Path, steps: int) -> None:
         )  # fmt: skip
 
 
-def check_equal_loss(losses: dict[str, float]) -> None:
-    """Refuse to say how fast a contender is that has not learned what the others have."""
-    middle = measure(list(losses.values())).middle
-    print("held-out loss:", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()), flush=True)
-    if worse := [name for name, loss in losses.items() if loss > middle + TOLERANCE]:
-        raise RuntimeError(f"not equally good after the same rows: {', '.join(worse)}: {losses}")
+def has_learned(ours: float, theirs: float) -> bool:
+    """Tell whether both sides have learned, and about as much; a speed says nothing of one that has not."""
+    return max(ours, theirs) < UNTAUGHT and abs(ours - theirs) < TOLERANCE
 
 
 class Contender:
