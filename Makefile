@@ -42,7 +42,7 @@ MOVES := transformers|huggingface_hub|tokenizers|datasets|optimum
 
 test-next: assets $(NEXT)/.installed ## data, tasks, train and evaluate under the newest transformers 5 (not part of CI)
 	@HF_HUB_OFFLINE=1 $(NEXT)/bin/python -m pytest -p no:cacheprovider -m "not slow and not cluster" \
-		tests/data tests/tasks tests/train tests/evaluate tests/pipeline/test_exactness.py tests/pipeline/test_preemption.py
+		tests/data tests/tasks tests/train tests/evaluate tests/pipeline/test_exactness.py
 
 $(NEXT)/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(NEXT)

@@ -44,7 +44,9 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
         model.config.pad_token_id = ends[0] if isinstance(ends, list) else ends
     if task.generates:  # the base model's wishes come back with the bundle; invalid ones would not be saved
         model.generation_config = transformers.GenerationConfig()
-        for wish in model.config._get_non_default_generation_parameters():  # some stand in config.json
+        # some stand in config.json; transformers 5 takes them out when it loads one
+        list_wishes = getattr(model.config, "_get_non_default_generation_parameters", list)
+        for wish in list_wishes():
             if wish != "decoder_start_token_id":  # no wish: whoever trains on needs it
                 setattr(model.config, wish, None)
     if task.problem_type:

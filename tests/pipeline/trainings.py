@@ -142,7 +142,7 @@ def _await_commit(run: Run, step: int) -> None:
     pointer = Path(run.recipe.store.uri) / "runs" / run.run_id / "current.json"
     deadline = time.monotonic() + 20
     while step >= every and time.monotonic() < deadline:
-        if pointer.exists() and json.loads(pointer.read_text())["step"] >= step // every * every:
+        if pointer.exists() and json.loads(pointer.read_text()).get("step", -1) >= step // every * every:
             return
         time.sleep(0.05)
 
