@@ -141,7 +141,10 @@ class FolderStore:
             self._raise("open the folder", error)
         try:
             self._lock(handle)
-            yield
+            try:
+                yield
+            finally:
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing alone leaves it to a process that was forked meanwhile
         finally:
             os.close(handle)
 

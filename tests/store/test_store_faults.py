@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -223,3 +224,26 @@ def test_no_request_to_a_server_of_ones_own_has_a_checksum_trailer(through_proxy
     assert not {
         name for request in proxy.seen for name in request.headers if "trailer" in name or "x-amz-checksum" in name
     }
+
+
+def test_a_process_that_was_forked_during_a_write_does_not_keep_the_store_locked(tmp_path: Path) -> None:
+    """As a loader of the next epoch is, while the last one's checkpoint is on its way."""
+    store = open_store(str(tmp_path / "store"))
+    file = tmp_path / "file"
+    file.write_bytes(b"1")
+    loaders = []
+
+    def fork() -> None:
+        loaders.append(os.fork())
+        if not loaders[-1]:
+            time.sleep(30)
+            os._exit(0)
+
+    store._place(store._path("one"), lambda path: path.write_bytes(b"1"), check=fork)  # type: ignore[attr-defined]
+    try:
+        began = time.monotonic()
+        store.upload(file, "two")
+        assert time.monotonic() - began < 20, "not when the other process ends"
+    finally:
+        os.kill(loaders[0], signal.SIGKILL)
+        os.waitpid(loaders[0], 0)
