@@ -40,9 +40,8 @@ def offer_genai(bundle: Path, prompts: list[str], file: str, expected: list[list
         return None
     try:
         ends = _list_ends(bundle)
-        said = [
-            ids[:-1] if ids and ids[-1] in ends else ids for ids in expected
-        ]  # this runtime keeps the end to itself
+        # this runtime keeps the end to itself
+        said = [ids[:-1] if ids and ids[-1] in ends else ids for ids in expected]
         found = _ask(bundle, prompts, file, max(map(len, expected)))
         same = sum(ids == told for ids, told in zip(found, said, strict=True))
         if same < len(prompts):

@@ -24,17 +24,20 @@ def rehearse_writing(run: Run, task: Task) -> dict[str, Any]:
     prompts, length = [row["prompt"] for row in sample["rows"]], sample["max_new_tokens"]
     for name, found in _open_as_users(bundle, task, prompts, length).items():
         _compare(name, sample["rows"], found, task)
-    written, wrote = {}, {}
-    for target, about in list_onnx_files(run.read("records.json")).items():
+    files, wrote = list_onnx_files(run.read("records.json")), {}
+    for target in files:
         answers = ask_predict(bundle, target, prompts, "--max-new-tokens", str(length))
-        found = [answer["ids"] for answer in answers]
+        wrote[target] = [answer["ids"] for answer in answers]
         if target == "fp32":
-            _compare("`job predict`", sample["rows"], found, task)
-        written[about["file"]] = sum(row["ids"] == ids for row, ids in zip(sample["rows"], found, strict=True))
-        wrote[target] = (about["file"], found)
+            _compare("`job predict`", sample["rows"], wrote[target], task)
+    expected = [row["ids"] for row in sample["rows"]]
+    written = {
+        files[target]["file"]: sum(ids == right for ids, right in zip(found, expected, strict=True))
+        for target, found in wrote.items()
+    }
     seen = {"n": len(prompts), "tokens": length, "written": written}
-    smallest = next(wrote[target] for target in ("int4", "portable", "fp32") if target in wrote)
-    genai = None if task.is_encoder_decoder else offer_genai(bundle, prompts, *smallest)
+    smallest = next(target for target in ("int4", "portable", "fp32") if target in files)
+    genai = None if task.is_encoder_decoder else offer_genai(bundle, prompts, files[smallest]["file"], wrote[smallest])
     return seen | ({"genai": genai} if genai else {})
 
 

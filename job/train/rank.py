@@ -147,7 +147,7 @@ def _add_callbacks(run: Run, trainer: JobTrainer, vote: StopVote, queue: Backgro
     trainer.remove_callback(transformers.PrinterCallback)
     tell = partial(write_json, run.progress) if trainer.args.process_index == 0 else None
     progress = Progress(queue.check, trainer.task.metric, tell)
-    stopping = EarlyStopping(trainer.task.metric, run.recipe.training)
+    stopping = EarlyStopping(trainer.find_standing, run.recipe.training)
     debt = EvaluationDebt(run.recipe.training.watches_metric)
     for callback in (Heartbeat(), progress, ScaleFloor(trainer.read_loss_scale), stopping, vote, debt):
         trainer.add_callback(callback)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,11 @@ def _link(source: Path, target: Path) -> None:
 class EarlyStopping(TrainerCallback):
     """Ends a training that has gained nothing in `training.early_stopping_patience` evaluations.
 
-    The last step is evaluated, too, where its model may be taken. `metric`: the task's.
+    The last step is evaluated, too, where its model may be taken.
     """
 
-    def __init__(self, metric: str, training: Training) -> None:
-        self._metric, self._training = metric, training
+    def __init__(self, find_standing: Callable[[], Standing], training: Training) -> None:
+        self._find_standing, self._training = find_standing, training
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look whether the training had ended where the checkpoint was written."""
@@ -119,8 +119,7 @@ class EarlyStopping(TrainerCallback):
         self._judge(state, control)
 
     def _judge(self, state: TrainerState, control: TrainerControl) -> None:
-        patience = self._training.early_stopping_patience
-        standing = judge(state.log_history, self._metric, self._training.early_stopping_threshold)
-        if patience is not None and standing.waited >= patience:
-            log.info("step %d: %d evaluations without a gain, training ends", state.global_step, standing.waited)
+        patience, waited = self._training.early_stopping_patience, self._find_standing().waited
+        if patience is not None and waited >= patience:
+            log.info("step %d: %d evaluations without a gain, training ends", state.global_step, waited)
             control.should_training_stop = True

@@ -66,9 +66,7 @@ class Collator:
         self._table, self._pad_id, self._with_rows = table, pad_id, with_rows
 
     def __call__(self, positions: list[int]) -> dict[str, torch.Tensor]:
-        chosen = np.asarray(positions, dtype=np.int64)
-        filler = chosen == FILLER
-        chosen = np.where(filler, int(np.argmin(self._table.lengths)) if filler.any() else 0, chosen)
+        chosen, filler = replace_fillers(positions, self._table)
         batch = self._table.pad(chosen, self._pad_id)
         batch["labels"] = self._table.pad_labels(chosen)
         batch["labels"][filler] = IGNORED_LABEL
@@ -80,6 +78,13 @@ class Collator:
         """Return views of a row's ids and labels, without padding, in a batch whose tokens have labels."""
         length = int(batch["attention_mask"][line].sum())
         return batch["input_ids"][line, :length], batch["labels"][line, :length]
+
+
+def replace_fillers(positions: list[int], table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions int64 with the shortest row for each FILLER, and bool: which those are; both [rows]."""
+    chosen = np.asarray(positions, dtype=np.int64)
+    filler = chosen == FILLER
+    return np.where(filler, int(np.argmin(table.lengths)) if filler.any() else 0, chosen), filler
 
 
 class TableRows(Dataset[int]):

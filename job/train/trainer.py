@@ -199,7 +199,8 @@ class JobTrainer(Trainer):
         """
         if not batch_samples:  # Trainer asks once more at the end of an epoch
             return None
-        weights = None if self._class_weights is None else self._class_weights.double().cpu()
+        weights = self._data.class_weights  # not those on the GPU, which would have to be waited for
+        weights = None if weights is None else torch.from_numpy(weights).double()
         count = torch.stack([self.task.count_loss(batch["labels"].cpu(), weights) for batch in batch_samples]).sum()
         total = self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count
         return total if weights is None else total.float()
@@ -234,17 +235,18 @@ class JobTrainer(Trainer):
         if self.control.should_save:
             self._save_checkpoint(self.model, trial)
         metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if metrics and self._takes_best and self._judge().step == self.state.global_step:
+        if metrics and self._takes_best and self.find_standing().step == self.state.global_step:
             self._keep_best()
         return metrics
 
-    def _judge(self) -> Standing:
+    def find_standing(self) -> Standing:
+        """Return which evaluation is the best so far, and how long it has been waited for a better one."""
         return judge(self.state.log_history, self.task.metric, self._run.recipe.training.early_stopping_threshold)
 
     @property
     def chosen_step(self) -> int:
         """The step whose model is taken if training ends now: the best one's, or the last."""
-        best = self._judge().step if self._takes_best else None
+        best = self.find_standing().step if self._takes_best else None
         return self.state.global_step if best is None else best
 
     def _keep_best(self) -> None:

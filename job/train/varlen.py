@@ -22,6 +22,7 @@ from job.data.batching import FILLER
 from job.data.tokenize import TokenTable
 from job.tasks import IGNORED_LABEL, Task
 from job.train.methods import Anatomy
+from job.train.stream import replace_fillers
 
 _HALF = (torch.bfloat16, torch.float16)
 _attend_padded = torch.nn.functional.scaled_dot_product_attention
@@ -45,8 +46,7 @@ class FlatCollator:
 
     def __call__(self, positions: list[int]) -> dict[str, torch.Tensor]:
         table = self._table
-        chosen, filler = np.asarray(positions, dtype=np.int64), np.asarray(positions) == FILLER
-        chosen = np.where(filler, int(np.argmin(table.lengths)) if filler.any() else 0, chosen)
+        chosen, filler = replace_fillers(positions, table)
         spans = [slice(table.offsets[position], table.offsets[position + 1]) for position in chosen]
         lengths = [span.stop - span.start for span in spans]
         batch = {
@@ -55,10 +55,10 @@ class FlatCollator:
             "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
             "row": np.where(filler, FILLER, table.rows[chosen]),
         }
-        if self._with_types and table.types is None:  # models have a buffer of zeros that is too short
+        if self._with_types:  # also where there are none: models have a buffer of zeros that is too short
             batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
-        elif self._with_types and table.types is not None:
-            batch["token_type_ids"] = np.concatenate([table.types[span] for span in spans]).astype(np.int64)[None]
+            if table.types is not None:
+                np.concatenate([table.types[span] for span in spans], out=batch["token_type_ids"][0], casting="safe")
         if table.per_token:
             batch["labels"] = np.concatenate([table.labels[span] for span in spans]).astype(np.int64)[None]
             batch["labels"][0, np.repeat(filler, lengths)] = IGNORED_LABEL
