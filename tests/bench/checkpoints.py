@@ -20,7 +20,7 @@ import numpy as np
 from machine import open_venv
 from ours import Rank, write_recipe
 from racing import HERE, Turn, Worker, compare, measure, race, run_command, run_until, serve_turns
-from results import Bench, Row
+from results import Bench, Row, compare_starts
 from stopwatch import Stopwatch
 
 from job.store.server import DEFAULT_BUCKET, serve
@@ -126,13 +126,7 @@ def judge_resume(bench: Bench, variables: dict[str, str]) -> Row:
 
     resume_ours()  # begins the run; every later turn goes on from what the one before has committed
     turns = race({"job": resume_ours, "plain": resume_plainly}, bench.rounds)
-    wall, cpu = (
-        compare(*([getattr(turn, key) for turn in turns[name]] for name in ("plain", "job")))
-        for key in ("wall_s", "cpu_s")
-    )
-    ours, theirs = (np.median([turn.wall_s for turn in turns[name]]) for name in ("job", "plain"))
-    note = f"{ours:.2f} : {theirs:.2f} s of wall clock; CPU {cpu} ×"
-    return Row("aws s3 sync, then Trainer resumes: first step after", "×", wall, 1.5, note)
+    return compare_starts("aws s3 sync, then Trainer resumes: first step after", turns, 1.5)
 
 
 class Plain:

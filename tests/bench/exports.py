@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from racing import Turn, compare, race, run_command
-from results import Bench, Row
+from results import Bench, Row, compare_starts
 from stopwatch import Stopwatch
 
 from job.export.latency import answer_rows
@@ -158,11 +158,5 @@ def race_starts(bench: Bench, run: Run) -> Row:
     commands = {"job": job, "optimum": plain}
     turns = race({name: partial(run_command, words, bench.folder) for name, words in commands.items()}, bench.rounds)
     said = {turn.numbers["label"] for taken in turns.values() for turn in taken}
-    wall, cpu = (
-        compare(*([getattr(turn, key) for turn in turns[name]] for name in ("optimum", "job")))
-        for key in ("wall_s", "cpu_s")
-    )
-    ours, theirs = (np.median([turn.wall_s for turn in turns[name]]) for name in ("job", "optimum"))
-    note = f"{ours:.2f} : {theirs:.2f} s of wall clock; CPU {cpu} ×; both say {' and '.join(sorted(said))}"
-    name = "ORTModelForSequenceClassification: first answer (job predict)"
-    return Row(name, "×", wall, 5.0, note, equal=len(said) == 1)
+    row = compare_starts("ORTModelForSequenceClassification: first answer (job predict)", turns, 5.0)
+    return replace(row, note=f"{row.note}; both say {' and '.join(sorted(said))}", equal=len(said) == 1)

@@ -260,7 +260,7 @@ def list_contenders(shape: Shape, table: TokenTable, folder: Path) -> dict[str, 
     per_token = get_task(shape.task).per_token
     batch = {"per_device_train_batch_size": shape.batch, "bf16": True}
     fixed = {"pad": Pad(per_token, 512), "per_device_train_batch_size": 8}
-    wide, auto = replace(shape, batch=shape.widened * shape.batch), "auto" if GPU else "varlen"
+    wide = replace(shape, batch=shape.widened * shape.batch)
     return {
         "Trainer, pad to 512, fp32, batch 8": lambda: make_trainer(shape, table, folder, **fixed),
         f"Trainer, dynamic padding, bf16, batch {shape.batch}": lambda: make_trainer(
@@ -270,9 +270,9 @@ def list_contenders(shape: Shape, table: TokenTable, folder: Path) -> dict[str, 
             shape, table, folder, pad=Pad(per_token), grouped=True, **batch
         ),
         f"job, padded, batch {shape.batch}": lambda: make_job(shape, table, folder, "padded"),
-        f"job, auto, batch {shape.batch}": lambda: make_job(shape, table, folder, auto),
-        f"job, auto, batch {shape.batch}, bits not repeated": lambda: make_job(shape, table, folder, auto, False),
-        f"job, auto, batch {wide.batch}": lambda: make_job(wide, table, folder, auto),
+        f"job, varlen, batch {shape.batch}": lambda: make_job(shape, table, folder, "varlen"),
+        f"job, varlen, batch {shape.batch}, bits not repeated": lambda: make_job(shape, table, folder, "varlen", False),
+        f"job, varlen, batch {wide.batch}": lambda: make_job(wide, table, folder, "varlen"),
     }
 
 
@@ -340,7 +340,7 @@ def measure_checkpoints(shape: Shape, table: TokenTable, folder: Path) -> list[d
     lines = []
     for name, make in (
         ("Trainer's save", lambda: make_trainer(shape, table, folder, **arguments)),
-        ("job's save", lambda: make_job(shape, table, folder, "auto")),
+        ("job's save", lambda: make_job(shape, table, folder, "varlen")),
     ):
         trainer = make()
         saves = Saves(trainer, folder)
@@ -377,10 +377,10 @@ class Saves(TrainerCallback):
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    """Print a table of the race, with what `job, auto` of the same batch is of each."""
+    """Print a table of the race, with what `job, varlen` of the same batch is of each."""
     print(f"{'':<52}{'tokens/s':>10}{'range':>20}{'MFU':>7}{'GiB':>7}{'ms/step':>9}{'job is':>8}")
     for line in lines:
-        ours = next(each for each in lines if "job, auto" in each["contender"])
+        ours = next(each for each in lines if "job, varlen" in each["contender"])
         ratio = ours["tokens_per_second"] / line["tokens_per_second"]
         spread = f"{line['lowest']:,.0f}–{line['highest']:,.0f}"
         print(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from racing import Interval
+import numpy as np
+from racing import Interval, Turn, compare
 
 from job.report.axes import Axis, draw_frame
 from job.report.images import write_pictures
@@ -57,6 +58,17 @@ class Row:
         """Return what `to_json` was made of."""
         given = {key: value for key, value in saved.items() if key != "met"}
         return Row(**given | {"figure": Interval(**saved["figure"])})
+
+
+def compare_starts(against: str, turns: Mapping[str, list[Turn]], goal: float) -> Row:
+    """Return how many times sooner "job" is there than the other of two, by wall clock; processor time is beside it."""
+    (peer,) = turns.keys() - {"job"}
+    names = (peer, "job")
+    wall, cpu = (
+        compare(*([getattr(turn, key) for turn in turns[name]] for name in names)) for key in ("wall_s", "cpu_s")
+    )
+    ours, theirs = (np.median([turn.wall_s for turn in turns[name]]) for name in ("job", peer))
+    return Row(against, "×", wall, goal, f"{ours:.2f} : {theirs:.2f} s of wall clock; CPU {cpu} ×")
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -12,8 +12,8 @@ from functools import partial
 
 import numpy as np
 from ours import write_recipe
-from racing import HERE, Turn, compare, measure, race, run_command, run_until
-from results import Bench, Row
+from racing import HERE, Turn, measure, race, run_command, run_until
+from results import Bench, Row, compare_starts
 
 
 def run_lane(bench: Bench) -> list[Row]:
@@ -38,13 +38,7 @@ def race_first_steps(bench: Bench) -> Row:
         return run_until(work / "runs" / "first" / "train" / "progress.json", job, bench.folder)
 
     turns = race({"job": start_ours, "plain": partial(run_until, marker, script, bench.folder)}, bench.rounds)
-    wall, cpu = (
-        compare(*([getattr(turn, key) for turn in turns[name]] for name in ("plain", "job")))
-        for key in ("wall_s", "cpu_s")
-    )
-    ours, theirs = (np.median([turn.wall_s for turn in turns[name]]) for name in ("job", "plain"))
-    note = f"{ours:.2f} : {theirs:.2f} s of wall clock; CPU {cpu} ×"
-    return Row("plain Trainer script: first optimizer step", "×", wall, 2.0, note)
+    return compare_starts("plain Trainer script: first optimizer step", turns, 2.0)
 
 
 def time_answers(bench: Bench) -> list[Row]:

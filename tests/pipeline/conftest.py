@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 MakeModel = Callable[..., Path]
+WriteTraining = Callable[..., Path]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,31 @@ def make_model(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> MakeMo
 def tiny_model(make_model: MakeModel) -> Path:
     """A two-layer BERT of 1 M parameters."""
     return make_model("bert", max_position_embeddings=128)
+
+
+@pytest.fixture(scope="session")
+def write_training(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> WriteTraining:
+    """Return a function that writes a recipe of 2 epochs with 7 steps each, a save every 2 steps; what it is given
+    changes data and training.
+    """
+
+    def write(data: dict[str, Any], **training: Any) -> Path:
+        folder = tmp_path_factory.mktemp("training")
+        return write_recipe(
+            folder / "recipe.yaml",
+            name="training",
+            task="text-classification",
+            model={"id": str(make_model("bert", max_position_embeddings=64))},
+            data={"source": str(reviews), "max_length": 48, "limit": 100} | data,
+            training={
+                "num_train_epochs": 2, "global_batch_size": 16, "max_micro_batch_size": 4, "learning_rate": 1e-3,
+                "precision": "fp32", "seed": 3, "save_steps": 2, "logging_steps": 1,
+            } | training,
+            baselines=[],
+            store={"uri": str(folder / "unused")},
+        )  # fmt: skip
+
+    return write
 
 
 @pytest.fixture

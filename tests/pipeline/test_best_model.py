@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeModel, call_job, write_recipe
+from conftest import MakeModel, WriteTraining, call_job, write_recipe
 from safetensors.numpy import load_file
 from trainings import Trial
 
@@ -27,23 +27,10 @@ MakeTrial = Callable[..., Trial]
 
 
 @pytest.fixture(scope="module")
-def make_trial(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> MakeTrial:
+def make_trial(tmp_path_factory: pytest.TempPathFactory, write_training: WriteTraining) -> MakeTrial:
     """Return a function that makes a run with a save every 2 steps and an evaluation every 3."""
-    folder = tmp_path_factory.mktemp("best")
-    path = write_recipe(
-        folder / "recipe.yaml",
-        name="best",
-        task="text-classification",
-        model={"id": str(make_model("bert", max_position_embeddings=64))},
-        data={"source": str(reviews), "max_length": 32, "limit": 100, "validation": 0.2},
-        training={
-            "num_train_epochs": 2, "global_batch_size": 16, "max_micro_batch_size": 4, "learning_rate": 3e-2,
-            "precision": "fp32", "seed": 3, "save_steps": 2, "eval_steps": 3, "logging_steps": 1,
-            "early_stopping_patience": 2, "early_stopping_threshold": 0.9,
-        },
-        baselines=[],
-        store={"uri": str(folder / "unused")},
-    )  # fmt: skip
+    patience = {"early_stopping_patience": 2, "early_stopping_threshold": 0.9}
+    path = write_training({"max_length": 32, "validation": 0.2}, learning_rate=3e-2, eval_steps=3, **patience)
     return lambda *options: Trial(path, tmp_path_factory.mktemp("trial"), *options)
 
 

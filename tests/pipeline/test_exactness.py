@@ -6,11 +6,10 @@ Dropout is on, batches accumulate, an epoch's last batch is short, and data set 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeModel, write_recipe
+from conftest import WriteTraining
 from safetensors.numpy import load_file
 from trainings import Trial
 
@@ -21,22 +20,9 @@ DEEPSPEED, BF16, LOADERS = "distributed.engine=deepspeed", "training.precision=b
 
 
 @pytest.fixture(scope="module")
-def make_trial(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> MakeTrial:
+def make_trial(tmp_path_factory: pytest.TempPathFactory, write_training: WriteTraining) -> MakeTrial:
     """Return a function that makes a run of 2 epochs with 7 steps each; a save every 2 steps, an evaluation every 3."""
-    folder = tmp_path_factory.mktemp("exact")
-    path = write_recipe(
-        folder / "recipe.yaml",
-        name="exact",
-        task="text-classification",
-        model={"id": str(make_model("bert", max_position_embeddings=64))},
-        data={"source": str(reviews), "max_length": 48, "limit": 100, "validation": 0.4},
-        training={
-            "num_train_epochs": 2, "global_batch_size": 16, "max_micro_batch_size": 4, "learning_rate": 1e-3,
-            "precision": "fp32", "seed": 3, "save_steps": 2, "eval_steps": 3, "logging_steps": 1,
-        },
-        baselines=[],
-        store={"uri": str(folder / "unused")},
-    )  # fmt: skip
+    path = write_training({"validation": 0.4}, eval_steps=3)
     return lambda *options: Trial(path, tmp_path_factory.mktemp("trial"), *options, noise=True)
 
 

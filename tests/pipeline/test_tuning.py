@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeModel, write_recipe
+from conftest import MakeModel, WriteTraining
 from safetensors.numpy import load_file
 from trainings import Trial
 
@@ -26,22 +26,9 @@ def zero(stage: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def make_trial(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> MakeTrial:
+def make_trial(tmp_path_factory: pytest.TempPathFactory, write_training: WriteTraining) -> MakeTrial:
     """Return a function that makes a run of 2 epochs with 7 steps each of a tiny model with dropout."""
-    folder = tmp_path_factory.mktemp("tuned")
-    path = write_recipe(
-        folder / "recipe.yaml",
-        name="tuned",
-        task="text-classification",
-        model={"id": str(make_model("bert", max_position_embeddings=64))},
-        data={"source": str(reviews), "max_length": 48, "limit": 100},
-        training={
-            "num_train_epochs": 2, "global_batch_size": 16, "max_micro_batch_size": 4, "learning_rate": 1e-3,
-            "weight_decay": 0.1, "precision": "fp32", "seed": 3, "save_steps": 2, "logging_steps": 1,
-        },
-        baselines=[],
-        store={"uri": str(folder / "unused")},
-    )  # fmt: skip
+    path = write_training({}, weight_decay=0.1)
 
     def make(tuning: dict[str, Any], *options: str, noise: bool = True) -> Trial:
         sets = [f"tuning={json.dumps(tuning)}", *options]
