@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,11 @@ def wait_for(what: Callable[[], object], timeout_s: float = 60) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def is_training(log: str) -> bool:
+    """Whether a rank has said what it trains: the first step is next."""
+    return re.search(r"training \d+ weights on \d+ rank", log) is not None
 
 
 def wait_for_commit(case: Case) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cases import is_training
 
 from job.store import RunStore
 from job.store.commit import read_pointer
@@ -179,7 +180,7 @@ def judge_kill(chaos: Chaos, attempt: Attempt, before: int, how: tuple[str, int]
     what, code = how
     if code not in ((-9, 18) if what != "one rank" else (79, 18)):
         report.problems.append(f"{chaos.run_id}: {what} killed, exit code {code}: {attempt.log[-3:]}")
-    trained = any("training on" in line for line in attempt.log)
+    trained = any(map(is_training, attempt.log))
     if trained and before and attempt.resumed_from() < before:
         report.problems.append(f"{chaos.run_id}: step {before} was committed, resumed from {attempt.resumed_from()}")
     if after < before:

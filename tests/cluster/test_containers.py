@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cases import wait_for
+from cases import is_training, wait_for
 from containers import IMAGE, ROOT, Container, build_image, configure, podman
 from quickstart_slice import slice_of_quickstart
 
@@ -115,7 +115,7 @@ def test_podman_stop_leaves_a_committed_checkpoint_and_75(start: Start, s3: str)
     more = ("training.num_train_epochs=20", "training.save_steps=1000", "training.logging_steps=1")
     words = [*run_slice(store), "--run-id", "stopped", *(word for key in more for word in ("--set", key))]
     container = start(*words)
-    wait_for(lambda: "training on" in container.logs(), 240)
+    wait_for(lambda: is_training(container.logs()), 240)
     time.sleep(15)  # a few steps; nothing is committed before the stop
     assert container.stop(60) == 75, container.logs()[-3000:]
     pointer = read_pointer(RunStore(store, "stopped").objects)
