@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from job.errors import CheckpointMismatch, Diverged
 from job.train.fragments import WEIGHTS_FILE
+from job.train.snapshot import Keep
 from job.train.stream import SampleDigest, seed_rank
 
 BEST_FILE = "best.safetensors"
@@ -35,28 +36,29 @@ _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """DeepSpeed's DynamicLossScaler, fp16/loss_scaler.py."""
 
 
-def gather_weights(model: Any, engine: Any | None, moved: set[str] | None) -> dict[str, torch.Tensor]:
-    """Return the weights `moved` (None: all) in fp32 on the CPU.
+def gather_weights(model: Any, engine: Any | None, moved: set[str] | None, keep: Keep) -> dict[str, torch.Tensor]:
+    """Return copies, made by `keep`, of the weights `moved` (None: all) in fp32; tied weights share one.
 
     Under DeepSpeed every rank must call; only rank 0 keeps them.
     """
-    if engine is None:
-        state = model.state_dict().items()
-        return {name: _as_fp32(tensor) for name, tensor in state if moved is None or name in moved}
-    return _gather_sharded(model, moved)
+    if engine is not None:
+        return _gather_sharded(model, moved, keep)
+    state = {name: tensor for name, tensor in model.state_dict().items() if moved is None or name in moved}
+    places = {name: (tensor.data_ptr(), tensor.shape, tensor.stride()) for name, tensor in state.items()}
+    copies = {place: keep(_as_fp32(state[name])) for place, name in {places[name]: name for name in state}.items()}
+    return {name: copies[place] for name, place in places.items()}
 
 
 def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a CPU copy with floating-point numbers in fp32; integers stay."""
-    copy = tensor.detach().cpu()
-    return copy.float() if copy.is_floating_point() else copy
+    """Return floating-point numbers in fp32; integers stay."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _gather_sharded(model: Any, moved: set[str] | None) -> dict[str, torch.Tensor]:
+def _gather_sharded(model: Any, moved: set[str] | None, keep: Keep) -> dict[str, torch.Tensor]:
     """Gather ZeRO's fp32 master weights one by one: `save_16bit_model` would round them to bf16."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    keep = torch.distributed.get_rank() == 0
+    is_first = torch.distributed.get_rank() == 0
     weights = {}
     for name, parameter in model.named_parameters():
         if moved is not None and name not in moved:
@@ -64,13 +66,13 @@ def _gather_sharded(model: Any, moved: set[str] | None) -> dict[str, torch.Tenso
         full = safe_get_full_fp32_param(parameter)
         if full is None:  # stage 0 in fp32 keeps no master copy
             full = parameter.detach()
-        if keep:
-            weights[name] = _as_fp32(full).clone()
-    if keep and moved is None:
+        if is_first:
+            weights[name] = keep(_as_fp32(full))
+    if is_first and moved is None:
         first = {parameter: name for name, parameter in model.named_parameters()}
         tied = model.named_parameters(remove_duplicate=False)
         weights |= {alias: weights[first[parameter]] for alias, parameter in tied}
-        weights |= {name: buffer.detach().cpu() for name, buffer in model.state_dict().items() if name not in weights}
+        weights |= {name: keep(buffer) for name, buffer in model.state_dict().items() if name not in weights}
     return weights
 
 

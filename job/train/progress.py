@@ -23,6 +23,17 @@ _SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 _BAR_PERIOD_S, _FILE_PERIOD_S = 0.25, 2.0
 
 
+class BeforeSteps(TrainerCallback):
+    """Calls `prepare` once model and optimizer are what they are trained as."""
+
+    def __init__(self, prepare: Callable[[], None]) -> None:
+        self._prepare = prepare
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """See the class."""
+        self._prepare()
+
+
 class Heartbeat(TrainerCallback):
     """Beats from the main thread once the first step is done; until then the process's own thread beats as well.
 

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import time
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,28 +162,29 @@ class Uploads:
         self._run, self._rank = run, rank
         self._writer = CheckpointWriter(RunStore.of(run), rank, world_size, attempt)
         self._about = attempt.get("about", {}) | {"run_id": run.run_id, "world_size": world_size}
-        self._written_s: dict[Path, float] = {}
+        self._written: dict[Path, Future[float]] = {}
         self.queue = BackgroundUploader(
             self._upload, self._discard, store.max_unsynced_minutes * 60.0, in_step=world_size > 1
         )
 
-    def submit(self, folder: Path, seconds: float) -> None:
-        """Queue a checkpoint that took `seconds` to write."""
-        self._written_s[folder] = seconds
+    def submit(self, folder: Path, written: Future[float]) -> None:
+        """Queue a checkpoint that is being written; `written` has the seconds which that took."""
+        self._written[folder] = written
         self.queue.submit(folder)
 
     def _upload(self, folder: Path) -> None:
+        written_s = self._written[folder].result()
         began = time.monotonic()
         self._writer.commit(folder, int(folder.name.split("-")[1]), self._about)
         if self._rank == 0:
-            seconds = self._written_s[folder] + time.monotonic() - began
+            seconds = written_s + time.monotonic() - began
             # the supervisor keeps so much time in reserve before its deadline
             self._run.write("reserve.json", {"seconds": round(seconds, 3)})
             _keep_weights(folder, self._run.trained)
         self._discard(folder)
 
     def _discard(self, folder: Path) -> None:
-        self._written_s.pop(folder, None)
+        wait([self._written.pop(folder)])
         shutil.rmtree(folder)
 
 

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from job.errors import CheckpointMismatch
+from job.train.snapshot import Keep
 
 STEPS_FILE = "steps.json"
 
@@ -46,14 +47,21 @@ class Fragment:
         return tensor.detach().view(-1).narrow(0, self.offset, self.length)
 
 
-def write_shard(optimizer: torch.optim.Optimizer, fragments: Iterable[Fragment], folder: Path, rank: int) -> None:
-    """Write this rank's fragments of every field of the optimizer's state."""
+def gather_shard(
+    optimizer: torch.optim.Optimizer, fragments: Iterable[Fragment], keep: Keep
+) -> dict[str, torch.Tensor]:
+    """Return copies, made by `keep`, of this rank's fragments of every field of the optimizer's state."""
     tensors = {}
     for fragment in fragments:
         for field, value in optimizer.state.get(fragment.flat, {}).items():
             if torch.is_tensor(value) and value.shape == fragment.flat.shape:
                 key = f"{fragment.name}|{field}|{fragment.start}"
-                tensors[key] = fragment.view(value).to("cpu", copy=True)
+                tensors[key] = keep(fragment.view(value))
+    return tensors
+
+
+def write_shard(tensors: dict[str, torch.Tensor], folder: Path, rank: int) -> None:
+    """Write what `gather_shard` returned."""
     save_file(tensors, folder / f"shard-{rank:05d}.safetensors")
 
 

@@ -1,61 +1,35 @@
-"""transformers.Trainer with our global batches, loss and checkpoints.
+"""transformers.Trainer with our global batches and loss; its checkpoints are ours by `saving.py`.
 
-What depends on Trainer's internals stands here and nowhere else: `_save_checkpoint` replaces its
-save; its loaders are replaced by ours, so that accelerate does not shard a second time.
+What depends on Trainer's internals stands in these two files and nowhere else; its loaders are replaced by ours, so
+that accelerate does not shard a second time.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers.trainer
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 
 from job.data.batching import FILLER, BatchShape, RankBatches
 from job.data.tokenize import TokenTable
-from job.failpoints import failpoint
-from job.liveness import beat
 from job.recipe import Run
 from job.tasks import Task, join_outputs
-from job.train.checkpoint import (
-    STATE_FILE,
-    gather_weights,
-    read_engine,
-    read_random_state,
-    read_samples,
-    read_scaler,
-    read_weights,
-    write_engine,
-    write_random_state,
-    write_weights,
-)
 from job.train.engine import repeat_bits
-from job.train.fragments import find_optimizer, is_sharded, list_fragments, name_flats, read_engine_weights
-from job.train.methods import group_weights, list_frozen, name_moved
+from job.train.methods import group_weights, list_frozen
 from job.train.packing import PackedCollator
 from job.train.preemption import EvaluationCut
-from job.train.progress import Pace
-from job.train.selection import BestWeights, Standing, judge
-from job.train.shards import read_shards, write_shard, write_steps
-from job.train.stream import Collator, SampleDigest, SeededBatches, TableRows, keep_generators, load_batches
+from job.train.saving import SavingTrainer
+from job.train.stream import Collator, SeededBatches, TableRows, keep_generators, load_batches
 from job.train.varlen import FlatRows
 
 log = logging.getLogger("job.train")
-
-# Trainer calls this function for every resume under DeepSpeed and offers no other way to load; ours comes right after,
-# in `_load_optimizer_and_scheduler`
-transformers.trainer.deepspeed_load_checkpoint = lambda *_, **__: None
 
 
 @dataclass(frozen=True)
@@ -75,25 +49,13 @@ class TrainingData:
     flat: FlatRows | None = None
 
 
-class JobTrainer(Trainer):
-    """See the module. `on_checkpoint` receives (folder, seconds that writing took) of every checkpoint.
-
-    `repeats`: a step is computed with the same bits every time; a processor does so by itself.
-    """
-
-    optimizer: Any
+class JobTrainer(SavingTrainer):
+    """See the module. `repeats`: a step is computed with the same bits every time; a processor does so by itself."""
 
     def __init__(self, model: Any, args: TrainingArguments, run: Run, data: TrainingData, task: Task) -> None:
-        self._run, self._data, self.task = run, data, task
-        self.on_checkpoint: Callable[[Path, float], None] = lambda folder, seconds: None
-        self.resumed_from, self.repeats = -1, False
-        self.samples = SampleDigest()
-        self.shape = (0, 0)
-        self._saved_step = -1
-        self._takes_best, self.best = run.recipe.training.load_best_model_at_end, BestWeights(run.folder / "train")
+        self._data, self.task, self.repeats, self.shape = data, task, False, (0, 0)
         self._order = np.argsort(-data.validation.lengths, kind="stable")
-        self._moved, self._frozen = name_moved(model, run.recipe.tuning), list_frozen(model, run.recipe.tuning)
-        self._pace = Pace(args.world_size)
+        self._frozen = list_frozen(model, run.recipe.tuning)
         smoothing, weights = run.recipe.training.label_smoothing_factor, data.class_weights
         self._class_weights = torch.from_numpy(weights).to(args.device) if weights is not None else None
 
@@ -107,6 +69,8 @@ class JobTrainer(Trainer):
             return task.sum_loss(join_outputs(task, outputs), labels, smoothing, self._class_weights) / count
 
         super().__init__(
+            run,
+            task.metric,
             model=model,
             args=args,
             eval_dataset=TableRows(self._order),
@@ -174,11 +138,6 @@ class JobTrainer(Trainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
-    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As Trainer's, but a training that was finished before gets no epoch: Trainer would do one step more."""
-        epochs, *others, max_steps = super().set_initial_training_values(*args, **kwargs)
-        return (0 if self.resumed_from >= max_steps else epochs, *others, max_steps)
-
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Note which rows this rank computes, and how many of how many tokens, then compute them."""
         rows = inputs.pop("row")
@@ -226,37 +185,6 @@ class JobTrainer(Trainer):
                 module.eval()
         return super().compute_loss(model, *args, **kwargs)
 
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Save first where both are due: an evaluation that fails or is cut short then costs no training.
-
-        That checkpoint has the best weights before it, and its own: with them the evaluation is done again, and decides
-        the same.
-        """
-        if self.control.should_save:
-            self._save_checkpoint(self.model, trial)
-        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if metrics and self._takes_best and self.find_standing().step == self.state.global_step:
-            self._keep_best()
-        return metrics
-
-    def find_standing(self) -> Standing:
-        """Return which evaluation is the best so far, and how long it has been waited for a better one."""
-        return judge(self.state.log_history, self.task.metric, self._run.recipe.training.early_stopping_threshold)
-
-    @property
-    def chosen_step(self) -> int:
-        """The step whose model is taken if training ends now: the best one's, or the last."""
-        best = self.find_standing().step if self._takes_best else None
-        return self.state.global_step if best is None else best
-
-    def _keep_best(self) -> None:
-        beat()
-        with self._pace.pause():
-            weights = gather_weights(self.model, self._engine, self._moved)
-            if self.args.process_index == 0:
-                self.best.keep(self.model, weights, whole=self._moved is None)
-        beat()
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without a trace in the random number generators; a stop signal ends it and the training."""
         try:
@@ -301,69 +229,3 @@ class JobTrainer(Trainer):
         """Return what fp16's scaler multiplies the loss with now, None without a scaler."""
         scaler = self.accelerator.scaler
         return float(scaler.get_scale()) if scaler is not None else None
-
-    def save(self) -> None:
-        """Write a checkpoint of the current step, unless that was done."""
-        self._save_checkpoint(self.model, None)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write this rank's part of a checkpoint and hand the folder to `on_checkpoint`."""
-        step, rank = self.state.global_step, self.args.process_index
-        if step == self._saved_step:
-            return
-        began = time.monotonic()
-        beat()
-        failpoint("checkpoint-write")
-        folder = self._run.folder / "train" / f"checkpoint-{step:08d}-rank-{rank:05d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._pace.pause():
-            self._write_state(folder, rank)
-        failpoint("checkpoint-written")
-        beat()
-        self._saved_step = step
-        self.on_checkpoint(folder, time.monotonic() - began)
-
-    def _write_state(self, folder: Path, rank: int) -> None:
-        engine, optimizer = self._engine, find_optimizer(self.optimizer)
-        weights = gather_weights(self.model, engine, self._moved)
-        if rank == 0:
-            write_weights(self.model, weights, folder, whole=self._moved is None)
-            shutil.copytree(self._run.tokenizer, folder, dirs_exist_ok=True)
-            write_steps(optimizer, name_flats(self.model, engine), folder)
-            if self.chosen_step != self.state.global_step:
-                self.best.add_to(folder)
-            write_engine(engine, self.lr_scheduler, self.accelerator.scaler, folder)
-            self.state.save_to_json(str(folder / STATE_FILE))
-        if rank == 0 or is_sharded(engine):
-            write_shard(optimizer, list_fragments(self.model, engine), folder, rank)
-        write_random_state(rank, self.samples, folder)
-
-    @property
-    def _engine(self) -> Any | None:
-        return self.model_wrapped if self.is_deepspeed_enabled else None
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer calls this with our folder before it wraps the model, except under DeepSpeed."""
-        read_weights(self.model, Path(resume_from_checkpoint), self._moved)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not checkpoint:
-            return
-        folder, engine, optimizer = Path(checkpoint), self._engine, find_optimizer(self.optimizer)
-        fragments = list_fragments(self.model, engine)
-        if engine is not None:
-            read_engine_weights(self.model, engine, fragments, folder, self._moved)
-        read_shards(optimizer, fragments, folder)
-        read_engine(engine, optimizer, self.lr_scheduler, folder)
-        self.samples = read_samples(self.args.process_index, folder)
-        if self._takes_best and self.args.process_index == 0:
-            self.best.take_from(folder)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint:
-            read_scaler(self.accelerator.scaler, Path(checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint:
-            rank = self.args.process_index
-            read_random_state(rank, (self.args.seed, rank, self.state.global_step), Path(checkpoint))

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -369,9 +370,11 @@ class Saves(TrainerCallback):
         self._trainer._save_checkpoint(self._trainer.model, None)
         self.seconds.append(time.perf_counter() - began)
         for written in self._folder.glob("checkpoint-*"):
-            self._throw_away(written, 0.0)
+            self._throw_away(written)
 
-    def _throw_away(self, folder: Path, seconds: float) -> None:
+    def _throw_away(self, folder: Path, written: Future[float] | None = None) -> None:
+        if written:
+            written.result()
         self.bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shutil.rmtree(folder)
 

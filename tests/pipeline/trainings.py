@@ -119,12 +119,13 @@ def _overflow() -> None:
 def _arrange(accident: str, run: Run) -> None:
     """`PLACE:WHAT:STEP`: in training_step or prediction_step, at that global step, once the last save is committed.
 
-    It happens once in this run's folder.
+    It happens once in this run's folder. Until then each save is committed before the next step: those that found the
+    one before under way would wait for a later step's vote.
     """
     from job.train.trainer import JobTrainer
 
     place, what, step = accident.split(":")
-    inner = getattr(JobTrainer, place)
+    inner, training_step = getattr(JobTrainer, place), JobTrainer.training_step
     happened = run.folder / f"accident-{place}-{what}-{step}"
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -134,6 +135,13 @@ def _arrange(accident: str, run: Run) -> None:
             ACCIDENTS[what](run)
         return inner(self, *args, **kwargs)
 
+    def training_step_waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not happened.exists():
+            _await_commit(run, self.state.global_step)
+        return training_step(self, *args, **kwargs)
+
+    JobTrainer.training_step = training_step_waiting  # type: ignore[method-assign]
+    inner = training_step_waiting if place == "training_step" else inner
     setattr(JobTrainer, place, wrapped)
 
 

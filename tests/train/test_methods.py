@@ -149,7 +149,7 @@ def test_what_was_saved_of_lora_gives_the_same_model_again_and_merges_into_it(
     apply_method(trained, tuning, seed=1)
     train(trained)
     moved = name_moved(trained, tuning)
-    write_weights(trained, gather_weights(trained, None, moved), tmp_path, whole=False)
+    write_weights(trained, gather_weights(trained, None, moved, torch.clone), tmp_path, whole=False)
     tuner = apply_method(fresh, tuning, seed=2)
     read_weights(fresh, tmp_path, moved)
     expected = trained.eval()(input_ids=ids).logits
@@ -232,7 +232,7 @@ def test_saved_weights_of_another_method_are_16(change: str, tmp_path: Path) -> 
     tuning = Tuning(method="partial")
     apply_method(model, tuning, seed=1)
     moved = name_moved(model, tuning) or set()
-    weights = gather_weights(model, None, moved)
+    weights = gather_weights(model, None, moved, torch.clone)
     if change == "lacks":
         del weights["classifier.weight"]
     else:

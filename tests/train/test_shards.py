@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from job.errors import CheckpointMismatch
-from job.train.shards import Fragment, read_shards, write_shard, write_steps
+from job.train.shards import Fragment, gather_shard, read_shards, write_shard, write_steps
 
 SHAPES = {"weight": (7, 5), "bias": (3,), "scale": (1,)}
 
@@ -61,7 +61,7 @@ def test_any_ranks_read_what_any_ranks_wrote(
     folder = tmp_path_factory.mktemp("shards")
     parameters = make_model()
     optimizer = train(list(parameters.values()))
-    write_shard(optimizer, whole(parameters), folder, 0)
+    write_shard(gather_shard(optimizer, whole(parameters), torch.clone), folder, 0)
     write_steps(optimizer, dict(parameters), folder)
 
     for count in (writers, readers):
@@ -70,7 +70,7 @@ def test_any_ranks_read_what_any_ranks_wrote(
             flats = list({id(fragment.flat): fragment.flat for fragment in fragments}.values())
             partial = torch.optim.AdamW(flats or [torch.nn.Parameter(torch.zeros(1))], lr=0.1)
             read_shards(partial, fragments, folder)
-            write_shard(partial, fragments, written, rank)
+            write_shard(gather_shard(partial, fragments, torch.clone), written, rank)
         (written / "steps.json").write_text((folder / "steps.json").read_text())
         folder = written
 
@@ -85,7 +85,7 @@ def test_any_ranks_read_what_any_ranks_wrote(
 def written_shard(folder: Path) -> dict[str, torch.Tensor]:
     parameters = make_model()
     optimizer = train(list(parameters.values()))
-    write_shard(optimizer, whole(parameters), folder, 0)
+    write_shard(gather_shard(optimizer, whole(parameters), torch.clone), folder, 0)
     write_steps(optimizer, dict(parameters), folder)
     return load_file(folder / "shard-00000.safetensors")
 
@@ -114,7 +114,7 @@ def test_fragments_that_are_missing_or_overlap_are_named(tmp_path: Path, change:
 def test_a_parameter_that_no_gradient_reached_has_no_state_and_needs_none(tmp_path: Path) -> None:
     parameters = make_model()
     optimizer = train([parameters["weight"], parameters["bias"]])
-    write_shard(optimizer, whole(parameters), tmp_path, 0)
+    write_shard(gather_shard(optimizer, whole(parameters), torch.clone), tmp_path, 0)
     write_steps(optimizer, dict(parameters), tmp_path)
     assert sorted(json.loads((tmp_path / "steps.json").read_text())["steps"]) == ["bias", "weight"]
     fresh = make_model()

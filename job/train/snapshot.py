@@ -1,0 +1,90 @@
+"""A checkpoint leaves the training as a copy in memory, which is checked, written and uploaded beside the next steps.
+
+The copies lie in one stretch of memory that is allocated while training begins (pinned beside a GPU) and used for every
+checkpoint: a save blocks the loop for as long as copying takes. One checkpoint is written at a time, and a save that
+comes sooner waits for the one before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from threading import Thread
+from typing import Any, TypeVar
+
+import torch
+
+from job.liveness import beat
+
+Keep = Callable[[torch.Tensor], torch.Tensor]
+"""Returns a copy on the CPU that the next step does not change."""
+
+T = TypeVar("T")
+
+_ALIGNED_BYTES = 64
+_WAIT_S = 0.5
+
+
+class Snapshot:
+    """Memory for the state of this rank, `size` bytes; what is more finds room, but costs an allocation each time."""
+
+    def __init__(self, size: int) -> None:
+        self._memory: Future[torch.Tensor] = _work_beside(lambda: _allocate(size))
+        self._used, self._began = 0, 0.0
+        self._written: Future[float] | None = None
+
+    def begin(self) -> None:
+        """Make room for a new snapshot; raise what went wrong with the one before."""
+        self._began = time.monotonic()
+        if self._written:
+            _wait_alive(self._written)
+            self._written.result()
+        _wait_alive(self._memory)
+        self._used = 0
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a copy on the CPU; one of a GPU's tensor is whole when `write` is called."""
+        memory, size = self._memory.result(), tensor.numel() * tensor.element_size()
+        if self._used + size > len(memory):
+            return tensor.detach().to("cpu", copy=True)
+        copy = memory[self._used : self._used + size].view(tensor.dtype).view(tensor.shape)
+        self._used += -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES
+        return copy.copy_(tensor.detach(), non_blocking=True)
+
+    def write(self, work: Callable[[], None]) -> Future[float]:
+        """Call `work` beside the training; the answer has the seconds from `begin` on, or what `work` raised."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        began = self._began
+
+        def write() -> float:
+            work()
+            return time.monotonic() - began
+
+        self._written = _work_beside(write)
+        return self._written
+
+
+def _allocate(size: int) -> torch.Tensor:
+    """Return uint8 [size], each page of it written once: the first copy would else wait for the kernel."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized()).zero_()
+
+
+def _wait_alive(future: Future[Any]) -> None:
+    while not wait([future], _WAIT_S).done:
+        beat()
+
+
+def _work_beside(work: Callable[[], T]) -> Future[T]:
+    """Call `work` in a thread that does not keep the process from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # crosses to whoever asks for the result
+            future.set_exception(error)
+
+    Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
