@@ -51,6 +51,8 @@ Result = TypeVar("Result")
 
 PART_SIZE_MIB = 16
 MAX_CONCURRENCY = 8
+_ONE_REQUEST_BYTES = 1 << 20
+"""A file of so many bytes goes as it is: what s3transfer plans of threads and parts costs more than the request."""
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
 DEADLINE_S = 60.0
@@ -102,8 +104,9 @@ class S3Store:
 
     def _connect(self) -> None:
         """Two clients: `_call` alone retries a small call and knows its deadline; a transfer retries each part."""
-        self._client = _make_client(self._allow_http, attempts=1)
-        self._mover = _make_client(self._allow_http, attempts=5)
+        session = _open_session()
+        self._client = _make_client(session, self._allow_http, attempts=1)
+        self._mover = _make_client(session, self._allow_http, attempts=5)
 
     def read(self, key: str) -> Blob | None:
         def get() -> Blob | None:
@@ -145,7 +148,14 @@ class S3Store:
 
     def upload(self, path: Path, key: str) -> None:
         full, kind = self._full(key), _TYPES.get(path.suffix)
-        how = {"Config": self._transfer, "ExtraArgs": {"ContentType": kind} if kind else None}
+        extra = {"ContentType": kind} if kind else {}
+        if path.stat().st_size <= _ONE_REQUEST_BYTES:
+            data = path.read_bytes()
+            self._call(
+                f"upload {key}", lambda: self._client.put_object(Bucket=self.bucket, Key=full, Body=data, **extra)
+            )
+            return
+        how = {"Config": self._transfer, "ExtraArgs": extra}
         self._call(f"upload {key}", lambda: self._mover.upload_file(str(path), self.bucket, full, **how))
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
@@ -250,10 +260,17 @@ class S3Store:
         raise _translate(error, f"{self.uri}: cannot {what}", self.bucket) from None
 
 
-def _make_client(allow_http: bool, attempts: int) -> Any:
+def _open_session() -> boto3.session.Session:
+    """Return what clients are made of; it keeps what it has read of S3's description."""
+    try:
+        return boto3.session.Session()
+    except ProfileNotFound as error:
+        raise AccessDenied(f"AWS_PROFILE: {error}; correct it or unset it") from None
+
+
+def _make_client(session: boto3.session.Session, allow_http: bool, attempts: int) -> Any:
     _check_ca_bundle()
     try:
-        session = boto3.session.Session()
         client = session.client("s3", config=_client_config(attempts, own_endpoint=False))
         if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
             client = session.client("s3", config=_client_config(attempts, own_endpoint=True))
