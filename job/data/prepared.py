@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from job.data.sources import DataSource, list_split_files, read_front_matter
+from job.errors import JobError
 from job.recipe import Run, hash_json, write_json
 from job.store.manifest import hash_file
 from job.store.models import ModelSource
@@ -41,18 +42,15 @@ def name_inputs(run: Run, model: ModelSource, source: DataSource) -> str | None:
     """Return the sha256 (hex) of all that a fetch reads; None where it may read what is not known before."""
     try:
         return hash_json(_describe_inputs(run, model, source))
-    except (OSError, _Unknown):  # whether a file that cannot be read is needed at all shows when it is
+    except (OSError, ValueError, JobError):  # whether a file that cannot be read is needed at all shows when it is
         return None
-
-
-class _Unknown(Exception):
-    """Nobody can tell which files are read."""
 
 
 def _describe_inputs(run: Run, model: ModelSource, source: DataSource) -> dict[str, Any]:
     recipe = run.recipe
-    if _ELSEWHERE.search(read_front_matter(source.path)):
-        raise _Unknown
+    configs = read_front_matter(source.path).partition("configs")[2]
+    if _ELSEWHERE.search(configs) or (source.path / ".huggingface.yaml").exists():
+        raise ValueError("files may be named that lie elsewhere")
     rows, parts = _list_all(source.path), _list_all(model.path)
     texts = [path for path in parts if path.suffix not in _WEIGHTS]
     read = [*rows, *list_split_files(source, recipe.data), *texts, *_PACKAGE.rglob("*.py")]
@@ -130,10 +128,10 @@ def _find_folder(run: Run, key: str | None) -> Path:
 
 
 def _list_all(path: Path) -> list[Path]:
-    """Return a file, or all files below a folder, sorted; raise _Unknown where a link leads to another folder."""
+    """Return a file, or all files below a folder, sorted; raise ValueError where a link leads to another folder."""
     if path.is_file():
         return [path]
     found = sorted(path.rglob("*"))
     if any(each.is_symlink() and each.is_dir() for each in found):
-        raise _Unknown
+        raise ValueError("files may lie elsewhere")
     return [each for each in found if each.is_file()]
