@@ -24,7 +24,7 @@ from job.errors import PeerLost
 from job.identity import check_checkpoint, describe_checkpoint
 from job.launch import ALONE, Guest, Host, Topology, Verdict, find_free_port, find_interface
 from job.node import Node
-from job.recipe import Run, hash_json
+from job.recipe import Recipe, Run, hash_json
 from job.recipe.schema import DEFINES_TRAINING
 from job.stages import Stage
 from job.store import Attempt
@@ -136,12 +136,22 @@ def clear_folder(run: Run) -> Path:
 
 def list_environments(run: Run, topology: Topology, port: int, other: Host | Guest | None) -> list[dict[str, str]]:
     """Return the variables of every rank of this node; `other` is whom it talks to."""
-    common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JOB_WITHOUT": list_unneeded(run.recipe)}
     common["JOB_START_TIMEOUT_S"] = str(join_timeout_s(run))
     interface = find_interface(other.own_address) if other else None
     if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
         common["GLOO_SOCKET_IFNAME"] = interface
     return [common | rank for rank in topology.rank_environments(port)]
+
+
+def list_unneeded(recipe: Recipe) -> str:
+    """Return the libraries that no rank of a recipe needs, and that transformers and accelerate import all the same."""
+    needed = {
+        "boto3": recipe.store.uri.startswith("s3://") or bool(recipe.training.report_to),  # trackers may write to S3
+        "deepspeed": recipe.distributed.engine == "deepspeed",
+        "peft": recipe.tuning.method == "lora",
+    }
+    return " ".join(["datasets", *(name for name, is_needed in needed.items() if not is_needed)])
 
 
 def join_timeout_s(run: Run) -> float:

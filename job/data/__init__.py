@@ -2,8 +2,9 @@
 
 `sources.py` finds and reads rows (the only user of `datasets`) · `columns.py` turns rows into
 checked examples · `splits.py` holds rows out and finds leaks · `tokenize.py` makes token tables,
-cached by content · `batching.py` deals global batches to ranks · `fetch.py` runs these in order ·
-`prompts.py` what a model that writes is rehearsed with · `assets.py` fetches the quickstart's model and texts.
+cached by content · `fetch.py` runs these in order · `prepared.py` finds what it did before ·
+`batching.py` deals global batches to ranks · `prompts.py` what a model that writes is rehearsed with ·
+`assets.py` fetches the quickstart's model and texts.
 """
 
 from job.data.batching import derive_micro_batch

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from job.data.columns import LabelMap, RawColumns, check_rows, pick_columns
+from job.data.prepared import keep_prepared, name_inputs, note_warnings, take_prepared
 from job.data.prompts import choose_prompts, describe_generation
 from job.data.sources import DataSource, locate_data, read_split
 from job.data.splits import (
@@ -43,13 +44,28 @@ _POSITIONS_BEFORE_FIRST_TOKEN = {
 
 
 def fetch_sources(run: Run) -> dict[str, Any]:
-    """Bring model and data to this node, check both, tokenize; return what identifies them."""
+    """Bring model and data to this node, check both, tokenize; return what identifies them.
+
+    What was prepared from the same files before is taken as it is.
+    """
     recipe = run.recipe
     allow_http = recipe.store.allow_http
     model = fetch_model(recipe.model.id, recipe.model.revision, run.cache, allow_http=allow_http)
     source = locate_data(recipe.data, run.cache, allow_http=allow_http)
     run.write("sources.json", {"model": _describe(model), "data": _describe(source)})
-    config = read_config(model.path)
+    key = name_inputs(run, model, source)
+    fingerprints = take_prepared(run, key)
+    if fingerprints is None:
+        with note_warnings() as warnings:
+            fingerprints = _prepare(run, model, source)
+        if name_inputs(run, model, source) == key:  # else somebody has changed a file while it was read
+            keep_prepared(run, key, fingerprints, warnings)
+    return _identify(model, source, fingerprints)
+
+
+def _prepare(run: Run, model: ModelSource, source: DataSource) -> dict[str, Any]:
+    """Check and tokenize all rows; leave the records and the tokenizer, return the fingerprints of both."""
+    recipe, config = run.recipe, read_config(model.path)
     splits, labels, origin = read_splits(recipe, source, config)
     task = get_task(recipe.kind)
     tokenizer = load_tokenizer(model.path, config, task)
@@ -71,7 +87,8 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     run.write("sample.json", asked)
     # for the report's worst mistakes, and for a current release, which reads them with its own tokenizer
     run.write("test.json", describe_examples(splits["test"]))
-    return identify(run, model, source, splits, tokenizer)
+    end = {"end": find_end(tokenizer)} if task.generates else {}
+    return {"data": fingerprint_splits(splits), "tokenizer": hash_tokenizer(tokenizer), **end}
 
 
 def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> tuple[Splits, LabelMap, dict[str, Any]]:
@@ -134,13 +151,13 @@ def describe_examples(examples: Examples) -> dict[str, Any]:
     return about | {"labels": examples.labels.tolist(), "rows": examples.rows.tolist()}
 
 
-def identify(run: Run, model: ModelSource, source: DataSource, splits: Splits, tokenizer: Any) -> dict[str, Any]:
+def _identify(model: ModelSource, source: DataSource, fingerprints: dict[str, Any]) -> dict[str, Any]:
     """Return what fixes the training beside the recipe: commits and fingerprints."""
-    end = {"end": find_end(tokenizer)} if get_task(run.recipe.kind).generates else {}
+    end = {"end": fingerprints["end"]} if "end" in fingerprints else {}
     return {
         "model": {"id": model.origin, "commit": model.commit, "sha256": _hash_model(model)},
-        "data": {"source": source.origin, "commit": source.commit, "fingerprint": fingerprint_splits(splits)},
-        "tokenizer_sha256": hash_tokenizer(tokenizer),
+        "data": {"source": source.origin, "commit": source.commit, "fingerprint": fingerprints["data"]},
+        "tokenizer_sha256": fingerprints["tokenizer"],
         **end,
     }
 

@@ -65,6 +65,12 @@ def read_split(source: DataSource, data: Data, split: str) -> Any:
     return splits[split]
 
 
+def list_split_files(source: DataSource, data: Data) -> list[Path]:
+    """Return the files that the recipe names as splits, wherever they lie."""
+    named = (split for split in (data.train, data.validation, data.test) if isinstance(split, str))
+    return [file for split in named if (file := _as_file(source, split))]
+
+
 def _as_file(source: DataSource, split: str) -> Path | None:
     """Return the file that a split value names: beside or inside the source, or by its own path."""
     if Path(split).suffix not in FORMATS:
@@ -100,9 +106,14 @@ def _load_folder(source: DataSource, config: str | None, split: str) -> Any:
 
 def _declares_files(folder: Path) -> bool:
     """Tell whether the folder's README names the files of each split, as Hub data sets do."""
+    return "data_files" in read_front_matter(folder)
+
+
+def read_front_matter(folder: Path) -> str:
+    """Return the part of a data folder's README that is meant for programs, "" where there is none."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace")[:100_000] if readme.is_file() else ""
-    return text.startswith("---") and "data_files" in text
+    return text[3:].partition("\n---")[0] if text.startswith("---") else ""
 
 
 def _belongs_to(path: Path, split: str) -> bool:
