@@ -114,6 +114,7 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
         describe_memory(recipe, topology, model.path, _BYTES_PER_WEIGHT * parameters + _BYTES_PER_TRAINED * trained),
         f"to the store: {least}≈ {stored_gib:.2g} GiB in {saves} "
         f"checkpoints, of which {recipe.store.keep_checkpoints} stay",
+        suggest_interval(recipe, topology, model.path, parameters, each * trained),
     ]
 
 
@@ -143,6 +144,24 @@ def describe_memory(recipe: Recipe, topology: Topology, folder: Path, states: in
         return f"{said}: may not fit; training.max_micro_batch_size: {fitting} does (the global batch stays)"
     way_out = "training.gradient_checkpointing: true, tuning.method: lora, or distributed.engine: deepspeed"
     return f"{said}: does not fit; lower data.max_length, or use {way_out}"
+
+
+def suggest_interval(recipe: Recipe, topology: Topology, folder: Path, parameters: int, size: int) -> str:
+    """Return a line on how often a checkpoint of `size` bytes is best saved, in time and, roughly, in steps."""
+    from job.data.fetch import DEFAULT_MAX_LENGTH, check_max_length
+    from job.store.models import read_config
+    from job.train import GPU_MTBF_H, SNAPSHOT_GB_S, estimate_step, find_interval
+
+    ranks, sharded = topology.world_size, recipe.distributed.engine == "deepspeed"
+    stall_s = size / 1e9 / (ranks if sharded else 1) / SNAPSHOT_GB_S
+    interval_s = find_interval(stall_s, 3600 * GPU_MTBF_H / ranks)
+    tokens = recipe.data.max_length or min(DEFAULT_MAX_LENGTH, check_max_length(None, read_config(folder)))
+    step_s = estimate_step(parameters, recipe.training.global_batch_size * tokens // ranks)
+    steps = max(round(interval_s / step_s), 1)
+    return (
+        f"saves:        one in {interval_s / 60:.0f} min loses least (Young, Daly: {stall_s:.2g} s a save, "
+        f"{GPU_MTBF_H / ranks:,.0f} h to a failure); training.save_steps: {steps} if a step takes ≈ {step_s:.1f} s"
+    )
 
 
 def _estimate_trained(recipe: Recipe, folder: Path, labels: list[str]) -> int:

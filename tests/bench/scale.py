@@ -2,9 +2,10 @@
 
 python tests/bench/scale.py FOLDER [--parameters 1e9] [--gpus 8,16,…] [--constant NAME=VALUE …]
 
-writes scale.md and scale.png. A calculation from constants, each with its source below, and no measurement of many
-GPUs: it says what the design costs if they hold. The interval is Daly's (2006) for a save that blocks the loop for
-`stall`; what a failure costs is half an interval, the lag until the newest checkpoint is durable, and the restart.
+writes scale.md and scale.png. A calculation from constants, each with its source below or in job/train/interval.py,
+and no measurement of many GPUs: it says what the design costs if they hold. The interval is Daly's (2006) for a save
+that blocks the loop for `stall`; what a failure costs is half an interval, the lag until the newest checkpoint is
+durable, and the restart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_frame, format_t
 from job.report.images import write_pictures
 from job.report.markup import Html, element
 from job.report.plots import Plot
+from job.train.interval import GPU_MTBF_H, SHARE_OF_PEAK, SNAPSHOT_GB_S, find_interval
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -31,16 +33,16 @@ class Constants:
     tokens_per_gpu: float = 16_384.0  # of one step
     bytes_per_parameter: float = 12.0  # fp32 weight and two moments: what a checkpoint holds
     gpu_flops: float = 788e12  # bf16 GEMM, measured on an H200
-    mfu: float = 0.4  # published for 1–8 B on H100 (torchtitan 33–39 %), 50 % is the goal for 1 B
+    mfu: float = SHARE_OF_PEAK
     gpus_per_node: float = 8.0
     gradient_gb_s: float = 40.0  # all-reduce, bytes of the bus per GPU: 8 × 400 Gb/s a node, 80 %
     hidden_share: float = 0.8  # of the all-reduce, behind the backward pass
-    snapshot_gb_s: float = 11.3  # into preallocated memory of the host, measured (803 MB in 0.071 s on one core)
+    snapshot_gb_s: float = SNAPSHOT_GB_S
     hash_gb_s: float = 1.6  # sha256, measured on one core
     send_gb_s: float = 0.85  # one process over http with SigV4 and CRC64, measured (1.17 CPU s/GB)
     node_gb_s: float = 12.5  # 100 Gb/s a node to the store
     store_gb_s: float = 50.0  # what the store takes in all
-    gpu_mtbf_h: float = 50_700.0  # 419 interruptions of 16,384 GPUs in 54 days (Llama 3, 2024, table 5)
+    gpu_mtbf_h: float = GPU_MTBF_H
     restart_s: float = 120.0  # a new pod, imports, the checkpoint fetched
 
 
@@ -77,14 +79,6 @@ def estimate_step(gpus: int, given: Constants) -> float:
     compute_s = 6 * given.parameters * given.tokens_per_gpu / (given.gpu_flops * given.mfu)
     gradient_s = 2 * 2 * given.parameters * (gpus - 1) / gpus / (given.gradient_gb_s * 1e9)
     return compute_s + (1 - given.hidden_share) * gradient_s
-
-
-def find_interval(cost_s: float, mtbf_s: float) -> float:
-    """Return the seconds between saves that lose least (Daly 2006, equation 37; Young 1974 is its first term)."""
-    if cost_s >= 2 * mtbf_s:
-        return mtbf_s
-    ratio = math.sqrt(cost_s / (2 * mtbf_s))
-    return math.sqrt(2 * cost_s * mtbf_s) * (1 + ratio / 3 + ratio**2 / 9) - cost_s
 
 
 def estimate_loss(interval_s: float, cost_s: float, after_s: float, mtbf_s: float) -> float:

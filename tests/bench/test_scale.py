@@ -6,7 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from scale import GPUS, Constants, compute_point, draw_points, estimate_loss, find_interval
+from scale import GPUS, Constants, compute_point, draw_points, estimate_loss
+
+from job.train.interval import find_interval
 
 
 @pytest.mark.parametrize(("cost_s", "mtbf_s"), [(0.05, 180_000.0), (1.0, 20_000.0), (30.0, 3_600.0)])

@@ -1,0 +1,37 @@
+"""`job check` says what a run would do, and what would make it fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from conftest import Answer, call_job, write_recipe
+
+
+def check(recipe: dict[str, Any], folder: Path, *options: str) -> Answer:
+    path = write_recipe(folder / "recipe.yaml", **recipe)
+    words = [word for option in options for word in ("--set", option)]
+    answer = call_job("check", str(path), "--work-dir", str(folder / "work"), *words)
+    assert answer.code == 0, answer.stderr
+    return answer
+
+
+def test_the_plan_says_steps_memory_bytes_to_the_store_and_how_often_to_save(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    said = check(recipe, tmp_path).stdout
+    assert "steps:        6 " in said
+    assert "in 3 checkpoints, of which 2 stay" in said
+    found = re.search(r"saves: .* one in (\d+) min .*training\.save_steps: (\d+) if a step takes ≈ ([0-9.]+) s", said)
+    assert found, said
+    assert int(found[1]) >= 1 and int(found[2]) >= 1
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_what_does_not_fit_into_memory_is_said_with_what_would(recipe: dict[str, Any], tmp_path: Path) -> None:
+    many = ("training.global_batch_size=4000000", "training.max_micro_batch_size=4000000")
+    said = check(recipe, tmp_path, *many).stdout
+    smaller = re.search(r"may not fit; training\.max_micro_batch_size: (\d+) does", said)
+    assert smaller, said
+    assert "may not fit" not in check(recipe, tmp_path, many[0], f"training.max_micro_batch_size={smaller[1]}").stdout
