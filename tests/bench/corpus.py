@@ -14,20 +14,27 @@ _MEDIAN_WORDS, _SPREAD = 175.0, 0.62
 """Of IMDB: about 263 tokens a document on average where the longest are cut at 512 (1.3 tokens a word)."""
 
 
-def write_documents(reviews: Path, folder: Path, rows: dict[str, int]) -> Path:
-    """Write SPLIT.csv with so many documents: sentences of one label, joined to a length drawn as IMDB's are."""
+def write_documents(assets: Path, folder: Path, rows: dict[str, int]) -> Path:
+    """Write SPLIT.csv with so many documents: sentences of reviews or of a newspaper, as long together as IMDB's are.
+
+    Which of the two is learned in few steps, so that a short bench can ask what has been learned.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (reviews / "train.csv").open(encoding="utf-8", newline="") as file:
-        sentences = list(csv.DictReader(file))
+    sentences = {"review": _read_texts(assets / "movie-reviews/train.csv"), "news": _read_texts(assets / "nyt/all.csv")}
     draw = random.Random(0)
     for split, count in rows.items():
         with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
             for number in range(count):
-                label = ("negative", "positive")[number % 2]
-                writer.writerow([_write_document(draw, [s["text"] for s in sentences if s["label"] == label]), label])
+                label = list(sentences)[number % 2]
+                writer.writerow([_write_document(draw, sentences[label]), label])
     return folder
+
+
+def _read_texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)]
 
 
 def _write_document(draw: random.Random, sentences: list[str]) -> str:
