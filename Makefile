@@ -26,11 +26,13 @@ help: ## this list
 run: assets ## the quickstart: fine-tune, export, prove and release a small model on an embedded S3
 	@$(BIN)/job s3 -- $(BIN)/job run quickstart
 
-test: assets ## the fast and telling tests
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow and not cluster and not k8s"
+WORKERS ?= 2
+
+test: assets ## the fast and telling tests (WORKERS=2 files at a time)
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not cluster and not k8s"
 
 test-all: assets ## the slow ones as well
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not cluster and not k8s"
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not cluster and not k8s"
 
 # command:package of Debian; podman's default runtime crun wants cgroups that not every machine has
 CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm chromium:chromium
