@@ -111,21 +111,21 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
         + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),
         f"tuning:       {recipe.tuning.method}: {trained / 1e6:.2f} M parameters are trained",
         f"steps:        {least}{steps} ({per_epoch} per epoch){early}",
-        describe_memory(recipe, topology, model.path, _BYTES_PER_WEIGHT * parameters + _BYTES_PER_TRAINED * trained),
+        describe_memory(recipe, topology, model.path, (parameters, trained)),
         f"to the store: {least}≈ {stored_gib:.2g} GiB in {saves} "
         f"checkpoints, of which {recipe.store.keep_checkpoints} stay",
         suggest_interval(recipe, topology, model.path, parameters, each * trained),
     ]
 
 
-def describe_memory(recipe: Recipe, topology: Topology, folder: Path, states: int) -> str:
-    """Return a line on what a rank will hold: `states` bytes of weights, gradients and optimizer, and activations.
+def describe_memory(recipe: Recipe, topology: Topology, folder: Path, counts: tuple[int, int]) -> str:
+    """Return a line on what a rank will hold; `counts`: parameters, and how many of them are trained.
 
-    Those are measured; where both do not fit into the device, the line says what would.
+    Activations are measured; where both do not fit into the device, the line says what would.
     """
     from job.data.fetch import DEFAULT_MAX_LENGTH, check_max_length
     from job.store.models import read_config
-    from job.train import measure_activations, measure_device
+    from job.train import HOST, measure_activations, measure_device
 
     training, task = recipe.training, get_task(recipe.kind)
     shape = derive_micro_batch(training.global_batch_size, topology.world_size, training.max_micro_batch_size)
@@ -133,10 +133,13 @@ def describe_memory(recipe: Recipe, topology: Topology, folder: Path, states: in
     tokens = recipe.data.max_length or min(DEFAULT_MAX_LENGTH, check_max_length(None, config))
     row = measure_activations(folder, task, tokens, training.gradient_checkpointing)
     name, room = measure_device(topology.processes_per_node)
+    states, what = _BYTES_PER_WEIGHT * counts[0] + _BYTES_PER_TRAINED * counts[1], "weights, gradients and optimizer"
+    if name == HOST:  # beside a GPU the copy lies on the host
+        states, what = states + _CHECKPOINT_BYTES_PER_PARAMETER * counts[1], f"{what}, and a copy of them to save"
     kept, whole_gib = shape.micro_batch * row, (states + shape.micro_batch * row) / 2**30
     said = (
-        f"memory:       ≤ {whole_gib:.1f} of {room / 2**30:.1f} GiB ({name}): {states / 2**30:.1f} GiB of weights, "
-        f"gradients and optimizer, {kept / 2**30:.1f} GiB of activations ({shape.micro_batch} rows of {tokens} tokens)"
+        f"memory:       ≤ {whole_gib:.1f} of {room / 2**30:.1f} GiB ({name}): {states / 2**30:.1f} GiB of {what}, "
+        f"{kept / 2**30:.1f} GiB of activations ({shape.micro_batch} rows of {tokens} tokens)"
     )
     if states + kept <= room:
         return said

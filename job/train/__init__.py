@@ -13,12 +13,12 @@ often to save · `versions.py` what transformers 5 calls otherwise.
 """
 
 from job.train.interval import GPU_MTBF_H, SNAPSHOT_GB_S, estimate_step, find_interval
-from job.train.memory import measure_activations, measure_device
+from job.train.memory import HOST, measure_activations, measure_device
 from job.train.merge import merge_run
 from job.train.methods import estimate_trained
 from job.train.rank import run_rank
 
 __all__ = [
-    "GPU_MTBF_H", "SNAPSHOT_GB_S", "estimate_step", "estimate_trained", "find_interval", "measure_activations",
+    "GPU_MTBF_H", "HOST", "SNAPSHOT_GB_S", "estimate_step", "estimate_trained", "find_interval", "measure_activations",
     "measure_device", "merge_run", "run_rank",
 ]  # fmt: skip

@@ -17,13 +17,16 @@ import torch
 
 from job.tasks import Task
 
+HOST = "this host's share for a rank"
+"""What a rank computes on where it has no GPU."""
+
 
 def measure_device(ranks: int) -> tuple[str, int]:
     """Return name and bytes of memory of what a rank computes on: a GPU, or its share of this host's memory."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)))
         return device.name, int(device.total_memory)
-    return "this host's share for a rank", psutil.virtual_memory().total // max(ranks, 1)
+    return HOST, psutil.virtual_memory().total // max(ranks, 1)
 
 
 def measure_activations(folder: Path, task: Task, tokens: int, checkpointing: bool) -> int:

@@ -1,8 +1,12 @@
-"""SmolLM2-135M, a real language model, fine-tuned a few steps: exported with its cache, in int8 and in int4."""
+"""SmolLM2-135M, a real language model, fine-tuned a few steps: exported with its cache, in int8 and in int4.
+
+And taught by the shipped recipe for conversations to answer a question about a review in two words of its own.
+"""
 
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +67,41 @@ def test_32_tokens_are_written_as_torch_writes_them(answer: Answer) -> None:
     assert told["tokens"] == 32
     assert told["written"]["model.onnx"] >= told["n"] - 1
     assert set(told["written"]) == {"model.onnx", "model_quantized.onnx", "model_q4.onnx"}, "the others are counted"
+
+
+ANSWERS = {"positive": "Yes, warmly.", "negative": "No, avoid it."}
+
+
+@pytest.fixture(scope="module")
+def instructions(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small instruction file: real reviews, a question about each, and how we would answer it."""
+    path = tmp_path_factory.mktemp("instructions") / "train.jsonl"
+    with (assets / "movie-reviews" / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if len(row["text"].split()) < 25][:600]
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            asked = {"role": "user", "content": f"Would you recommend this film? {row['text']}"}
+            messages = [asked, {"role": "assistant", "content": ANSWERS[row["label"]]}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@pytest.mark.slow
+def test_the_shipped_recipe_teaches_it_to_answer_as_an_instruction_file_does(
+    instructions: Path, tmp_path: Path
+) -> None:
+    sets = [
+        f"model.id={prepare_smollm2()}", f"data.source={instructions.parent}",
+        "data.config=null", "data.test=0.25", "data.max_length=96", "training.max_steps=40",
+        "training.global_batch_size=8", "training.learning_rate=1e-3", "training.save_steps=20",
+        "export.latency=false", f"store.uri={tmp_path / 'store'}",
+    ]  # fmt: skip
+    words = [word for each in sets for word in ("--set", each)]
+    done = call_job("run", "chat-lora", "--work-dir", str(tmp_path / "work"), *words, timeout_s=3600)
+    assert done.code == 0, done.stderr
+    scores = done.result["metrics"]
+    assert scores["test"]["perplexity"] < 0.2 * scores["baselines"]["untrained"]["perplexity"]
+    asked = ["Would you recommend this film? A wonderful, moving and funny film.",
+             "Would you recommend this film? A dull, stupid mess and a waste of time."]  # fmt: skip
+    told = call_job("predict", done.result["release"], *asked, "--chat", "--work-dir", str(tmp_path))
+    assert [json.loads(line)["written"] for line in told.stdout.splitlines()] == list(ANSWERS.values())
