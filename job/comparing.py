@@ -73,6 +73,7 @@ def _change(recipe: Recipe, tuning: dict[str, Any], baselines: list[str]) -> Rec
     about = recipe.model_dump(mode="json", exclude_unset=True)
     about |= {"tuning": tuning, "baselines": baselines}
     about["release"] = {"promote_if": "never"}
+    about["export"] = about.get("export", {}) | {"latency": False}  # the page has what the gate measures
     about["store"] = about["store"] | {"keep_releases": None}
     try:
         return Recipe.model_validate(about)

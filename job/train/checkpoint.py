@@ -39,10 +39,12 @@ _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 def gather_weights(model: Any, engine: Any | None, moved: set[str] | None, keep: Keep) -> dict[str, torch.Tensor]:
     """Return copies, made by `keep`, of the weights `moved` (None: all) in fp32; tied weights share one.
 
-    Under DeepSpeed every rank must call; only rank 0 keeps them.
+    Under DeepSpeed every rank must call; only rank 0 keeps them, the others get none.
     """
     if engine is not None:
         return _gather_sharded(model, moved, keep)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return {}
     state = {name: tensor for name, tensor in model.state_dict().items() if moved is None or name in moved}
     places = {name: (tensor.data_ptr(), tensor.shape, tensor.stride()) for name, tensor in state.items()}
     copies = {place: keep(_as_fp32(state[name])) for place, name in {places[name]: name for name in state}.items()}
