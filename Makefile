@@ -28,11 +28,16 @@ run: assets ## the quickstart: fine-tune, export, prove and release a small mode
 
 WORKERS ?= 2
 
+# what is stopped and killed by the clock runs alone
 test: assets ## the fast and telling tests (WORKERS=2 files at a time)
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not cluster and not k8s"
+	@export HF_HUB_OFFLINE=1
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not cluster and not k8s" --ignore tests/chaos
+	$(BIN)/pytest -m "not slow and not cluster and not k8s" tests/chaos
 
 test-all: assets ## the slow ones as well
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not cluster and not k8s"
+	@export HF_HUB_OFFLINE=1
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not cluster and not k8s" --ignore tests/chaos
+	$(BIN)/pytest -m "not cluster and not k8s" tests/chaos
 
 # command:package of Debian; podman's default runtime crun wants cgroups that not every machine has
 CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm chromium:chromium

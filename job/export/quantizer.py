@@ -116,9 +116,8 @@ class Quantizer:
         narrow = rung.embeddings and rung.bits == 4  # of embeddings MatMulNBits knows 4 bits alone
         operators = ("MatMul", *EMBEDDINGS) if narrow else ("MatMul",)
         wide = self.list_left_out(rung)
-        # an output matrix that is the table of embeddings costs nothing beside it, and loses the most in 4 bits
-        shares_table = rung.bits == 4 and not rung.embeddings
-        model = onnx.load(str(self._exported if shares_table else self._model))
+        # an output matrix that is the table of embeddings costs nothing beside it, and decides between the next words
+        model = onnx.load(str(self._model if rung.embeddings else self._exported))
         if self._generates:  # GPT-2 is made of them; a classifier's head is small and stays as it is
             split_gemms(model.graph)
         if rung.embeddings and not narrow:

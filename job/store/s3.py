@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,8 @@ class S3Store:
 
     def _connect(self) -> None:
         """Two clients: `_call` alone retries a small call and knows its deadline; a transfer retries each part."""
-        session = _open_session()
+        with _explain_settings():
+            session = boto3.session.Session()  # one for both: it keeps what it has read of S3's description
         self._client = _make_client(session, self._allow_http, attempts=1)
         self._mover = _make_client(session, self._allow_http, attempts=5)
 
@@ -260,24 +262,23 @@ class S3Store:
         raise _translate(error, f"{self.uri}: cannot {what}", self.bucket) from None
 
 
-def _open_session() -> boto3.session.Session:
-    """Return what clients are made of; it keeps what it has read of S3's description."""
+@contextmanager
+def _explain_settings() -> Iterator[None]:
+    """Turn what boto3 raises for variables and files that it cannot use into JobErrors."""
     try:
-        return boto3.session.Session()
-    except ProfileNotFound as error:
-        raise AccessDenied(f"AWS_PROFILE: {error}; correct it or unset it") from None
-
-
-def _make_client(session: boto3.session.Session, allow_http: bool, attempts: int) -> Any:
-    _check_ca_bundle()
-    try:
-        client = session.client("s3", config=_client_config(attempts, own_endpoint=False))
-        if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            client = session.client("s3", config=_client_config(attempts, own_endpoint=True))
+        yield
     except ProfileNotFound as error:
         raise AccessDenied(f"AWS_PROFILE: {error}; correct it or unset it") from None
     except (BotoCoreError, ValueError) as error:
         raise RecipeError(f"S3 client: {error}; check AWS_ENDPOINT_URL_S3 and AWS_REGION") from None
+
+
+def _make_client(session: boto3.session.Session, allow_http: bool, attempts: int) -> Any:
+    _check_ca_bundle()
+    with _explain_settings():
+        client = session.client("s3", config=_client_config(attempts, own_endpoint=False))
+        if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            client = session.client("s3", config=_client_config(attempts, own_endpoint=True))
     check_endpoint(client.meta.endpoint_url, allow_http)
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
     return client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -79,7 +80,7 @@ def end(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, json.loads(lines[-1]) if lines else {}, stderr)
 
 
-def wait_for(what: Callable[[], object], timeout_s: float = 60) -> None:
+def wait_for(what: Callable[[], object], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline
@@ -93,6 +94,28 @@ def is_training(log: str) -> bool:
 
 def wait_for_commit(case: Case) -> None:
     wait_for(lambda: case.run.objects.read("current.json") and read_pointer(case.run.objects))
+
+
+def suspend(case: Case, pids: list[int]) -> None:
+    """Stop processes, but in no moment in which one holds the folder's lock: who waits for that gives up with 77."""
+    send(pids, signal.SIGSTOP)
+    while time.sleep(0.05) or _is_locked(case.run.objects.uri):
+        send(pids, signal.SIGCONT)
+        time.sleep(0.01)
+        send(pids, signal.SIGSTOP)
+
+
+def _is_locked(uri: str) -> bool:
+    if uri.startswith("s3://"):
+        return False
+    handle = os.open(uri, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def descendants(pid: int) -> list[int]:

@@ -20,6 +20,7 @@ from cases import (
     end,
     resumed_from,
     send,
+    suspend,
     wait_for,
     wait_for_commit,
 )
@@ -215,7 +216,7 @@ def test_37_a_zombie_that_wakes_up_after_a_take_over_leaves_with_76(case: Case) 
     zombie = case.start("zombie", "--ttl=1", **SLOW)
     wait_for_commit(case)
     asleep = descendants(zombie.pid)
-    send(asleep, signal.SIGSTOP)
+    suspend(case, asleep)
     check_finished(case, case.attempt("second", "--ttl=1"))
     after = read_all(case)
     send(asleep, signal.SIGCONT)
