@@ -1,8 +1,9 @@
 """Matrices as quantizers look for them: constants that a MatMul takes.
 
 A model with tied embeddings (most decoders, masked language models) is exported with one table for both, and a
-Transpose before the last product: the largest matrix of the model would be left out. Others (GPT-2) have Gemm where
-MatMulNBits wants MatMul. And embeddings, which are tables that a Gather takes rows of.
+Transpose before the last product: the largest matrix of the model would be left out. That is right where weights alone
+are quantized, for it costs nothing beside the table. Others (GPT-2) have Gemm where MatMulNBits wants MatMul. And
+embeddings, which are tables that a Gather takes rows of.
 """
 
 from __future__ import annotations
