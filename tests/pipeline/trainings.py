@@ -125,8 +125,16 @@ def _arrange(accident: str, run: Run) -> None:
     from job.train.trainer import JobTrainer
 
     place, what, step = accident.split(":")
-    inner, training_step = getattr(JobTrainer, place), JobTrainer.training_step
+    training_step = JobTrainer.training_step
     happened = run.folder / f"accident-{place}-{what}-{step}"
+
+    def training_step_waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not happened.exists():
+            _await_commit(run, self.state.global_step)
+        return training_step(self, *args, **kwargs)
+
+    JobTrainer.training_step = training_step_waiting  # type: ignore[method-assign]
+    inner = getattr(JobTrainer, place)
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == int(step) and not happened.exists():
@@ -135,13 +143,6 @@ def _arrange(accident: str, run: Run) -> None:
             ACCIDENTS[what](run)
         return inner(self, *args, **kwargs)
 
-    def training_step_waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not happened.exists():
-            _await_commit(run, self.state.global_step)
-        return training_step(self, *args, **kwargs)
-
-    JobTrainer.training_step = training_step_waiting  # type: ignore[method-assign]
-    inner = training_step_waiting if place == "training_step" else inner
     setattr(JobTrainer, place, wrapped)
 
 
