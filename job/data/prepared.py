@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -24,8 +22,9 @@ from typing import Any
 from job.data.sources import DataSource, list_split_files, read_front_matter
 from job.errors import JobError
 from job.recipe import Run, hash_json, write_json
-from job.store.manifest import hash_file
+from job.store.manifest import hash_file, list_files
 from job.store.models import ModelSource
+from job.store.transfer import build_folder
 
 log = logging.getLogger("job.data")
 
@@ -90,17 +89,13 @@ def keep_prepared(run: Run, key: str | None, fingerprints: dict[str, Any], warni
     if key is None:
         return
     folder = _find_folder(run, key)
-    partial = folder.with_name(f"{key}.{uuid.uuid4().hex}.partial")
-    shutil.copytree(run.tokenizer, partial / "tokenizer")
-    for name in RECORDS:
-        shutil.copyfile(run.folder / name, partial / name)
-    files = {path.relative_to(partial).as_posix(): hash_file(path) for path in partial.rglob("*") if path.is_file()}
-    write_json(partial / "kept.json", {"files": files, "fingerprints": fingerprints, "warnings": warnings})
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.rename(partial, folder)
-    except OSError:  # another process of this node was faster; it has kept the same
-        shutil.rmtree(partial)
+    with build_folder(folder) as partial:
+        shutil.copytree(run.tokenizer, partial / "tokenizer")
+        for name in RECORDS:
+            shutil.copyfile(run.folder / name, partial / name)
+        files = {name: hash_file(partial / name) for name in list_files(partial)}
+        write_json(partial / "kept.json", {"files": files, "fingerprints": fingerprints, "warnings": warnings})
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -7,9 +7,6 @@ where padded int64 rows take 205 MB.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 
 from job.errors import DataError
 from job.recipe.schema import hash_json
+from job.store.transfer import build_folder
 from job.tasks import IGNORED_LABEL, Examples, Task, Truth
 
 _VERSION = 4
@@ -203,13 +201,8 @@ def tokenize_split(examples: Examples, encoder: Encoder, cache: Path) -> Path:
     key = hash_json([_VERSION, examples.fingerprint, hash_tokenizer(encoder.tokenizer), *how])
     folder = cache / "tokens" / key
     if not folder.exists():
-        partial = folder.with_name(f"{key}.{uuid.uuid4().hex}.partial")
-        partial.mkdir(parents=True)
-        _write_table(examples, encoder, partial)
-        try:
-            os.rename(partial, folder)
-        except OSError:  # another process of this node was faster; its table is the same
-            shutil.rmtree(partial)
+        with build_folder(folder) as partial:
+            _write_table(examples, encoder, partial)
     return folder
 
 

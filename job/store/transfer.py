@@ -8,8 +8,9 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from job.errors import JobError, NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
@@ -96,15 +97,23 @@ def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cac
         return None
     folder = cache / hashlib.sha256(json.dumps(found).encode()).hexdigest()
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
-        for key, _, _ in found:
-            (partial / check_key(key)).parent.mkdir(parents=True, exist_ok=True)
-            store.download(key, partial / key)
-        try:
-            os.rename(partial, folder)
-        except OSError:  # another process was faster; its folder is the same
-            shutil.rmtree(partial)
+        with build_folder(folder) as partial:
+            for key, _, _ in found:
+                (partial / check_key(key)).parent.mkdir(parents=True, exist_ok=True)
+                store.download(key, partial / key)
     return folder
+
+
+@contextmanager
+def build_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that is named `folder` once it is whole; where another process was faster, that one's stays."""
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    yield partial
+    try:
+        os.rename(partial, folder)
+    except OSError:  # it is named after what it holds, so theirs is the same
+        shutil.rmtree(partial)
 
 
 def verify_objects(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
