@@ -157,14 +157,19 @@ def _too_long(key: str, parts: Sequence[str]) -> bool:
 
 def check_endpoint(endpoint: str | None, allow_http: bool) -> None:
     """Refuse (19) an endpoint that would carry credentials in clear text to another machine."""
-    parts = urlsplit(endpoint or "https://")
-    if parts.scheme == "https" or allow_http:
-        return
-    if not _is_loopback(parts.hostname or ""):
+    endpoint = endpoint or "https://"
+    if not (allow_http or is_protected(endpoint)):
+        parts = urlsplit(endpoint)
         raise SecurityRefused(
             f"endpoint {parts.scheme}://{parts.hostname} is not https; use https, or set store.allow_http: true "
             "where the network is trusted"
         )
+
+
+def is_protected(endpoint: str) -> bool:
+    """Tell whether nobody on the way can read or change what is sent: TLS, or no way at all."""
+    parts = urlsplit(endpoint)
+    return parts.scheme == "https" or _is_loopback(parts.hostname or "")
 
 
 def _is_loopback(host: str) -> bool:

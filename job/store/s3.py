@@ -46,12 +46,15 @@ from job.store.objects import (
     check_key,
     check_prefix,
     check_read_size,
+    is_protected,
 )
 
 Result = TypeVar("Result")
 
 PART_SIZE_MIB = 16
 MAX_CONCURRENCY = 8
+_READ_BYTES = 1 << 20
+"""What a download hands to the thread that writes; with 256 KiB, the default, it costs twice as much."""
 _ONE_REQUEST_BYTES = 1 << 20
 """A file of so many bytes goes as it is: what s3transfer plans of threads and parts costs more than the request."""
 CONNECT_TIMEOUT_S = 5
@@ -100,6 +103,7 @@ class S3Store:
             multipart_threshold=PART_SIZE_MIB << 20,
             multipart_chunksize=PART_SIZE_MIB << 20,
             max_concurrency=MAX_CONCURRENCY,
+            io_chunksize=_READ_BYTES,
             preferred_transfer_client="classic",
         )
 
@@ -276,9 +280,9 @@ def _explain_settings() -> Iterator[None]:
 def _make_client(session: boto3.session.Session, allow_http: bool, attempts: int) -> Any:
     _check_ca_bundle()
     with _explain_settings():
-        client = session.client("s3", config=_client_config(attempts, own_endpoint=False))
+        client = session.client("s3", config=_client_config(attempts))
         if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            client = session.client("s3", config=_client_config(attempts, own_endpoint=True))
+            client = session.client("s3", config=_client_config(attempts, client.meta.endpoint_url))
     check_endpoint(client.meta.endpoint_url, allow_http)
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
     return client
@@ -293,11 +297,11 @@ def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
     context["s3_redirect"]["redirected"] = True
 
 
-def _client_config(attempts: int, own_endpoint: bool) -> Config:
+def _client_config(attempts: int, own_endpoint: str = "") -> Config:
     """Options for any server; for one that is not AWS, checksums only where the API demands them.
 
     Since boto3 1.36 default CRC trailers are refused or misreported by older S3-compatible servers.
-    Our own sha256 stands in the manifest anyway.
+    Our own sha256 stands in the manifest anyway; a second one, signed, guards what crosses a network without TLS.
     """
     options: dict[str, Any] = {
         "retries": {"mode": "standard", "total_max_attempts": attempts},
@@ -308,7 +312,7 @@ def _client_config(attempts: int, own_endpoint: bool) -> Config:
     }
     if own_endpoint:
         options |= {
-            "s3": {"addressing_style": "path"},
+            "s3": {"addressing_style": "path", "payload_signing_enabled": not is_protected(own_endpoint)},
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }

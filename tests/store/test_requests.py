@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from job.store import RunStore
 from job.store.checkpoints import CheckpointWriter
 from job.store.restore import fetch_checkpoint
+from job.store.s3 import S3Store
 
 FILES = 120
 ATTEMPT = {"epoch": 1, "nonce": "0123456789abcdef", "keep": 2, "peer_timeout_s": 60.0}
@@ -78,3 +80,32 @@ def test_files_that_lie_there_already_cost_one_request_for_all_of_them(
     requests.clear()
     fetch_checkpoint(store.objects, key, sha256, here)
     assert requests == {"GET": 1}, "its manifest"
+
+
+class Sent(Exception):
+    """A request was ready to leave."""
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_hashed"),
+    [("https://s3.example.org", False), ("http://127.0.0.1:9", False), ("http://s3.example.org", True)],
+)
+def test_a_file_is_hashed_once_more_for_its_way_only_where_a_network_without_tls_could_change_it(
+    endpoint: str, is_hashed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    def stop(_: object, request: Any) -> None:
+        raise Sent(request.headers["X-Amz-Content-SHA256"])
+
+    monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", stop)
+    content = bytes(2 << 20)
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(Sent) as caught:
+        S3Store("s3://bucket/prefix", allow_http=True).upload(tmp_path / "file", "file")
+    digest = caught.value.args[0]
+    assert (digest.decode() if isinstance(digest, bytes) else digest) == (
+        hashlib.sha256(content).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD"
+    )
