@@ -62,6 +62,7 @@ class Member:
             last = self._follow() if self._prepare() else TRAINED
         except Exception as error:
             last = Verdict.of(error)
+        self._node.drop_ahead()
         verdict = decide([TRAINED, last, *filter(None, [self._failed])])
         self._guest.leave(self._try, verdict)
         return verdict
@@ -69,6 +70,7 @@ class Member:
     def _prepare(self) -> bool:
         """Fetch the sources and join (call a); False where the training is committed already."""
         self._run.save()
+        self._node.start_ahead(stages.STAGES[0].target, self._run, list_environments(self._run, self._topology))
         identity = self._node.run_process(stages.FETCH, self._run, {"TOKENIZERS_PARALLELISM": "true"}, self._guest)
         looked = -_LOOK_S
         while not self._guest.has_joined:

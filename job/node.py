@@ -48,6 +48,14 @@ class Node:
             raise verdict.as_error()
         return verdict.record
 
+    def start_ahead(self, target: str, run: Run, environments: Iterable[Mapping[str, str]]) -> None:
+        """Start the processes of a stage that comes soon: what it imports is there when `run_processes` is called."""
+        self._supervisor.start_ahead(target, run.folder, environments)
+
+    def drop_ahead(self) -> None:
+        """End what was started ahead and is not needed."""
+        self._supervisor.drop_ahead()
+
     def check_stop(self, when: str) -> None:
         """Raise Interrupted (75) where a stop signal came `when`, in words."""
         if self.stop.count:

@@ -79,6 +79,7 @@ class Pipeline:
         topology = find_topology(recipe.distributed, place)
         derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
         self._lead = lead = Lead(self._node, run, topology)
+        lead.start_ahead(stages.STAGES[0], run)
         store = RunStore.of(run)
         self._node.transfer(store.prove_reachable)
         log.info("run %s, store %s", run.run_id, store.uri)

@@ -2,10 +2,11 @@
 
 Order of calls; the numbers are those of `store/commit.py`, what is said between nodes stands in `launch/host.py`.
 
-    a  every node fetches its sources; the others tell node 0 (`ready`), which compares
+    a  every node starts its ranks, which import what they need and wait, and fetches its sources; the others tell
+       node 0 (`ready`), which compares
     b  node 0 fetches the newest whole checkpoint (7)
     c  node 0 gives the order; every other node fetches the checkpoint that it names (`here`)
-    d  all nodes start their ranks (`start`), which commit checkpoints (8–13)
+    d  all nodes let their ranks go (`start`), which commit checkpoints (8–13)
     e  node 0 commits stages/train.json (14) and dismisses the others with 0; it finishes the run alone
 
 A node that dies before d is waited for; between d and e all leave with 79 and go on from the last checkpoint. After
@@ -56,12 +57,17 @@ class Lead:
         hello, hang_timeout_s = introduce(run, topology), run.recipe.launch.hang_timeout_s
         self._host = Host(topology, hello, hang_timeout_s) if topology.nodes > 1 else None
 
+    def start_ahead(self, stage: Stage, run: Run) -> None:
+        """Start this node's ranks, which learn in `train` whom they talk to."""
+        self._node.start_ahead(stage.target, run, list_environments(run, self._topology))
+
     def verdicts(self) -> list[Verdict]:
         """Return how the other nodes' part ended, as far as it has."""
         return self._host.verdicts() if self._host else []
 
     def dismiss(self, verdict: Verdict) -> None:
-        """Tell the other nodes how it ended; 0: they are not needed any more."""
+        """Tell the other nodes, and ranks that were started for nothing, how it ended; 0: they are not needed."""
+        self._node.drop_ahead()
         if self._host:
             self._host.dismiss(verdict)
 
@@ -134,8 +140,10 @@ def clear_folder(run: Run) -> Path:
     return folder
 
 
-def list_environments(run: Run, topology: Topology, port: int, other: Host | Guest | None) -> list[dict[str, str]]:
-    """Return the variables of every rank of this node; `other` is whom it talks to."""
+def list_environments(
+    run: Run, topology: Topology, port: int = 0, other: Host | Guest | None = None
+) -> list[dict[str, str]]:
+    """Return the variables of every rank of this node; port and `other`, whom it talks to, are not known at first."""
     common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JOB_WITHOUT": list_unneeded(run.recipe)}
     common["JOB_START_TIMEOUT_S"] = str(join_timeout_s(run))
     interface = find_interface(other.own_address) if other else None

@@ -91,6 +91,22 @@ class Supervisor:
     def __init__(self, stop: StopRequest, limits: Limits, check: Callable[[], None] = lambda: None) -> None:
         self._stop, self._limits, self._check = stop, limits, check
         self._memory = MemoryWatch()
+        self._ahead: dict[Path, subprocess.Popen[bytes]] = {}
+
+    def start_ahead(self, target: str, folder: Path, environments: Iterable[Mapping[str, str]]) -> None:
+        """Start processes that import `target` and wait until `run` is called with it, or `drop_ahead`.
+
+        What libraries read while they are imported must stand in `environments`; `run` may set what is read later.
+        """
+        for index, variables in enumerate(environments):
+            outcome = _find_outcome(target, folder, index)
+            self._ahead[outcome] = _start_process(target, folder, outcome, variables, ahead=True)
+
+    def drop_ahead(self) -> None:
+        """Kill what was started ahead and is not needed."""
+        for process in self._ahead.values():
+            _kill_session(process)
+        self._ahead.clear()
 
     def run(
         self, target: str, folder: Path, environments: Iterable[Mapping[str, str]] = ({},), peers: Peers = ALONE
@@ -119,17 +135,20 @@ class Supervisor:
         return decide([own, *peers.wait_for_verdicts()]) if own.code else own
 
     def _start(self, target: str, folder: Path, index: int, environment: Mapping[str, str]) -> _Member:
-        name = f"{target.rpartition(':')[2]}-{index}"
-        outcome, heartbeat = folder / "outcomes" / f"{name}.json", folder / "heartbeats" / name
-        outcome.unlink(missing_ok=True)
-        heartbeat.unlink(missing_ok=True)
-        heartbeat.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
-        own = {"JOB_HEARTBEAT": str(heartbeat), "JOB_SUPERVISOR_PID": str(os.getpid())}
-        variables = os.environ | environment | own
-        process = subprocess.Popen(command, env=variables, start_new_session=True)
-        pulse = Pulse(process.pid, heartbeat, self._limits.hang_timeout_s, self._limits.start_timeout_s)
+        outcome = _find_outcome(target, folder, index)
+        process = self._release(outcome, environment) or _start_process(target, folder, outcome, environment)
+        pulse = Pulse(process.pid, _find_heartbeat(outcome), self._limits.hang_timeout_s, self._limits.start_timeout_s)
         return _Member(index, process, outcome, pulse)
+
+    def _release(self, outcome: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
+        """Let a process go that was started ahead; None where there is none, or it has died meanwhile."""
+        process = self._ahead.pop(outcome, None)
+        if process and process.stdin:
+            with suppress(OSError), process.stdin as order:
+                order.write(json.dumps(dict(environment)).encode())
+                return process
+            _kill_session(process)
+        return None
 
     def _judge(self, member: _Member, size: int, watch: _Watch) -> Verdict:
         if outcome := _read_json(member.outcome):
@@ -153,9 +172,7 @@ class _Member:
 
     def kill(self) -> None:
         """Kill the process if it is left, and whatever it started: it leads a session of its own."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        _kill_session(self.process)
 
 
 class _Watch:
@@ -231,6 +248,35 @@ class _Watch:
             {},
         )
         return True
+
+
+def _start_process(
+    target: str, folder: Path, outcome: Path, environment: Mapping[str, str], *, ahead: bool = False
+) -> subprocess.Popen[bytes]:
+    heartbeat = _find_heartbeat(outcome)
+    outcome.unlink(missing_ok=True)
+    heartbeat.unlink(missing_ok=True)
+    heartbeat.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
+    own = {"JOB_HEARTBEAT": str(heartbeat), "JOB_SUPERVISOR_PID": str(os.getpid())}
+    if ahead:
+        own["JOB_AHEAD"] = "1"
+    stdin = subprocess.PIPE if ahead else subprocess.DEVNULL
+    return subprocess.Popen(command, env=os.environ | environment | own, start_new_session=True, stdin=stdin)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _find_outcome(target: str, folder: Path, index: int) -> Path:
+    return folder / "outcomes" / f"{target.rpartition(':')[2]}-{index}.json"
+
+
+def _find_heartbeat(outcome: Path) -> Path:
+    return outcome.parents[1] / "heartbeats" / outcome.stem
 
 
 def _explain_silence(code: int, index: int, size: int) -> Verdict:

@@ -1,13 +1,15 @@
 """The shell around a stage: `python -m job.launch.worker module:function RUN_FOLDER OUTCOME`.
 
 It dies with its supervisor, sends what libraries print to a log file, and leaves an outcome file
-with code, reason and the function's record, written atomically before it exits.
+with code, reason and the function's record, written atomically before it exits. Where JOB_AHEAD is
+set, it imports the module and then waits on stdin for variables, a JSON object, before it begins.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import signal
 import sys
@@ -60,12 +62,15 @@ def _reserve_disk(path: Path) -> None:
 def _work(target: str, folder: Path, name: str) -> Any:
     _handle_stops(_interrupt)
     die_with_parent(int(os.environ["JOB_SUPERVISOR_PID"]))
-    start_beating(float(os.environ.get("JOB_START_TIMEOUT_S", "inf")))
     os.environ.update(_QUIET)
     for library in os.environ.get("JOB_WITHOUT", "").split():
         sys.modules[library] = None  # type: ignore[assignment]  # to whoever asks it is not installed
     _redirect_output(folder / "logs" / f"{name}.log", name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
+    if os.environ.pop("JOB_AHEAD", None):
+        _resolve(target)
+        os.environ.update(json.load(sys.stdin))
+    start_beating(float(os.environ.get("JOB_START_TIMEOUT_S", "inf")))
     return _resolve(target)(Run.load(folder))
 
 

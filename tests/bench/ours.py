@@ -20,6 +20,7 @@ from stopwatch import Stopwatch
 from job.data import fetch_sources
 from job.launch import Place, find_free_port, find_topology
 from job.recipe import Run, load_recipe
+from job.recipe.schema import Distributed
 from job.store import RunStore
 
 EPOCH, NONCE = 1, "0" * 31 + "1"
@@ -109,7 +110,13 @@ class Rank:
         return Turn(self._loop.cpu_s, self._loop.wall_s, {"saves": saves, "tokens": self._tokens})
 
 
-def enter_new_group(distributed: Any) -> None:
+def read_thread_settings() -> dict[str, str]:
+    """Return what the supervisor tells a rank of threads before it loads torch; their number is the bench's choice."""
+    (variables,) = find_topology(Distributed(processes_per_node=1), Place()).rank_environments(0)
+    return {name: value for name, value in variables.items() if name.startswith("GOMP_")}
+
+
+def enter_new_group(distributed: Distributed) -> None:
     """Set what the supervisor tells its only rank, and let accelerate forget the process group of the last turn."""
     from accelerate.state import AcceleratorState
 

@@ -28,7 +28,9 @@ PROGRAM = textwrap.dedent(
     import os, signal, sys, threading, time
     from job.errors import GateFailed, Interrupted, Unreachable
     def rank(): return int(os.environ.get("RANK", 0))
+    if "IMPORTED" in os.environ: open(os.environ["IMPORTED"], "w").write(str(os.getpid()))
     def fine(run): return {"rank": rank()}
+    def say_who(run): return {"pid": os.getpid(), "color": os.environ.get("COLOR")}
     def refuse(run): raise GateFailed("the gate said no")
     def crash(run): raise ZeroDivisionError("a bug")
     def leave(run): os._exit(75)
@@ -395,3 +397,46 @@ def test_a_process_whose_supervisor_was_gone_before_it_began_does_not_work(folde
     done = subprocess.run(command, env=os.environ | {"JOB_SUPERVISOR_PID": str(gone.pid)}, timeout=60)
     assert done.returncode == 1
     assert not (folder / "o.json").exists()
+
+
+@pytest.fixture
+def ahead(folder: Path, stop: StopRequest) -> Iterator[tuple[Supervisor, int]]:
+    """A supervisor, and the id of a process that it has started ahead and that has imported its module."""
+    supervisor, note = Supervisor(stop, LIMITS), folder / "imported"
+    supervisor.start_ahead("stage_for_tests:say_who", folder, [{"IMPORTED": str(note)}])
+    deadline = time.monotonic() + 60
+    while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    yield supervisor, int(note.read_text())
+    supervisor.drop_ahead()
+
+
+def test_a_process_that_was_started_ahead_waits_for_what_it_is_to_do_and_then_does_it(
+    folder: Path, ahead: tuple[Supervisor, int]
+) -> None:
+    supervisor, pid = ahead
+    time.sleep(0.5)
+    assert not (folder / "outcomes" / "say_who-0.json").exists(), "it has not begun"
+    verdict = supervisor.run("stage_for_tests:say_who", folder, [{"RANK": "0", "COLOR": "red"}])
+    assert verdict.record == {"pid": pid, "color": "red"}
+    assert supervisor.run("stage_for_tests:say_who", folder, [{"RANK": "0"}]).record["pid"] != pid, "only once"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_where_a_process_that_was_started_ahead_has_died_another_takes_its_place(
+    folder: Path, ahead: tuple[Supervisor, int], number: int
+) -> None:
+    supervisor, pid = ahead
+    os.kill(pid, number)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    verdict = supervisor.run("stage_for_tests:say_who", folder, [{"RANK": "0"}])
+    assert verdict.code == 0
+    assert verdict.record["pid"] != pid
+
+
+def test_what_was_started_ahead_for_nothing_is_gone_when_it_is_dropped(ahead: tuple[Supervisor, int]) -> None:
+    supervisor, pid = ahead
+    supervisor.drop_ahead()
+    wait_until_gone(pid)
