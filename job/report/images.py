@@ -23,11 +23,14 @@ def write_pictures(plots: Iterable[Plot], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for plot in plots:
-        png = resvg_py.svg_to_bytes(
-            svg_string=plot.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1),
-            style_sheet=write_picture_style().replace("system-ui,sans-serif", "DejaVu Sans"),
-            background="#ffffff",
-            font_files=[str(_FONT)],
-            zoom=_ZOOM,
+        svg = format_svg(plot).replace("system-ui,sans-serif", "DejaVu Sans")
+        (folder / f"{plot.name}.png").write_bytes(
+            bytes(resvg_py.svg_to_bytes(svg_string=svg, font_files=[str(_FONT)], zoom=_ZOOM))
         )
-        (folder / f"{plot.name}.png").write_bytes(bytes(png))
+
+
+def format_svg(plot: Plot) -> str:
+    """Return a plot as an SVG file that stands alone: with its style, on white."""
+    style = f'<style>{write_picture_style()}</style><rect width="100%" height="100%" fill="#ffffff"/>'
+    head, end, body = plot.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).partition(">")
+    return head + end + style + body

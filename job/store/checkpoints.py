@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class CheckpointWriter:
         upload_files(self._store.objects, folder, {path: e for path, e in entries.items() if path not in known})
         failpoint("files-uploaded")
         failpoint("rank-part")
-        listed = {path: asdict(entry) for path, entry in (entries | known).items()}
+        listed = {path: vars(entry) for path, entry in (entries | known).items()}
         self._store.write_json(f"{name}/rank-{self._rank:05d}.json", listed)
         failpoint("rank-part-written")
         if self._rank == 0:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,14 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the JSON that is stored, sealed: a flipped bit in it is known as damage (`records.seal`)."""
-        return dump(seal(asdict(self)))
+        return self._bytes
 
-    @property
+    @cached_property
+    def _bytes(self) -> bytes:
+        files = {path: vars(entry) for path, entry in self.files.items()}
+        return dump(seal({"kind": self.kind, "files": files, "about": self.about}))
+
+    @cached_property
     def sha256(self) -> str:
         """Digest (hex) of the stored JSON."""
         return hashlib.sha256(self.to_bytes()).hexdigest()

@@ -20,6 +20,7 @@ from job.store.objects import SizeDiffers, Store, check_key
 log = logging.getLogger("job.store")
 
 PARALLEL_FILES = 4
+_SMALL_BYTES = 1 << 20
 
 
 def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry]) -> None:
@@ -41,17 +42,25 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
     folder.mkdir(parents=True, exist_ok=True)
     if need > shutil.disk_usage(folder).free:
         raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
+    targets = {_find_target(path, folder, Path(os.path.realpath(folder))): entry for path, entry in wanted.items()}
+    # to hand a small file to a thread takes longer than to look at it
+    missing = {target: e for target, e in targets.items() if e.size > _SMALL_BYTES or not _lies_here(target, e)}
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        jobs = [pool.submit(_download_one, store, path, entry, folder) for path, entry in wanted.items()]
+        jobs = [pool.submit(_download_one, store, entry, target) for target, entry in missing.items()]
         for job in jobs:
             job.result()
 
 
-def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -> None:
+def _find_target(path: str, folder: Path, real: Path) -> Path:
+    """Return where a file goes; `real` is `folder` without links."""
     target = folder / check_key(path)
-    if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(folder)) or target.is_symlink():
+    if not Path(os.path.realpath(target.parent)).is_relative_to(real) or target.is_symlink():
         raise SecurityRefused(f"{path!r} would be written outside {folder}; refused")
-    if target.is_file() and _matches(target, entry):
+    return target
+
+
+def _download_one(store: Store, entry: ManifestEntry, target: Path) -> None:
+    if _lies_here(target, entry):
         return
     # Its own name in every process: several may fill one cache at the same time.
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -71,6 +80,10 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
         raise ResourceExhausted(f"cannot write {target}: {error.strerror}; free space or move --work-dir") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _lies_here(target: Path, entry: ManifestEntry) -> bool:
+    return target.is_file() and _matches(target, entry)
 
 
 def _matches(path: Path, entry: ManifestEntry) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from racing import Interval, Turn, compare
 
 from job.report.axes import Axis, draw_frame
-from job.report.images import write_pictures
+from job.report.images import format_svg, write_pictures
 from job.report.markup import Html, element, shorten
 from job.report.plots import Plot
 
@@ -117,6 +117,12 @@ def _draw_ratio(row: Row, x: Axis, top: float) -> list[object]:
 
 
 def write_picture(rows: Sequence[Row], folder: Path) -> None:
-    """Write bench.png: green where the goal (grey mark) is met."""
+    """Write bench.png and bench.svg: green where the goal (grey mark) is met."""
     title = "how much faster than what one would use instead"
-    write_pictures([Plot("bench", title, draw_ratios(title, rows))], folder)
+    write_plot(Plot("bench", title, draw_ratios(title, rows)), folder)
+
+
+def write_plot(plot: Plot, folder: Path) -> None:
+    """Write a plot as NAME.png, and as NAME.svg for the README."""
+    write_pictures([plot], folder)
+    (folder / f"{plot.name}.svg").write_text(format_svg(plot) + "\n")

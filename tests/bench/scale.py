@@ -2,7 +2,7 @@
 
 python tests/bench/scale.py FOLDER [--parameters 1e9] [--gpus 8,16,…] [--constant NAME=VALUE …]
 
-writes scale.md and scale.png. A calculation from constants, each with its source below or in job/train/interval.py,
+writes scale.md, .png and .svg. A calculation from constants, each with its source below or in job/train/interval.py,
 and no measurement of many GPUs: it says what the design costs if they hold. The interval is Daly's (2006) for a save
 that blocks the loop for `stall`; what a failure costs is half an interval, the lag until the newest checkpoint is
 durable, and the restart.
@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from results import write_plot
+
 from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_frame, format_tick
-from job.report.images import write_pictures
 from job.report.markup import Html, element
 from job.report.plots import Plot
 from job.train.interval import GPU_MTBF_H, SHARE_OF_PEAK, SNAPSHOT_GB_S, find_interval
@@ -143,7 +144,7 @@ def main() -> None:
     text = format_points(points, given)
     (asked.folder / "scale.md").write_text(text)
     title = f"checkpoints of a model of {given.parameters / 1e9:g} B parameters"
-    write_pictures([Plot("scale", title, draw_points(title, points))], asked.folder)
+    write_plot(Plot("scale", title, draw_points(title, points)), asked.folder)
     print(text)
 
 

@@ -255,8 +255,10 @@ def test_what_was_given_up_by_fresh_is_not_taken_again(store: Path, tmp_path: Pa
 def forge(store: Path, change: Callable[[dict[str, ManifestEntry]], None]) -> None:
     """Replace the newest manifest by one that an intruder would write: whole, sealed, and named by the pointer."""
     path = manifest_of(store, 30)
-    manifest = Manifest.parse(path.read_bytes(), "x")
-    change(manifest.files)
+    whole = Manifest.parse(path.read_bytes(), "x")
+    files = dict(whole.files)
+    change(files)
+    manifest = replace(whole, files=files)
     path.write_bytes(manifest.to_bytes())
     pointer = store / "runs/run-1/current.json"
     pointer.write_bytes(dump(json.loads(pointer.read_text()) | {"manifest_sha256": manifest.sha256}))
