@@ -58,7 +58,7 @@ class Lead:
         self._host = Host(topology, hello, hang_timeout_s) if topology.nodes > 1 else None
 
     def start_ahead(self, stage: Stage, run: Run) -> None:
-        """Start this node's ranks, which learn in `train` whom they talk to."""
+        """Start this node's ranks (call a), which learn in `train` whom they talk to."""
         self._node.start_ahead(stage.target, run, list_environments(run, self._topology))
 
     def verdicts(self) -> list[Verdict]:
@@ -66,7 +66,7 @@ class Lead:
         return self._host.verdicts() if self._host else []
 
     def dismiss(self, verdict: Verdict) -> None:
-        """Tell the other nodes, and ranks that were started for nothing, how it ended; 0: they are not needed."""
+        """Tell the other nodes how it ended, 0: they are not needed any more; end ranks that still wait."""
         self._node.drop_ahead()
         if self._host:
             self._host.dismiss(verdict)

@@ -22,6 +22,8 @@ from job.store.server import DEFAULT_BUCKET, serve
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # two files at a time share the processors
+
 OWN_STORE = os.environ.get("S3_CONFORMANCE_URI")
 """Set by `make s3-conformance`: the suite of every store then runs against this one alone."""
 STORES = ["own"] if OWN_STORE else ["folder", "seaweedfs", "moto"]

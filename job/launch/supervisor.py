@@ -136,6 +136,7 @@ class Supervisor:
 
     def _start(self, target: str, folder: Path, index: int, environment: Mapping[str, str]) -> _Member:
         outcome = _find_outcome(target, folder, index)
+        outcome.unlink(missing_ok=True)
         process = self._release(outcome, environment) or _start_process(target, folder, outcome, environment)
         pulse = Pulse(process.pid, _find_heartbeat(outcome), self._limits.hang_timeout_s, self._limits.start_timeout_s)
         return _Member(index, process, outcome, pulse)
@@ -144,10 +145,12 @@ class Supervisor:
         """Let a process go that was started ahead; None where there is none, or it has died meanwhile."""
         process = self._ahead.pop(outcome, None)
         if process and process.stdin:
-            with suppress(OSError), process.stdin as order:
-                order.write(json.dumps(dict(environment)).encode())
+            with suppress(OSError), process.stdin as pipe:  # nobody reads from the pipe of one that has died
+                pipe.write(json.dumps(dict(environment)).encode())
                 return process
             _kill_session(process)
+            log.warning("a process that waited has ended (%d); another takes its place", process.returncode)
+            self._memory = MemoryWatch()  # if it was killed for memory, that says nothing of the next
         return None
 
     def _judge(self, member: _Member, size: int, watch: _Watch) -> Verdict:
@@ -254,13 +257,14 @@ def _start_process(
     target: str, folder: Path, outcome: Path, environment: Mapping[str, str], *, ahead: bool = False
 ) -> subprocess.Popen[bytes]:
     heartbeat = _find_heartbeat(outcome)
-    outcome.unlink(missing_ok=True)
     heartbeat.unlink(missing_ok=True)
     heartbeat.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
-    own = {"JOB_HEARTBEAT": str(heartbeat), "JOB_SUPERVISOR_PID": str(os.getpid())}
-    if ahead:
-        own["JOB_AHEAD"] = "1"
+    own = {
+        "JOB_HEARTBEAT": str(heartbeat),
+        "JOB_SUPERVISOR_PID": str(os.getpid()),
+        "JOB_AHEAD": "1" if ahead else "",
+    }
     stdin = subprocess.PIPE if ahead else subprocess.DEVNULL
     return subprocess.Popen(command, env=os.environ | environment | own, start_new_session=True, stdin=stdin)
 
@@ -269,6 +273,9 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin:
+        with suppress(OSError):
+            process.stdin.close()
 
 
 def _find_outcome(target: str, folder: Path, index: int) -> Path:

@@ -23,7 +23,7 @@ RENDEZVOUS_PORT = 29400
 """Where node 0 waits for the others in Kubernetes, where every pod has an address of its own."""
 
 _DEVICE = re.compile(r"[0-9]+|(GPU|MIG)-.+")
-_SPINS = "1000"
+_SPINS = {"GOMP_SPINCOUNT": "1000"}
 """How often a thread of libgomp looks whether the others have come before it sleeps. By itself it looks for
 milliseconds, on a processor that an upload or a server, for which the others come late, could use.
 """
@@ -77,8 +77,8 @@ class Topology:
                 "MASTER_PORT": port,
                 "JOB_GPUS": self.gpus,
             }
-            shared = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", _SPINS)}
-            yield shared | {name: str(value) for name, value in variables.items()}
+            spins = {} if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() else _SPINS
+            yield {"OMP_NUM_THREADS": str(threads)} | spins | {name: str(value) for name, value in variables.items()}
 
 
 def find_place() -> Place:

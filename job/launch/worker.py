@@ -36,10 +36,11 @@ _QUIET = {
 def main(target: str, folder: Path, outcome: Path) -> int:
     """Run the function, write the outcome, return the exit code."""
     reserve = outcome.with_suffix(".reserve")
-    _reserve_disk(reserve)
     try:
         try:
-            record = _work(target, folder, outcome.stem)
+            _prepare(target, folder / "logs" / f"{outcome.stem}.log", outcome.stem)
+            _reserve_disk(reserve)
+            record = _resolve(target)(Run.load(folder))
         finally:
             _handle_stops(signal.SIG_IGN)  # from here on nothing may come between the work and its outcome
         verdict = Verdict(0, "", record or {})
@@ -59,19 +60,22 @@ def _reserve_disk(path: Path) -> None:
         path.write_bytes(bytes(_OUTCOME_BYTES))
 
 
-def _work(target: str, folder: Path, name: str) -> Any:
+def _prepare(target: str, log_file: Path, name: str) -> None:
+    """Return when the stage may begin; until then nothing that an attempt before has left is touched."""
     _handle_stops(_interrupt)
     die_with_parent(int(os.environ["JOB_SUPERVISOR_PID"]))
+    limit_s = float(os.environ.get("JOB_START_TIMEOUT_S", "inf"))
+    start_beating(limit_s)
     os.environ.update(_QUIET)
     for library in os.environ.get("JOB_WITHOUT", "").split():
         sys.modules[library] = None  # type: ignore[assignment]  # to whoever asks it is not installed
-    _redirect_output(folder / "logs" / f"{name}.log", name)
+    _redirect_output(log_file, name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
-    if os.environ.pop("JOB_AHEAD", None):
+    if os.environ.get("JOB_AHEAD"):
         _resolve(target)
         os.environ.update(json.load(sys.stdin))
-    start_beating(float(os.environ.get("JOB_START_TIMEOUT_S", "inf")))
-    return _resolve(target)(Run.load(folder))
+        start_beating(limit_s)
+    os.truncate(log_file, 0)
 
 
 def _handle_stops(handler: Any) -> None:
@@ -101,7 +105,7 @@ def _redirect_output(log_file: Path, name: str) -> None:
     """Keep our own log on the terminal; everything else that is printed goes to the log file."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
-    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     set_up_logging(terminal)

@@ -33,7 +33,7 @@ class ManifestEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`files` maps a path inside the set to its entry; `about` holds whatever identifies the set."""
+    """`files` maps a path inside the set to its entry, `about` says which set it is; neither is changed."""
 
     kind: str
     files: dict[str, ManifestEntry]

@@ -158,7 +158,7 @@ def _too_long(key: str, parts: Sequence[str]) -> bool:
 def check_endpoint(endpoint: str | None, allow_http: bool) -> None:
     """Refuse (19) an endpoint that would carry credentials in clear text to another machine."""
     endpoint = endpoint or "https://"
-    if not (allow_http or is_protected(endpoint)):
+    if not (allow_http or is_safe(endpoint)):
         parts = urlsplit(endpoint)
         raise SecurityRefused(
             f"endpoint {parts.scheme}://{parts.hostname} is not https; use https, or set store.allow_http: true "
@@ -166,8 +166,8 @@ def check_endpoint(endpoint: str | None, allow_http: bool) -> None:
         )
 
 
-def is_protected(endpoint: str) -> bool:
-    """Tell whether nobody on the way can read or change what is sent: TLS, or no way at all."""
+def is_safe(endpoint: str) -> bool:
+    """Tell whether credentials may be sent there: by TLS, or to this machine."""
     parts = urlsplit(endpoint)
     return parts.scheme == "https" or _is_loopback(parts.hostname or "")
 

@@ -1,7 +1,7 @@
 """S3-compatible storage through boto3, the only place that imports it.
 
 Credentials, region, endpoint, proxy and CA come from the standard variables and files. Options
-follow what custom servers accept: see `_client_config`. Every botocore error becomes a JobError.
+follow what custom servers accept: see `_list_options`. Every botocore error becomes a JobError.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
-from botocore.utils import parse_timestamp
+from botocore.utils import get_environ_proxies, parse_timestamp
 
 from job import __version__
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, Unreachable
@@ -50,15 +50,18 @@ from job.store.objects import (
     check_key,
     check_prefix,
     check_read_size,
-    is_protected,
+    is_safe,
 )
 
 Result = TypeVar("Result")
 
 PART_SIZE_MIB = 16
-MAX_CONCURRENCY = 8
+_CONCURRENCY, _AWS_CONCURRENCY = 4, 8
+"""Connections for one file. AWS gives each a tenth of a gigabyte a second; near a server more only cost processor."""
 _READ_BYTES = 1 << 20
 """What a download hands to the thread that writes; with 256 KiB, the default, it costs twice as much."""
+_QUEUED_READS = 25
+"""As many bytes of a file as by default may wait for a slow disk."""
 _ONE_REQUEST_BYTES = 1 << 20
 """A file of so many bytes goes as it is: what s3transfer plans of threads and parts costs more than the request."""
 CONNECT_TIMEOUT_S = 5
@@ -105,22 +108,29 @@ class S3Store:
         self._allow_http, self._single_writer = allow_http, single_writer
         self._connect()
         self._worked = False
-        self._transfer = TransferConfig(
-            multipart_threshold=PART_SIZE_MIB << 20,
-            multipart_chunksize=PART_SIZE_MIB << 20,
-            max_concurrency=MAX_CONCURRENCY,
-            io_chunksize=_READ_BYTES,
-            preferred_transfer_client="classic",
-        )
 
     def _connect(self) -> None:
         """Two clients: `_call` alone retries a small call and knows its deadline; a transfer retries each part."""
+        _check_ca_bundle()
         with _explain_settings():
             core = botocore.session.Session()
             core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
             session = boto3.session.Session(botocore_session=core)  # one: it keeps what it has read of S3's description
-        self._client = _make_client(session, self._allow_http, attempts=1)
-        self._mover = _make_client(session, self._allow_http, attempts=5)
+            endpoint = session.client("s3").meta.endpoint_url
+            check_endpoint(endpoint, self._allow_http)
+            self._client = _make_client(session, _list_options(endpoint, attempts=1))
+            options = _list_options(endpoint, attempts=5)
+            if _is_protected(endpoint) and "payload_signing_enabled" not in core.get_scoped_config().get("s3", {}):
+                options.setdefault("s3", {})["payload_signing_enabled"] = False
+            self._mover = _make_client(session, options)
+        self._transfer = TransferConfig(
+            multipart_threshold=PART_SIZE_MIB << 20,
+            multipart_chunksize=PART_SIZE_MIB << 20,
+            max_concurrency=_AWS_CONCURRENCY if _is_aws(endpoint) else _CONCURRENCY,
+            io_chunksize=_READ_BYTES,
+            max_io_queue=_QUEUED_READS,
+            preferred_transfer_client="classic",
+        )
 
     def read(self, key: str) -> Blob | None:
         def get() -> Blob | None:
@@ -293,15 +303,19 @@ def _explain_settings() -> Iterator[None]:
         raise RecipeError(f"S3 client: {error}; check AWS_ENDPOINT_URL_S3 and AWS_REGION") from None
 
 
-def _make_client(session: boto3.session.Session, allow_http: bool, attempts: int) -> Any:
-    _check_ca_bundle()
-    with _explain_settings():
-        client = session.client("s3", config=_client_config(attempts))
-        if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            client = session.client("s3", config=_client_config(attempts, client.meta.endpoint_url))
-    check_endpoint(client.meta.endpoint_url, allow_http)
+def _make_client(session: boto3.session.Session, options: dict[str, Any]) -> Any:
+    client = session.client("s3", config=Config(**options))
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
     return client
+
+
+def _is_aws(endpoint: str) -> bool:
+    return (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _is_protected(endpoint: str) -> bool:
+    """Tell whether what is sent needs no signed digest: TLS guards its way, or it does not leave this machine."""
+    return endpoint.startswith("https") or (is_safe(endpoint) and not get_environ_proxies(endpoint))
 
 
 def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
@@ -313,8 +327,8 @@ def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
     context["s3_redirect"]["redirected"] = True
 
 
-def _client_config(attempts: int, own_endpoint: str = "") -> Config:
-    """Options for any server; for one that is not AWS, checksums only where the API demands them.
+def _list_options(endpoint: str, attempts: int) -> dict[str, Any]:
+    """Return a client's options for any server; for one that is not AWS, checksums only where the API demands them.
 
     Since boto3 1.36 default CRC trailers are refused or misreported by older S3-compatible servers.
     Our own sha256 stands in the manifest anyway; a second one, signed, guards what crosses a network without TLS.
@@ -325,15 +339,15 @@ def _client_config(attempts: int, own_endpoint: str = "") -> Config:
         "read_timeout": READ_TIMEOUT_S,
         "tcp_keepalive": True,
         "user_agent": _USER_AGENT,
-        "max_pool_connections": 2 * MAX_CONCURRENCY,
+        "max_pool_connections": 2 * _AWS_CONCURRENCY,
     }
-    if own_endpoint:
+    if not _is_aws(endpoint):
         options |= {
-            "s3": {"addressing_style": "path", "payload_signing_enabled": not is_protected(own_endpoint)},
+            "s3": {"addressing_style": "path"},
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
-    return Config(**options)
+    return options
 
 
 def _check_ca_bundle() -> None:

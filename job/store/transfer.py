@@ -20,7 +20,7 @@ from job.store.objects import SizeDiffers, Store, check_key
 log = logging.getLogger("job.store")
 
 PARALLEL_FILES = 4
-_SMALL_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 16
 
 
 def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry]) -> None:
@@ -42,11 +42,15 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
     folder.mkdir(parents=True, exist_ok=True)
     if need > shutil.disk_usage(folder).free:
         raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
-    targets = {_find_target(path, folder, Path(os.path.realpath(folder))): entry for path, entry in wanted.items()}
+    real = Path(os.path.realpath(folder))
     # to hand a small file to a thread takes longer than to look at it
-    missing = {target: e for target, e in targets.items() if e.size > _SMALL_BYTES or not _lies_here(target, e)}
+    others = [
+        path
+        for path, entry in wanted.items()
+        if entry.size > _SMALL_BYTES or not _lies_here(_find_target(path, folder, real), entry)
+    ]
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        jobs = [pool.submit(_download_one, store, entry, target) for target, entry in missing.items()]
+        jobs = [pool.submit(_download_one, store, path, wanted[path], folder) for path in others]
         for job in jobs:
             job.result()
 
@@ -59,7 +63,8 @@ def _find_target(path: str, folder: Path, real: Path) -> Path:
     return target
 
 
-def _download_one(store: Store, entry: ManifestEntry, target: Path) -> None:
+def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -> None:
+    target = _find_target(path, folder, Path(os.path.realpath(folder)))
     if _lies_here(target, entry):
         return
     # Its own name in every process: several may fill one cache at the same time.

@@ -103,8 +103,8 @@ def write_job_recipes(folder: Path, data: Path, steps: int) -> None:
 
 
 def has_learned(ours: float, theirs: float) -> bool:
-    """Tell whether both sides have learned, and about as much; a speed says nothing of one that has not."""
-    return max(ours, theirs) < UNTAUGHT and abs(ours - theirs) < TOLERANCE
+    """Tell whether ours has learned, and no less than theirs; a speed says nothing of a side that has not."""
+    return ours < UNTAUGHT and ours - theirs < TOLERANCE
 
 
 class Contender:

@@ -221,6 +221,20 @@ def test_without_a_gpu_auto_is_one_rank_and_ranks_share_the_processors(monkeypat
     assert len({variables["MASTER_PORT"] for variables in environments}) == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, None), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_that_wait_let_others_have_the_processor_where_the_user_says_nothing_else(
+    said: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    (variables,) = find_topology(Distributed(processes_per_node=1), Place()).rank_environments(29500)
+    assert variables.get("GOMP_SPINCOUNT") == spins
+
+
 @contextmanager
 def once(file: Path, act: Callable[[int], None]) -> Iterator[None]:
     """Act on the process that writes its id into `file`, as soon as it does."""
@@ -403,6 +417,9 @@ def test_a_process_whose_supervisor_was_gone_before_it_began_does_not_work(folde
 def ahead(folder: Path, stop: StopRequest) -> Iterator[tuple[Supervisor, int]]:
     """A supervisor, and the id of a process that it has started ahead and that has imported its module."""
     supervisor, note = Supervisor(stop, LIMITS), folder / "imported"
+    for path, text in (("outcomes/say_who-0.json", "{}"), ("logs/say_who-0.log", "of the attempt before")):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
     supervisor.start_ahead("stage_for_tests:say_who", folder, [{"IMPORTED": str(note)}])
     deadline = time.monotonic() + 60
     while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
@@ -415,10 +432,12 @@ def test_a_process_that_was_started_ahead_waits_for_what_it_is_to_do_and_then_do
     folder: Path, ahead: tuple[Supervisor, int]
 ) -> None:
     supervisor, pid = ahead
+    outcome, log = folder / "outcomes" / "say_who-0.json", folder / "logs" / "say_who-0.log"
     time.sleep(0.5)
-    assert not (folder / "outcomes" / "say_who-0.json").exists(), "it has not begun"
+    assert (outcome.read_text(), log.read_text()) == ("{}", "of the attempt before"), "it has not begun"
     verdict = supervisor.run("stage_for_tests:say_who", folder, [{"RANK": "0", "COLOR": "red"}])
     assert verdict.record == {"pid": pid, "color": "red"}
+    assert log.read_text() == ""
     assert supervisor.run("stage_for_tests:say_who", folder, [{"RANK": "0"}]).record["pid"] != pid, "only once"
 
 
@@ -428,9 +447,7 @@ def test_where_a_process_that_was_started_ahead_has_died_another_takes_its_place
 ) -> None:
     supervisor, pid = ahead
     os.kill(pid, number)
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" and time.monotonic() < deadline:
-        time.sleep(0.02)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is left to the supervisor to reap
     verdict = supervisor.run("stage_for_tests:say_who", folder, [{"RANK": "0"}])
     assert verdict.code == 0
     assert verdict.record["pid"] != pid

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -163,10 +164,25 @@ def _command(released: Released, assets: Path, work: Path) -> list[str]:
     return ["run", "quickstart", "--work-dir", str(work), *quickstart_options(assets, store)]
 
 
-def test_a_finished_run_is_not_done_again(released: Released, assets: Path) -> None:
+def _list_processes(folder: Path) -> list[list[str]]:
+    """Return the command lines that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # one that has ended meanwhile
+            found.append(path.read_bytes().decode(errors="replace").split("\0"))
+    return [words for words in found if str(folder) in words]
+
+
+def test_a_finished_run_is_not_done_again_and_leaves_no_process_that_was_to_do_it(
+    released: Released, assets: Path
+) -> None:
+    folder = released.work / "runs" / released.result["run_id"]
+    log = (folder / "logs" / "run_rank-0.log").read_bytes()
     again = call_job(*_command(released, assets, released.work))
     assert again.code == 0, again.stderr
     assert "already released" in again.stderr
+    assert (folder / "logs" / "run_rank-0.log").read_bytes().startswith(log), "what the training has said stays"
+    assert not _list_processes(folder)
     assert again.result["release"] == released.uri
     assert again.result["metrics"] == released.result["metrics"]
 

@@ -6,15 +6,20 @@ import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.utils import parse_timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 
 from job.store import RunStore
 from job.store.checkpoints import CheckpointWriter
 from job.store.restore import fetch_checkpoint
-from job.store.s3 import S3Store
+from job.store.s3 import S3Store, _parse_time
 
 FILES = 120
 ATTEMPT = {"epoch": 1, "nonce": "0123456789abcdef", "keep": 2, "peer_timeout_s": 60.0}
@@ -83,29 +88,79 @@ def test_files_that_lie_there_already_cost_one_request_for_all_of_them(
 
 
 class Sent(Exception):
-    """A request was ready to leave."""
+    """A request was ready to leave; it has the digest with which it is signed."""
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "is_hashed"),
-    [("https://s3.example.org", False), ("http://127.0.0.1:9", False), ("http://s3.example.org", True)],
-)
-def test_a_file_is_hashed_once_more_for_its_way_only_where_a_network_without_tls_could_change_it(
-    endpoint: str, is_hashed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[[], S3Store]:
+    """Return how to open a store whose first request raises Sent."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
     def stop(_: object, request: Any) -> None:
-        raise Sent(request.headers["X-Amz-Content-SHA256"])
+        digest = request.headers["X-Amz-Content-SHA256"]
+        raise Sent(digest.decode() if isinstance(digest, bytes) else digest)
 
     monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", stop)
+    return lambda: S3Store("s3://bucket/prefix", allow_http=True)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "proxy", "is_hashed"),
+    [
+        ("https://s3.example.org", "", False),
+        ("https://s3.example.org", "http://proxy.example.org:3128", False),
+        ("http://127.0.0.1:9", "", False),
+        ("http://127.0.0.1:9", "http://proxy.example.org:3128", True),
+        ("http://s3.example.org", "", True),
+    ],
+)
+def test_a_file_is_hashed_once_more_for_its_way_only_where_a_network_without_tls_could_change_it(
+    endpoint: str, proxy: str, is_hashed: bool, sent: Callable[[], S3Store], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):  # the fixture of a local server sets them
+        monkeypatch.delenv(name, raising=False)
     content = bytes(2 << 20)
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(Sent) as caught:
-        S3Store("s3://bucket/prefix", allow_http=True).upload(tmp_path / "file", "file")
-    digest = caught.value.args[0]
-    assert (digest.decode() if isinstance(digest, bytes) else digest) == (
-        hashlib.sha256(content).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD"
+        sent().upload(tmp_path / "file", "file")
+    assert caught.value.args[0] == (hashlib.sha256(content).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD")
+
+
+def test_a_record_is_hashed_for_its_way_wherever_it_goes(
+    sent: Callable[[], S3Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.org")
+    with pytest.raises(Sent) as caught:
+        sent().write("current.json", b"{}")
+    assert caught.value.args[0] == hashlib.sha256(b"{}").hexdigest()
+
+
+def test_who_asks_for_signed_payloads_in_the_aws_configuration_gets_them(
+    sent: Callable[[], S3Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.org")
+    (tmp_path / "config").write_text("[default]\ns3 =\n  payload_signing_enabled = true\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    content = bytes(2 << 20)
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(Sent) as caught:
+        sent().upload(tmp_path / "file", "file")
+    assert caught.value.args[0] == hashlib.sha256(content).hexdigest()
+
+
+@given(
+    st.one_of(
+        st.datetimes(timezones=st.just(UTC)).map(lambda time: time.isoformat()),
+        st.datetimes(timezones=st.just(UTC)).map(lambda time: f"{time:%Y-%m-%dT%H:%M:%S}.000Z"),
+        st.datetimes(datetime(1970, 1, 1), timezones=st.just(UTC)).map(format_datetime),
+        st.integers(0, 1 << 33),
+        st.integers(0, 1 << 33).map(str),
     )
+)
+def test_times_are_read_as_botocore_reads_them(value: object) -> None:
+    assert _parse_time(value) == parse_timestamp(value)
