@@ -90,7 +90,7 @@ def draw_ratios(name: str, rows: Sequence[Row]) -> Html:
     rows = [row for row in rows if row.unit == "×"]
     ends = [math.log2(max(end, 1 / 64)) for row in rows for end in (*row.figure, row.goal or 1.0)]
     first, last = math.floor(min([0.0, *ends])), math.ceil(max([1.0, *ends]))
-    x = Axis(first, last, _LEFT + 6, _RIGHT - 10, tuple(range(first, last + 1)))
+    x = Axis(first, last, _LEFT + 14, _RIGHT - 12, tuple(range(first, last + 1)))
     bottom = _ROW * len(rows) + 4
     parts: list[object] = []
     for tick in x.ticks:
