@@ -144,13 +144,17 @@ class Supervisor:
     def _release(self, outcome: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
         """Let a process go that was started ahead; None where there is none, or it has died meanwhile."""
         process = self._ahead.pop(outcome, None)
-        if process and process.stdin:
-            with suppress(OSError), process.stdin as pipe:  # nobody reads from the pipe of one that has died
+        if process is None:
+            return None
+        assert process.stdin
+        try:
+            with process.stdin as pipe:
                 pipe.write(json.dumps(dict(environment)).encode())
-                return process
+            return process
+        except OSError:  # nobody reads from the pipe of one that has died
             _kill_session(process)
-            log.warning("a process that waited has ended (%d); another takes its place", process.returncode)
-            self._memory = MemoryWatch()  # if it was killed for memory, that says nothing of the next
+        log.warning("a process that waited has ended (%d); another takes its place", process.returncode)
+        self._memory = MemoryWatch()  # if it was killed for memory, that says nothing of the next
         return None
 
     def _judge(self, member: _Member, size: int, watch: _Watch) -> Verdict:

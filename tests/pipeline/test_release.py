@@ -6,12 +6,12 @@ import csv
 import json
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Released, assert_refused, call_job, quickstart_options
+from processes import find_processes
 
 from job.store import open_store
 from job.store.release import read_release_manifest
@@ -164,15 +164,6 @@ def _command(released: Released, assets: Path, work: Path) -> list[str]:
     return ["run", "quickstart", "--work-dir", str(work), *quickstart_options(assets, store)]
 
 
-def _list_processes(folder: Path) -> list[list[str]]:
-    """Return the command lines that name the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # one that has ended meanwhile
-            found.append(path.read_bytes().decode(errors="replace").split("\0"))
-    return [words for words in found if str(folder) in words]
-
-
 def test_a_finished_run_is_not_done_again_and_leaves_no_process_that_was_to_do_it(
     released: Released, assets: Path
 ) -> None:
@@ -182,7 +173,7 @@ def test_a_finished_run_is_not_done_again_and_leaves_no_process_that_was_to_do_i
     assert again.code == 0, again.stderr
     assert "already released" in again.stderr
     assert (folder / "logs" / "run_rank-0.log").read_bytes().startswith(log), "what the training has said stays"
-    assert not _list_processes(folder)
+    assert not find_processes(str(folder))
     assert again.result["release"] == released.uri
     assert again.result["metrics"] == released.result["metrics"]
 

@@ -87,6 +87,17 @@ def test_files_that_lie_there_already_cost_one_request_for_all_of_them(
     assert requests == {"GET": 1}, "its manifest"
 
 
+CONTENT = bytes(2 << 20)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file that is too large for one request without a plan."""
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    return path
+
+
 class Sent(Exception):
     """A request was ready to leave; it has the digest with which it is signed."""
 
@@ -116,7 +127,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[[], S3Store]:
     ],
 )
 def test_a_file_is_hashed_once_more_for_its_way_only_where_a_network_without_tls_could_change_it(
-    endpoint: str, proxy: str, is_hashed: bool, sent: Callable[[], S3Store], tmp_path: Path,
+    endpoint: str, proxy: str, is_hashed: bool, sent: Callable[[], S3Store], file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
@@ -124,11 +135,9 @@ def test_a_file_is_hashed_once_more_for_its_way_only_where_a_network_without_tls
         monkeypatch.setenv(name, proxy)
     for name in ("NO_PROXY", "no_proxy"):  # the fixture of a local server sets them
         monkeypatch.delenv(name, raising=False)
-    content = bytes(2 << 20)
-    (tmp_path / "file").write_bytes(content)
     with pytest.raises(Sent) as caught:
-        sent().upload(tmp_path / "file", "file")
-    assert caught.value.args[0] == (hashlib.sha256(content).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD")
+        sent().upload(file, "file")
+    assert caught.value.args[0] == (hashlib.sha256(CONTENT).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD")
 
 
 def test_a_record_is_hashed_for_its_way_wherever_it_goes(
@@ -141,16 +150,14 @@ def test_a_record_is_hashed_for_its_way_wherever_it_goes(
 
 
 def test_who_asks_for_signed_payloads_in_the_aws_configuration_gets_them(
-    sent: Callable[[], S3Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sent: Callable[[], S3Store], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.org")
     (tmp_path / "config").write_text("[default]\ns3 =\n  payload_signing_enabled = true\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    content = bytes(2 << 20)
-    (tmp_path / "file").write_bytes(content)
     with pytest.raises(Sent) as caught:
-        sent().upload(tmp_path / "file", "file")
-    assert caught.value.args[0] == hashlib.sha256(content).hexdigest()
+        sent().upload(file, "file")
+    assert caught.value.args[0] == hashlib.sha256(CONTENT).hexdigest()
 
 
 @given(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import find_processes
 
 from job.errors import AccessDenied, NotFound, ResourceExhausted
 from job.store import open_store
@@ -31,13 +32,8 @@ def use(variables: dict[str, str], patch: pytest.MonkeyPatch) -> None:
 
 def server_of(folder: Path) -> int:
     """Pid of the server on `folder`."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if f"-dir={folder}".encode() in words:
-            return int(path.parent.name)
+    for pid in find_processes(f"-dir={folder}"):
+        return pid
     raise LookupError(folder)
 
 
