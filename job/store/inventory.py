@@ -12,7 +12,7 @@ from job.errors import PERMANENT, JobError, NotFound, NoValidCheckpoint
 from job.store.commit import read_pointer
 from job.store.objects import Store, open_store, split_uri
 from job.store.promotion import ModelPointer
-from job.store.records import parse
+from job.store.records import dig, parse
 from job.store.release import latest_release, read_release_manifest
 from job.store.restore import list_manifests, list_older, read_manifest
 from job.store.transfer import verify_objects
@@ -36,7 +36,7 @@ def list_inventory(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
     yield "runs", ["run", "phase", "checkpoint", "MiB"], [_describe_run(store, run, keys) for run in runs]
     yield (
         "releases",
-        ["model", "version", "current", "MiB"],
+        ["model", "version", "current", "MiB", "made of"],
         [_describe_release(store, name, version, keys) for name, version in models],
     )
 
@@ -155,6 +155,7 @@ def _list_run(store: Store) -> Iterator[Listing]:
     status = _read(store, "status.json")
     status |= {"progress": _describe_progress(status["progress"])} if "progress" in status else {}
     yield "run", ["key", "value"], [[key, str(value)] for key, value in status.items()]
+    yield "made of", ["", "", "commit", "sha256"], _describe_sources(dig(_read(store, "run.json"), "identity"))
     owner = _read(store, "owner.json")
     shown = ("epoch", "host", "pid", "seq", "released")
     yield "lease", ["key", "value"], [[key, str(owner[key])] for key in shown if key in owner]
@@ -162,6 +163,15 @@ def _list_run(store: Store) -> Iterator[Listing]:
     stages = sorted(item.key for item in store.list("stages/"))
     yield "stages", ["committed"], [[key.removeprefix("stages/").removesuffix(".json")] for key in stages]
     yield "checkpoints", ["checkpoint", "", "MiB"], _describe_checkpoints(store)
+
+
+def _describe_sources(identity: Any) -> list[list[str]]:
+    """Return a row for the model and one for the data that a run began with."""
+    names = (("model", "id", "sha256"), ("data", "source", "fingerprint"))
+    return [
+        [kind, *(str(dig(identity, kind, key) or "") for key in (name, "commit", digest))]
+        for kind, name, digest in names
+    ]
 
 
 def _describe_training(status: dict[str, Any]) -> list[str]:
@@ -218,7 +228,9 @@ def _describe_run(store: Store, run: str, keys: dict[str, int]) -> list[str]:
 def _describe_release(store: Store, name: str, version: str, keys: dict[str, int]) -> list[str]:
     current = _read(store, f"models/{name}/current.json").get("version")
     size = sum(size for key, size in keys.items() if key.startswith(f"models/{name}/{version}/"))
-    return [name, version, "current" if version == current else "", str(size >> 20)]
+    about = dig(_read(store, f"models/{name}/{version}/manifest.json"), "about")
+    origin = dig(about, "parent") or dig(about, "model", "id") or ""
+    return [name, version, "current" if version == current else "", str(size >> 20), str(origin)]
 
 
 def _read(store: Store, key: str) -> dict[str, Any]:

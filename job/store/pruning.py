@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from job.errors import Fenced, NotFound, NoValidCheckpoint
 from job.store.lease import OWNER, acquire_lease
 from job.store.objects import Store, open_store, split_uri
 from job.store.promotion import ModelPointer
-from job.store.records import parse_leniently
+from job.store.records import dig, parse_leniently
 from job.store.restore import read_manifest
 
 log = logging.getLogger("job.store")
@@ -132,10 +132,10 @@ def _list_origins(whole: Store) -> Iterator[Origin]:
     for key in keys:
         parts = key.split("/")
         if parts[0] == "models" and parts[-1] == "manifest.json" and len(parts) == 4:
-            about = _dig(parse_leniently(whole.read(key)), "about")
-            yield Origin(str(_dig(about, "parent") or ""), str(_dig(about, "model", "id")))
+            about = dig(parse_leniently(whole.read(key)), "about")
+            yield Origin(str(dig(about, "parent") or ""), str(dig(about, "model", "id")))
         if parts[0] == "runs" and parts[2:] == ["run.json"]:
-            model = str(_dig(parse_leniently(whole.read(key)), "recipe", "model", "id"))
+            model = str(dig(parse_leniently(whole.read(key)), "recipe", "model", "id"))
             yield Origin("", model, f"runs/{parts[1]}/stages/release.json" not in keys)
 
 
@@ -161,14 +161,8 @@ def _list_over(whole: Store, name: str, left: set[str]) -> Iterator[tuple[str, s
     for item in list(whole.list("runs/")):
         parts = item.key.split("/")
         if parts[2:] == ["stages", "release.json"]:
-            releases[parts[1]] = str(_dig(parse_leniently(whole.read(item.key)), "record", "release") or "")
+            releases[parts[1]] = str(dig(parse_leniently(whole.read(item.key)), "record", "release") or "")
     for run, release in releases.items():
         model, _, version = release.rpartition("/")
         if model.endswith(f"/models/{name}") and version not in left:
             yield run, version
-
-
-def _dig(value: Any, *keys: str) -> Any:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value

@@ -47,6 +47,13 @@ def parse_leniently(blob: Blob | None) -> Record:
     return record if type(record.get("epoch", 0)) is int else record | {"epoch": 0}
 
 
+def dig(value: Any, *keys: str) -> Any:
+    """Return what lies below `keys`, None where nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def seal(value: Record) -> Record:
     """Return `value` with `seal`: the sha256 (hex) over everything else in it."""
     plain = {key: inner for key, inner in value.items() if key != "seal"}

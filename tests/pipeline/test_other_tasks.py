@@ -165,4 +165,8 @@ def test_a_classifier_is_trained_on_a_released_masked_language_model(
     assert answer.code == 0, answer.stderr
     manifest = json.loads((Path(answer.result["release"]) / "manifest.json").read_text())
     assert manifest["about"]["parent"].endswith(Path(parent).name)
+    store = Path(answer.result["release"]).parents[2]
+    assert Path(parent).name in call_job("show", str(store)).stdout
+    (run,) = (store / "runs").iterdir()
+    assert model in call_job("show", str(run)).stdout
     assert math.isfinite(answer.result["metrics"]["test"]["accuracy"])
