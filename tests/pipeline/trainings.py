@@ -239,11 +239,8 @@ class Trial:
     def _fetch(self, run: Run) -> dict[str, Any]:
         if not self.pointer:
             return {"resume": None, "resumed_from": None}
-        objects, folder = RunStore(run.recipe.store.uri, run.run_id).objects, run.folder / "train" / "resume"
-        blob = objects.read(self.pointer["manifest"])
-        assert blob is not None
-        manifest = Manifest.parse(blob.data, self.pointer["manifest"], self.pointer["manifest_sha256"])
-        download_files(objects, manifest, folder)
+        folder, manifest = run.folder / "train" / "resume", self.committed
+        download_files(RunStore(run.recipe.store.uri, run.run_id).objects, manifest, folder)
         assert manifest.about["engine"] == run.recipe.distributed.engine
         return {"resume": str(folder), "resumed_from": manifest.about["step"]}
 
@@ -254,8 +251,15 @@ class Trial:
         return json.loads(path.read_text()) if path.exists() else {}
 
     @property
+    def committed(self) -> Manifest:
+        """The manifest of the checkpoint that current.json names."""
+        pointer = self.pointer
+        file = self._folder / "store" / "runs" / "trial" / pointer["manifest"]
+        return Manifest.parse(file.read_bytes(), pointer["manifest"], pointer["manifest_sha256"])
+
+    @property
     def weights(self) -> Path:
-        """The newest weights that an attempt committed."""
+        """The newest weights that an attempt committed and, where it was not killed right then, laid here."""
         return self._folder / "work" / "runs" / "trial" / "final" / "model.safetensors"
 
     @property
