@@ -10,7 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -285,11 +285,14 @@ class S3Store:
 
 
 def _parse_time(value: Any) -> datetime:
-    """Return what botocore's own parser does, which takes longer for the times in a list than all else of it."""
-    try:
-        return datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return parse_timestamp(value)
+    """Return what botocore's own parser does, which takes longer for the times in a list than all else of it.
+
+    Only the form of those times is read here: digits alone are seconds for botocore, a day for ISO 8601.
+    """
+    if isinstance(value, str) and value.endswith("Z"):
+        with suppress(ValueError):
+            return datetime.fromisoformat(value)
+    return parse_timestamp(value)
 
 
 @contextmanager
