@@ -40,7 +40,7 @@ test-all: assets ## the slow ones as well
 	$(BIN)/pytest -m "not cluster and not k8s" tests/chaos
 
 # command:package of Debian; podman's default runtime crun wants cgroups that not every machine has
-CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm chromium:chromium
+CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm chromium:chromium g++:g++
 
 # What trains must also run under transformers 5, which Optimum's exporter does not accept yet: a second venv with all that
 # pyproject.toml asks for, but the newest of what transformers 5 decides, and without the exporter.
@@ -68,7 +68,8 @@ test-cluster: assets $(KUBECTL) ## a real SLURM, real containers, two network ho
 		apt-get update -qq
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" > /dev/null
 	fi
-	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m cluster tests/cluster tests/consumers tests/report
+	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "cluster and not slow" tests/cluster tests/consumers tests/report \
+		tests/pipeline/test_torch_compile.py
 
 k8s-validate: $(STAMP) $(KUBECTL) ## render every overlay with every component and check what comes out
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m k8s tests/k8s

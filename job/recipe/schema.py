@@ -273,6 +273,11 @@ class Training(Section):
         description="varlen: rows end to end without padding, each seeing itself alone; no attention weights are "
         "dropped. auto: varlen on a GPU in 16 bits with group_by_length: false, where the model drops none anyhow",
     )
+    torch_compile: bool = Field(
+        False,
+        description="with ddp: kernels made for this model in the first steps, for which a node needs a C compiler; a "
+        "training that was stopped and goes on may end in other last bits than one that was not",
+    )
     logging_steps: Positive = 10
     eval_steps: Positive | None = Field(None, description="null: once an epoch")
     save_steps: Positive | None = Field(None, description="null: once an epoch")
@@ -498,6 +503,16 @@ class Recipe(Section):
         if training.class_weights is not None and kind in TASK_KEYS and not _has_labels(kind):
             raise ValueError(f"class_weights: {kind} has no labels; leave it out")
         return training
+
+    @field_validator("distributed")
+    @classmethod
+    def _fit_engine(cls, distributed: Distributed, info: ValidationInfo) -> Distributed:
+        training = info.data.get("training")
+        if training is not None and training.torch_compile and distributed.engine != "ddp":
+            raise ValueError(
+                f"training.torch_compile is offered with engine: ddp, not with {distributed.engine}; leave one out"
+            )
+        return distributed
 
     @field_validator("tuning")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,20 @@ def check_gpus() -> None:
         )
 
 
+def _check_compiler() -> None:
+    """Raise RecipeError (10) where torch.compile would find no compiler.
+
+    Its kernels are C++ on a processor; on a GPU Triton compiles a launcher in C.
+    """
+    variable, known = ("CC", ("cc", "gcc", "clang")) if torch.cuda.is_available() else ("CXX", ("g++", "clang++"))
+    asked = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ([asked] if asked else known)):
+        raise RecipeError(
+            f"training.torch_compile: node {platform.node()} has no {asked or ' or '.join(known)}; install it, "
+            f"name one in {variable}, take the CUDA image, or leave the key out"
+        )
+
+
 @contextmanager
 def repeat_bits(asked: bool) -> Iterator[None]:
     """Have torch add up in the same order every time, so that an attempt that goes on comes to the same bits.
@@ -84,6 +99,8 @@ def build_arguments(
     """Return the TrainingArguments of one rank; Trainer neither saves nor shuffles on its own."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `repeat_bits`; read at cuBLAS's first call
     training, per_token = recipe.training, get_task(recipe.kind).per_token
+    if training.torch_compile:
+        _check_compiler()
     in_group = shape.world_size > 1 or recipe.distributed.engine == "deepspeed"
     if not in_group:  # accelerate would wrap the model for a group of one, which keeps every gradient twice
         os.environ.pop("LOCAL_RANK", None)
@@ -117,6 +134,7 @@ def build_arguments(
         "eval_strategy": "steps" if training.eval_steps else "epoch",
         "eval_steps": training.eval_steps,
         "max_steps": training.max_steps or -1,
+        "torch_compile": training.torch_compile,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
         **_same_names(training),
     }

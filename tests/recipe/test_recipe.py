@@ -239,6 +239,10 @@ def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path:
         ("tuning: {method: qlora}", "found 'qlora'"),
         ("data: {source: d, problem_type: regresion}", "'regression'"),
         ("data: {source: d, problem_type: regression, labels: [a, b]}", "labels: text-classification:regression has"),
+        (
+            "training: {torch_compile: true}\ndistributed: {engine: deepspeed}",
+            "torch_compile is offered with engine: ddp, not with deepspeed",
+        ),
         ("training: {early_stopping_threshold: 0.1}", "early_stopping_threshold is for early_stopping_patience"),
         ("training: {early_stopping_patience: 0}", "greater than 0"),
         ("training: {early_stopping: {patience: 3}}", "did you mean 'early_stopping_patience'?"),
