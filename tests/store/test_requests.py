@@ -160,6 +160,23 @@ def test_who_asks_for_signed_payloads_in_the_aws_configuration_gets_them(
     assert caught.value.args[0] == hashlib.sha256(CONTENT).hexdigest()
 
 
+@pytest.mark.parametrize(
+    "write",
+    [lambda store, file: store.write("current.json", b"{}"), lambda store, file: store.upload(file, "small")],
+    ids=["record", "small file"],
+)
+def test_a_small_write_is_one_round_trip(
+    write: Callable[[S3Store, Path], Any], store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.awsrequest import AWSConnection
+
+    asked = []
+    monkeypatch.setattr(AWSConnection, "_handle_expect_response", lambda connection, body: asked.append(connection))
+    (tmp_path / "small").write_bytes(CONTENT[: 1 << 20])
+    write(store.objects, tmp_path / "small")
+    assert not asked, "nothing is sent before the server has said that it wants it"
+
+
 @example("19471101")  # seconds for botocore, a day for ISO 8601
 @given(
     st.one_of(
