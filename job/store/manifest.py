@@ -16,7 +16,7 @@ from typing import Any
 
 from job.errors import NoValidCheckpoint
 from job.store.objects import check_key
-from job.store.records import dump, has_seal, seal
+from job.store.records import dump, dump_sealed, has_seal
 
 _MAX_FILES = 100_000
 _CHUNK_BYTES = 1 << 20
@@ -46,7 +46,7 @@ class Manifest:
     @cached_property
     def _bytes(self) -> bytes:
         files = {path: vars(entry) for path, entry in self.files.items()}
-        return dump(seal({"kind": self.kind, "files": files, "about": self.about}))
+        return dump_sealed({"kind": self.kind, "files": files, "about": self.about})
 
     @cached_property
     def sha256(self) -> str:
@@ -73,7 +73,7 @@ class Manifest:
             manifest = Manifest(str(raw["kind"]), entries, dict(raw["about"]))
             whole = whole and all(_is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
             whole = whole and not any(parent in entries for path in entries for parent in _parents(path))
-            manifest.to_bytes()  # nesting that can be read but not written would fail later
+            dump(manifest.about)  # nesting that can be read but not written would fail later
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
@@ -81,7 +81,9 @@ class Manifest:
         for path, entry in manifest.files.items():
             check_key(path)
             check_key(entry.key)
-        if sha256 is None and data != manifest.to_bytes():  # its digest is taken over these bytes, not over the seal
+        if sha256 is not None:
+            vars(manifest)["_bytes"] = data  # what it was named by, need not be made again
+        elif data != manifest.to_bytes():  # its digest is taken over these bytes, not over the seal
             raise NoValidCheckpoint(f"{where}: was changed after it was written; pick another version")
         return manifest
 
@@ -98,16 +100,17 @@ def _parents(path: str) -> list[str]:
 
 def describe_files(folder: Path, paths: Iterable[str], prefix: str) -> dict[str, ManifestEntry]:
     """Hash files of `folder`; return path → entry whose key is `prefix`/path."""
-    return {
-        path: ManifestEntry(os.path.getsize(folder / path), hash_file(folder / path), f"{prefix}/{path}")
-        for path in sorted(paths)
-    }
+    return {path: _describe_file(f"{folder}/{path}", f"{prefix}/{path}") for path in sorted(paths)}
 
 
-def hash_file(path: Path) -> str:
+def _describe_file(path: str, key: str) -> ManifestEntry:
+    return ManifestEntry(os.path.getsize(path), hash_file(path), key)
+
+
+def hash_file(path: str | Path) -> str:
     """Return the sha256 (hex) of a file, read in chunks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open(path, "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -115,4 +118,5 @@ def hash_file(path: Path) -> str:
 
 def list_files(folder: Path) -> list[str]:
     """Return the paths (posix, relative) of all regular files below `folder`, sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted(path[len(os.path.join(folder, "")) :] for path in found if os.path.isfile(path))

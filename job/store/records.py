@@ -60,6 +60,12 @@ def seal(value: Record) -> Record:
     return plain | {"seal": hashlib.sha256(dump(plain)).hexdigest()}
 
 
+def dump_sealed(value: Record) -> bytes:
+    """Return `dump(seal(value))`, but written once; "seal" must be the last of its keys."""
+    plain = dump(value)
+    return plain.removesuffix(b"\n}\n") + f',\n "seal": "{hashlib.sha256(plain).hexdigest()}"\n}}\n'.encode()
+
+
 def has_seal(value: Record) -> bool:
     """Tell whether `value` is as it was when it was sealed."""
     return "seal" in value and seal(value)["seal"] == value["seal"]
