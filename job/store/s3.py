@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -59,9 +60,7 @@ PART_SIZE_MIB = 16
 _CONCURRENCY, _AWS_CONCURRENCY = 4, 8
 """Connections for one file. AWS gives each a tenth of a gigabyte a second; near a server more only cost processor."""
 _READ_BYTES = 1 << 20
-"""What a download hands to the thread that writes; with 256 KiB, the default, it costs twice as much."""
-_QUEUED_READS = 25
-"""As many bytes of a file as by default may wait for a slow disk."""
+"""What a download writes at once."""
 _ONE_REQUEST_BYTES = 1 << 20
 """A file of so many bytes goes as it is: what s3transfer plans of threads and parts costs more than the request."""
 CONNECT_TIMEOUT_S = 5
@@ -128,8 +127,6 @@ class S3Store:
             multipart_threshold=PART_SIZE_MIB << 20,
             multipart_chunksize=PART_SIZE_MIB << 20,
             max_concurrency=_AWS_CONCURRENCY if _is_aws(endpoint) else _CONCURRENCY,
-            io_chunksize=_READ_BYTES,
-            max_io_queue=_QUEUED_READS,
             preferred_transfer_client="classic",
         )
 
@@ -184,20 +181,55 @@ class S3Store:
         self._call(f"upload {key}", lambda: self._mover.upload_file(str(path), self.bucket, full, **how))
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
-        full = self._full(key)
+        """Fetch ranges side by side; a thread writes what it reads, where s3transfer's hand it to one that writes."""
+        full, what = self._full(key), f"download {key}"
+        there, etag = self._call(what, partial(self._measure, full))
+        if size is not None and there != size:
+            raise SizeDiffers(f"{self.uri}: {key} has {there} bytes instead of {size}")
+        path.write_bytes(b"")
+        asked = {"Bucket": self.bucket, "Key": full, **({"IfMatch": etag} if etag else {})}
+        step = self._transfer.multipart_chunksize
+        parts = [(start, min(start + step, there)) for start in range(0, there, step)]
+        fetch = partial(self._fetch_part, what, asked, path)
+        if len(parts) == 1:
+            fetch(parts[0])
+            return
+        with ThreadPoolExecutor(self._transfer.max_concurrency) as pool:
+            try:
+                list(pool.map(fetch, parts))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
-        def get() -> None:
-            if size is not None:
-                found = self._measure(full)
-                if found != size:
-                    raise SizeDiffers(f"{self.uri}: {key} has {found} bytes instead of {size}")
-            self._mover.download_file(self.bucket, full, str(path), Config=self._transfer)
+    def _fetch_part(self, what: str, asked: dict[str, str], path: Path, part: tuple[int, int]) -> None:
+        """Bring a range of an object to its place; the deadline begins anew whenever some of it has come."""
+        place, end = part
+        while place < end:
+            try:
+                place = self._call(what, partial(self._fetch_some, asked, path, place, end))
+            except PreconditionFailed:
+                raise Unreachable(f"{self.uri}: cannot {what}: it changed while it was read; run again") from None
 
-        self._call(f"download {key}", get)
-
-    def _measure(self, full: str) -> int:
+    def _fetch_some(self, asked: dict[str, str], path: Path, place: int, end: int) -> int:
+        """Write what comes of a range until it breaks off, if it does; return how far that was."""
+        answer, began = self._client.get_object(**asked, Range=f"bytes={place}-{end - 1}"), place
+        if answer["ContentLength"] != end - place:
+            raise SizeDiffers(f"{self.uri}: {asked['Key']}: {answer['ContentLength']} bytes came, not {end - place}")
         try:
-            return int(self._client.head_object(Bucket=self.bucket, Key=full)["ContentLength"])
+            with path.open("r+b") as file:
+                file.seek(place)
+                while data := answer["Body"].read(_READ_BYTES):
+                    place += file.write(data)
+        except _TRANSIENT:
+            if place == began:
+                raise
+        return place
+
+    def _measure(self, full: str) -> tuple[int, str | None]:
+        """Return how many bytes an object has, and its ETag."""
+        try:
+            answer = self._client.head_object(Bucket=self.bucket, Key=full)
+            return int(answer["ContentLength"]), answer.get("ETag")
         except ClientError as error:
             if _code(error) in ("400", "403"):  # an answer to HEAD has no body: a GET tells the reason
                 self._client.get_object(Bucket=self.bucket, Key=full, Range="bytes=0-0")["Body"].close()

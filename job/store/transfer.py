@@ -71,10 +71,11 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        store.download(entry.key, partial, size=entry.size)
-        if not _matches(partial, entry):  # on the way, perhaps: where it is damaged at rest it comes so again
+        for _ in range(2):  # damaged on the way, perhaps: at rest it would come so again
             store.download(entry.key, partial, size=entry.size)
-        if not _matches(partial, entry):
+            if _matches(partial, entry):
+                break
+        else:
             raise NoValidCheckpoint(f"{store.uri}/{entry.key}: does not match its manifest (damaged); not used")
         os.replace(partial, target)
     except SizeDiffers:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from job.errors import JobError, NoValidCheckpoint, ResourceExhausted, SecurityRefused
 from job.store import Manifest, ManifestEntry, Store, open_store
-from job.store.manifest import describe_files, list_files
+from job.store.manifest import describe_files, hash_file, list_files
 from job.store.transfer import download_files, upload_files, verify_objects
 
 NAMES = st.text("abcdé .-_~", min_size=1, max_size=8).filter(lambda name: name not in (".", ".."))
@@ -145,6 +145,20 @@ def test_files_come_back_verified(stored: tuple[Store, Manifest], tmp_path: Path
     download_files(store, manifest, tmp_path / "target")
     assert {path: (tmp_path / "target" / path).read_bytes() for path in list_files(tmp_path / "target")} == FILES
     assert manifest.total_bytes == sum(map(len, FILES.values()))
+
+
+def test_what_comes_whole_is_hashed_once(
+    stored: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr("job.store.transfer.hash_file", count)
+    download_files(*stored, tmp_path / "copy")
+    assert len(hashed) == len(stored[1].files)
 
 
 def test_only_the_wanted_files_come(stored: tuple[Store, Manifest], tmp_path: Path) -> None:

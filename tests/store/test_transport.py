@@ -91,6 +91,25 @@ def test_an_object_of_another_size_is_not_downloaded(store_uri: str, tmp_path: P
     store.download("a", tmp_path / "copy", size=5)
 
 
+def test_an_object_that_changes_while_it_is_read_is_not_taken_for_one(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, file = S3Store(f"{s3}/{tmp_path.name}"), tmp_path / "file"
+    file.write_bytes(bytes(40 << 20))
+    store.upload(file, "a")
+    fetch_some, file_of_others = store._fetch_some, tmp_path / "other"
+    file_of_others.write_bytes(b"\1" * (40 << 20))
+
+    def fetch_while_others_write(asked: dict[str, str], path: Path, place: int, end: int) -> int:
+        if place == 0:
+            store.upload(file_of_others, "a")
+        return fetch_some(asked, path, place, end)
+
+    monkeypatch.setattr(store, "_fetch_some", fetch_while_others_write)
+    with pytest.raises(Unreachable, match="changed while it was read"):
+        store.download("a", tmp_path / "copy")
+
+
 def test_the_probe_accepts_a_store_with_conditions_and_leaves_nothing(store_uri: str) -> None:
     probe_conditional_writes(open_store(store_uri))
     assert not list(open_store(store_uri).list(""))
