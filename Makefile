@@ -68,7 +68,7 @@ test-cluster: assets $(KUBECTL) ## a real SLURM, real containers, two network ho
 		apt-get update -qq
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" > /dev/null
 	fi
-	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "cluster and not slow" tests/cluster tests/consumers tests/report \
+	HF_HUB_OFFLINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m cluster tests/cluster tests/consumers tests/report \
 		tests/pipeline/test_torch_compile.py
 
 k8s-validate: $(STAMP) $(KUBECTL) ## render every overlay with every component and check what comes out

@@ -22,7 +22,7 @@ from job.store.manifest import Manifest
 log = logging.getLogger("job.pipeline")
 
 IMMATERIAL = {
-    "training": ("logging_steps", "eval_steps", "save_steps", "max_micro_batch_size", "report_to"),
+    "training": ("logging_steps", "eval_steps", "save_steps", "max_micro_batch_size", "report_to", "torch_compile"),
     "data": ("revision", "num_workers"),
     "model": ("revision",),
 }

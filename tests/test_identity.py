@@ -25,10 +25,10 @@ ONE_VALUE = {"task"}
 """Keys that this version accepts with one value only."""
 MAY_CHANGE = {
     "training.logging_steps", "training.eval_steps", "training.save_steps", "training.max_micro_batch_size",
-    "training.report_to",
+    "training.report_to", "training.torch_compile",
     "data.revision", "data.num_workers", "model.revision",
 }  # fmt: skip
-"""Of what defines a training: neither weights nor rows depend on them (a revision counts by its commit)."""
+"""Of what defines a training: neither rows nor, but for last bits, weights depend on them (a revision: its commit)."""
 LORA = ("r", "alpha", "dropout", "targets", "rslora", "dora")
 BESIDE: dict[str, dict[str, Any]] = {"training.packing": {"task": "causal-lm"}}
 BESIDE["training.early_stopping_threshold"] = {"training": {"early_stopping_patience": 2}}

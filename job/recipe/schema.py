@@ -275,8 +275,8 @@ class Training(Section):
     )
     torch_compile: bool = Field(
         False,
-        description="with ddp: kernels made for this model in the first steps, for which a node needs a C compiler; a "
-        "training that was stopped and goes on may end in other last bits than one that was not",
+        description="with ddp: kernels made for this model in the first steps, for which a node needs a compiler and "
+        "perhaps a larger launch.hang_timeout_s; a training that goes on may end in other last bits with it",
     )
     logging_steps: Positive = 10
     eval_steps: Positive | None = Field(None, description="null: once an epoch")

@@ -73,7 +73,8 @@ class Manifest:
             manifest = Manifest(str(raw["kind"]), entries, dict(raw["about"]))
             whole = whole and all(_is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
             whole = whole and not any(parent in entries for path in entries for parent in _parents(path))
-            dump(manifest.about)  # nesting that can be read but not written would fail later
+            # nesting that can be read but not written would fail later
+            dump(manifest.about) if sha256 is not None else manifest.to_bytes()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
@@ -82,7 +83,7 @@ class Manifest:
             check_key(path)
             check_key(entry.key)
         if sha256 is not None:
-            vars(manifest)["_bytes"] = data  # what it was named by, need not be made again
+            vars(manifest)["_bytes"] = data  # it is named by them: they need not be made again
         elif data != manifest.to_bytes():  # its digest is taken over these bytes, not over the seal
             raise NoValidCheckpoint(f"{where}: was changed after it was written; pick another version")
         return manifest
@@ -118,5 +119,11 @@ def hash_file(path: str | Path) -> str:
 
 def list_files(folder: Path) -> list[str]:
     """Return the paths (posix, relative) of all regular files below `folder`, sorted."""
-    found = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    found = (os.path.join(place, name) for place, _, names in os.walk(folder, onerror=_refuse) for name in names)
     return sorted(path[len(os.path.join(folder, "")) :] for path in found if os.path.isfile(path))
+
+
+def _refuse(error: OSError) -> None:
+    """Raise what keeps a folder from being read: its files must not be left out in silence."""
+    if not isinstance(error, FileNotFoundError):
+        raise error

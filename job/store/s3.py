@@ -10,12 +10,12 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -53,6 +53,7 @@ from job.store.objects import (
     check_read_size,
     is_safe,
 )
+from job.store.parallel import run_parallel
 
 Result = TypeVar("Result")
 
@@ -105,6 +106,7 @@ class S3Store:
         self.bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._allow_http, self._single_writer = allow_http, single_writer
+        self._connecting = Lock()
         self._connect()
         self._worked = False
 
@@ -117,18 +119,25 @@ class S3Store:
             session = boto3.session.Session(botocore_session=core)  # one: it keeps what it has read of S3's description
             endpoint = session.client("s3").meta.endpoint_url
             check_endpoint(endpoint, self._allow_http)
-            self._client = _make_client(session, _list_options(endpoint, attempts=1))
-            self._client.meta.events.register_last("before-call.s3", _ask_nothing_first)
+            client = _make_client(session, _list_options(endpoint, attempts=1))
+            client.meta.events.register_last("before-call.s3", _ask_nothing_first)
             options = _list_options(endpoint, attempts=5)
             if _is_protected(endpoint) and "payload_signing_enabled" not in core.get_scoped_config().get("s3", {}):
                 options.setdefault("s3", {})["payload_signing_enabled"] = False
             self._mover = _make_client(session, options)
+        self._client = client
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE_MIB << 20,
             multipart_chunksize=PART_SIZE_MIB << 20,
             max_concurrency=_AWS_CONCURRENCY if _is_aws(endpoint) else _CONCURRENCY,
             preferred_transfer_client="classic",
         )
+
+    def _connect_again(self, client: Any) -> None:
+        """Connect anew, once for all threads whose `client` was refused."""
+        with self._connecting:
+            if self._client is client:
+                self._connect()
 
     def read(self, key: str) -> Blob | None:
         def get() -> Blob | None:
@@ -187,43 +196,53 @@ class S3Store:
         if size is not None and there != size:
             raise SizeDiffers(f"{self.uri}: {key} has {there} bytes instead of {size}")
         path.write_bytes(b"")
-        asked = {"Bucket": self.bucket, "Key": full, **({"IfMatch": etag} if etag else {})}
-        step = self._transfer.multipart_chunksize
-        parts = [(start, min(start + step, there)) for start in range(0, there, step)]
-        fetch = partial(self._fetch_part, what, asked, path)
-        if len(parts) == 1:
-            fetch(parts[0])
-            return
-        with ThreadPoolExecutor(self._transfer.max_concurrency) as pool:
-            try:
-                list(pool.map(fetch, parts))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        asked, step = {"Bucket": self.bucket, "Key": full}, self._transfer.multipart_chunksize
+        if there > step and etag and not etag.startswith("W/"):  # so that all ranges are of one object
+            asked["IfMatch"] = etag
 
-    def _fetch_part(self, what: str, asked: dict[str, str], path: Path, part: tuple[int, int]) -> None:
-        """Bring a range of an object to its place; the deadline begins anew whenever some of it has come."""
+        def fetch(start: int) -> None:
+            end = min(start + step, there)
+            with path.open("r+b") as file:
+                file.seek(start)
+                for data in self._read_range(what, asked, (start, end), end - start == there):
+                    file.write(data)
+
+        if there <= step:
+            fetch(0)
+        else:
+            run_parallel(self._transfer.max_concurrency, fetch, range(0, there, step))
+
+    def _read_range(self, what: str, asked: dict[str, str], part: tuple[int, int], whole: bool) -> Iterator[bytes]:
+        """Yield what lies from `part[0]` to before `part[1]`; `whole`: that is all of the object.
+
+        Where it breaks off it is asked for anew from there, with a new deadline.
+        """
         place, end = part
         while place < end:
+            wanted = asked if whole and place == 0 else asked | {"Range": f"bytes={place}-{end - 1}"}
             try:
-                place = self._call(what, partial(self._fetch_some, asked, path, place, end))
+                body, data = self._call(what, partial(self._begin_range, wanted, end - place))
             except PreconditionFailed:
                 raise Unreachable(f"{self.uri}: cannot {what}: it changed while it was read; run again") from None
+            while data:
+                place += len(data)
+                yield data
+                try:
+                    data = body.read(_READ_BYTES)
+                except _TRANSIENT:
+                    break
 
-    def _fetch_some(self, asked: dict[str, str], path: Path, place: int, end: int) -> int:
-        """Write what comes of a range until it breaks off, if it does; return how far that was."""
-        answer, began = self._client.get_object(**asked, Range=f"bytes={place}-{end - 1}"), place
-        if answer["ContentLength"] != end - place:
-            raise SizeDiffers(f"{self.uri}: {asked['Key']}: {answer['ContentLength']} bytes came, not {end - place}")
-        try:
-            with path.open("r+b") as file:
-                file.seek(place)
-                while data := answer["Body"].read(_READ_BYTES):
-                    place += file.write(data)
-        except _TRANSIENT:
-            if place == began:
-                raise
-        return place
+    def _begin_range(self, wanted: dict[str, str], count: int) -> tuple[Any, bytes]:
+        """Return an open answer and the first piece that is read of it; Unreachable where it is not what was asked."""
+        answer = self._client.get_object(**wanted)
+        first = wanted.get("Range", "").removeprefix("bytes=").partition("-")[0]
+        given = answer.get("ContentRange", "").removeprefix("bytes ").partition("-")[0]
+        if answer.get("ContentLength") != count or given != first:
+            raise Unreachable(
+                f"{self.uri}: {wanted['Key']}: {answer.get('ContentLength')} bytes from {given or 0} came instead of "
+                f"{count} from {first or 0}; does the server, or what stands before it, know ranges? Run again"
+            )
+        return answer["Body"], answer["Body"].read(_READ_BYTES)
 
     def _measure(self, full: str) -> tuple[int, str | None]:
         """Return how many bytes an object has, and its ETag."""
@@ -293,6 +312,7 @@ class S3Store:
         deadline = time.monotonic() + DEADLINE_S
         pause_s = 0.5
         while True:
+            client = self._client
             try:
                 result = request()
                 self._worked = True
@@ -305,7 +325,7 @@ class S3Store:
                 if not (expired or _is_transient(error)) or time.monotonic() + pause_s > deadline:
                     self._raise(what, error, expired)
                 if expired:  # new credentials may lie in the environment's files, or come with a new token
-                    self._connect()
+                    self._connect_again(client)
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -364,9 +384,9 @@ def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
 
 
 def _ask_nothing_first(params: dict[str, Any], **_: Any) -> None:
-    """Send a small body at once; botocore would ask first whether to, which costs every write a second round trip.
+    """Send a body at once; botocore would ask first whether to, which costs every write a second round trip.
 
-    AWS' SDK for Go does so, too, below 2 MiB.
+    What goes through this client is small: records, and files of one request.
     """
     params["headers"].pop("Expect", None)
 

@@ -9,13 +9,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from job.errors import JobError, NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
 from job.store.manifest import Manifest, ManifestEntry, hash_file
 from job.store.objects import SizeDiffers, Store, check_key
+from job.store.parallel import run_parallel
 
 log = logging.getLogger("job.store")
 
@@ -25,10 +25,7 @@ _SMALL_BYTES = 1 << 16
 
 def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry]) -> None:
     """Upload files of `folder` to the keys of their entries; the first error is raised."""
-    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        jobs = [pool.submit(store.upload, folder / path, entry.key) for path, entry in entries.items()]
-        for job in jobs:
-            job.result()
+    run_parallel(PARALLEL_FILES, lambda path: store.upload(folder / path, entries[path].key), entries)
 
 
 def download_files(store: Store, manifest: Manifest, folder: Path, only: Collection[str] | None = None) -> None:
@@ -49,10 +46,7 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
         for path, entry in wanted.items()
         if entry.size > _SMALL_BYTES or not _lies_here(_find_target(path, folder, real), entry)
     ]
-    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        jobs = [pool.submit(_download_one, store, path, wanted[path], folder) for path in others]
-        for job in jobs:
-            job.result()
+    run_parallel(PARALLEL_FILES, lambda path: _download_one(store, path, wanted[path], folder), others)
 
 
 def _find_target(path: str, folder: Path, real: Path) -> Path:

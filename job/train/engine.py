@@ -48,16 +48,13 @@ def check_gpus() -> None:
 
 
 def _check_compiler() -> None:
-    """Raise RecipeError (10) where torch.compile would find no compiler.
-
-    Its kernels are C++ on a processor; on a GPU Triton compiles a launcher in C.
-    """
-    variable, known = ("CC", ("cc", "gcc", "clang")) if torch.cuda.is_available() else ("CXX", ("g++", "clang++"))
-    asked = os.environ.get(variable)
-    if not any(shutil.which(name) for name in ([asked] if asked else known)):
+    """Raise RecipeError (10) where torch.compile would find no compiler: g++, for Triton on a GPU one of C."""
+    variable, known = ("CC", ("gcc", "clang")) if torch.cuda.is_available() else ("CXX", ("g++",))
+    wanted = [os.environ[variable]] if variable in os.environ else known
+    if not any(shutil.which(name) for name in wanted):
         raise RecipeError(
-            f"training.torch_compile: node {platform.node()} has no {asked or ' or '.join(known)}; install it, "
-            f"name one in {variable}, take the CUDA image, or leave the key out"
+            f"training.torch_compile: node {platform.node()} has no compiler ({' or '.join(wanted)}); install "
+            f"one, name it in {variable}, take the CUDA image, or leave the key out"
         )
 
 
@@ -135,6 +132,7 @@ def build_arguments(
         "eval_steps": training.eval_steps,
         "max_steps": training.max_steps or -1,
         "torch_compile": training.torch_compile,
+        "tf32": False if training.torch_compile else None,  # else Trainer would take 10 bits for the 23 of fp32
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
         **_same_names(training),
     }

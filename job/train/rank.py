@@ -228,5 +228,6 @@ def _summarize(run: Run, trainer: JobTrainer, attempt: dict[str, Any], seconds: 
         "class_weights": trainer.name_class_weights(run.read("data.json")["labels"]),
         "precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
         "attention": trainer.attention,
+        "compiled": run.recipe.training.torch_compile,
         "history": history,
     }

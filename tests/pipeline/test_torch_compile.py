@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from trainings import Trial
 
 COMPILED = "training.torch_compile=true"
-ONE_RANK: list[str] = []
 CASES = {
+    "one rank": [],
     "DDP": ["distributed.processes_per_node=2"],
     "LoRA": ["tuning.method=lora", "tuning.r=4"],
     "gradient checkpointing": ["training.gradient_checkpointing=true"],
@@ -27,9 +27,12 @@ def still(make_model: MakeModel) -> str:
     return f"model.id={make_model('bert', max_position_embeddings=64, **still)}"
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize(
-    "options", [ONE_RANK, *(pytest.param(CASES[name], id=name, marks=pytest.mark.slow) for name in CASES)]
+    "options",
+    [
+        pytest.param(options, id=name, marks=pytest.mark.slow if options else pytest.mark.cluster)
+        for name, options in CASES.items()
+    ],
 )
 def test_compiled_kernels_train_as_those_of_torch_do_also_after_a_kill(
     write_training: WriteTraining, still: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
@@ -45,13 +48,16 @@ def test_compiled_kernels_train_as_those_of_torch_do_also_after_a_kill(
     wanted, got = load_file(plain.weights), load_file(compiled.weights)
     assert wanted.keys() == got.keys(), "names as without it"
     for name in wanted:
+        if name.endswith("key.bias"):  # the same to all scores of a token: its gradient is nothing but rounding
+            continue
         assert np.allclose(got[name], wanted[name], atol=2e-4), name
 
 
 def test_a_node_without_a_compiler_says_what_to_install(
     write_training: WriteTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, str(tmp_path / "no-compiler"))
     trial = Trial(write_training({}), tmp_path / "trial", COMPILED)
     assert trial.attempt() == 10
     assert "no-compiler" in trial.reason

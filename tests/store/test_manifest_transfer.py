@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from job.errors import JobError, NoValidCheckpoint, ResourceExhausted, SecurityRefused
 from job.store import Manifest, ManifestEntry, Store, open_store
 from job.store.manifest import describe_files, hash_file, list_files
+from job.store.records import dump_sealed
 from job.store.transfer import download_files, upload_files, verify_objects
 
 NAMES = st.text("abcdé .-_~", min_size=1, max_size=8).filter(lambda name: name not in (".", ".."))
@@ -127,6 +128,21 @@ def test_a_deeply_nested_manifest_is_refused_or_can_be_written_again(depth: int)
     data = f'{{"kind": "release", "files": {{"a": {json.dumps(entry())}}}, "about": {about}}}'.encode()
     try:
         assert Manifest.parse(data, "here").sha256
+    except NoValidCheckpoint:
+        pass
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 3))
+def test_a_sealed_manifest_that_is_nested_as_deep_as_can_be_is_refused_or_read(depth: int) -> None:
+    about: dict[str, object] = {}
+    for _ in range(depth):
+        about = {"x": about}
+    try:
+        data = dump_sealed({"about": about, "files": {"a": entry()}, "kind": "release"})
+    except RecursionError:
+        return  # so deep it cannot be written, nor sealed
+    try:
+        assert Manifest.parse(data, "here").to_bytes() == data
     except NoValidCheckpoint:
         pass
 

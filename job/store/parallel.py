@@ -1,0 +1,38 @@
+"""Doing the same to many things in threads, until one of them fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def run_parallel(threads: int, work: Callable[[Item], object], items: Iterable[Item]) -> None:
+    """Do `work` on all items, so many at a time; raise the first error, after which nothing more is begun.
+
+    What runs by then is waited for, so that nothing is still written when this is over; but not by who is told to stop.
+    """
+    over = Event()
+
+    def begin(item: Item) -> None:
+        if over.is_set():
+            return
+        try:
+            work(item)
+        except BaseException:
+            over.set()
+            raise
+
+    pool = ThreadPoolExecutor(threads)
+    jobs = [pool.submit(begin, item) for item in items]
+    try:
+        for job in jobs:
+            job.result()
+    except BaseException as error:
+        over.set()
+        pool.shutdown(wait=isinstance(error, Exception))
+        raise
+    pool.shutdown()
