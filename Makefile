@@ -61,7 +61,7 @@ $(NEXT)/.installed: pyproject.toml
 	$(NEXT)/bin/pip install -qq --no-deps -e .
 	touch $@
 
-test-cluster: assets $(KUBECTL) ## a real SLURM, real containers, two network hosts, consumers of a release, the report in a browser (root on Debian: installs packages)
+test-cluster: assets $(KUBECTL) ## a real SLURM, real containers, two network hosts, consumers of a release, the report in a browser, torch.compile (root on Debian: installs packages)
 	@missing=()
 	for need in $(CLUSTER_NEEDS); do command -v "$${need%%:*}" > /dev/null || missing+=("$${need##*:}"); done
 	if (($${#missing[@]})); then

@@ -73,8 +73,10 @@ class Manifest:
             manifest = Manifest(str(raw["kind"]), entries, dict(raw["about"]))
             whole = whole and all(_is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
             whole = whole and not any(parent in entries for path in entries for parent in _parents(path))
-            # nesting that can be read but not written would fail later
-            dump(manifest.about) if sha256 is not None else manifest.to_bytes()
+            if sha256 is None:
+                manifest.to_bytes()  # nesting that can be read but not written would fail later
+            else:
+                dump(manifest.about)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
@@ -120,7 +122,8 @@ def hash_file(path: str | Path) -> str:
 def list_files(folder: Path) -> list[str]:
     """Return the paths (posix, relative) of all regular files below `folder`, sorted."""
     found = (os.path.join(place, name) for place, _, names in os.walk(folder, onerror=_refuse) for name in names)
-    return sorted(path[len(os.path.join(folder, "")) :] for path in found if os.path.isfile(path))
+    begin = len(os.path.join(folder, ""))
+    return sorted(path[begin:] for path in found if os.path.isfile(path))
 
 
 def _refuse(error: OSError) -> None:

@@ -235,12 +235,11 @@ class S3Store:
     def _begin_range(self, wanted: dict[str, str], count: int) -> tuple[Any, bytes]:
         """Return an open answer and the first piece that is read of it; Unreachable where it is not what was asked."""
         answer = self._client.get_object(**wanted)
-        first = wanted.get("Range", "").removeprefix("bytes=").partition("-")[0]
-        given = answer.get("ContentRange", "").removeprefix("bytes ").partition("-")[0]
-        if answer.get("ContentLength") != count or given != first:
+        part, given = wanted.get("Range", "").replace("=", " "), answer.get("ContentRange", "").partition("/")[0]
+        if answer.get("ContentLength") != count or given != part:
             raise Unreachable(
-                f"{self.uri}: {wanted['Key']}: {answer.get('ContentLength')} bytes from {given or 0} came instead of "
-                f"{count} from {first or 0}; does the server, or what stands before it, know ranges? Run again"
+                f"{self.uri}: {wanted['Key']}: {answer.get('ContentLength')} bytes ({given or 'all'}) came instead of "
+                f"{count} ({part or 'all'}); does the server, or what stands before it, know ranges? Run again"
             )
         return answer["Body"], answer["Body"].read(_READ_BYTES)
 

@@ -174,7 +174,7 @@ def test_a_small_write_is_one_round_trip(
     monkeypatch.setattr(AWSConnection, "_handle_expect_response", lambda connection, body: asked.append(connection))
     (tmp_path / "small").write_bytes(CONTENT[: 1 << 20])
     write(store.objects, tmp_path / "small")
-    assert not asked, "nothing is sent before the server has said that it wants it"
+    assert not asked, "the server was asked first whether it wants what is written"
 
 
 @example("19471101")  # seconds for botocore, a day for ISO 8601

@@ -92,35 +92,38 @@ def test_an_object_of_another_size_is_not_downloaded(store_uri: str, tmp_path: P
     store.download("a", tmp_path / "copy", size=5)
 
 
-def test_an_object_that_changes_while_it_is_read_is_not_taken_for_one(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def in_ranges(s3: str, tmp_path: Path) -> S3Store:
+    """A store with an object `a` of 40 MiB, which is read in ranges."""
     store, file = S3Store(f"{s3}/{tmp_path.name}"), tmp_path / "file"
     file.write_bytes(bytes(40 << 20))
     store.upload(file, "a")
-    begin_range, file_of_others = store._begin_range, tmp_path / "other"
+    return store
+
+
+def test_an_object_that_changes_while_it_is_read_is_not_taken_for_one(
+    in_ranges: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_range, file_of_others = in_ranges._begin_range, tmp_path / "other"
     file_of_others.write_bytes(b"\1" * (40 << 20))
 
     def begin_while_others_write(wanted: dict[str, str], count: int) -> tuple[Any, bytes]:
         if wanted["Range"].startswith("bytes=0-"):
-            store.upload(file_of_others, "a")
+            in_ranges.upload(file_of_others, "a")
         return begin_range(wanted, count)
 
-    monkeypatch.setattr(store, "_begin_range", begin_while_others_write)
+    monkeypatch.setattr(in_ranges, "_begin_range", begin_while_others_write)
     with pytest.raises(Unreachable, match="changed while it was read"):
-        store.download("a", tmp_path / "copy")
+        in_ranges.download("a", tmp_path / "copy")
 
 
 def test_a_server_that_gives_no_ranges_is_77_and_not_taken_for_a_damaged_object(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_ranges: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, file = S3Store(f"{s3}/{tmp_path.name}"), tmp_path / "file"
-    file.write_bytes(bytes(40 << 20))
-    store.upload(file, "a")
-    get_object = store._client.get_object
-    monkeypatch.setattr(store._client, "get_object", lambda Range="", **asked: get_object(**asked))
+    get_object = in_ranges._client.get_object
+    monkeypatch.setattr(in_ranges._client, "get_object", lambda Range="", **asked: get_object(**asked))
     with pytest.raises(Unreachable, match="know ranges"):
-        store.download("a", tmp_path / "copy", size=40 << 20)
+        in_ranges.download("a", tmp_path / "copy", size=40 << 20)
 
 
 def test_the_probe_accepts_a_store_with_conditions_and_leaves_nothing(store_uri: str) -> None:
