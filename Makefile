@@ -40,7 +40,7 @@ test-all: assets ## the slow ones as well
 	$(BIN)/pytest -m "not cluster and not k8s" tests/chaos
 
 # command:package of Debian; podman's default runtime crun wants cgroups that not every machine has
-CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm chromium:chromium g++:g++
+CLUSTER_NEEDS := slurmctld:slurm-wlm munged:munge podman:podman catatonit:catatonit buildah:buildah runc:runc mmdebstrap:mmdebstrap ip:iproute2 node:nodejs npm:npm chromium:chromium g++:g++
 
 # What trains must also run under transformers 5, which Optimum's exporter does not accept yet: a second venv with all that
 # pyproject.toml asks for, but the newest of what transformers 5 decides, and without the exporter.

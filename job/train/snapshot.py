@@ -2,15 +2,17 @@
 
 The copies lie in one stretch of memory that is allocated while training begins (pinned beside a GPU) and used for every
 checkpoint: a save blocks the loop for as long as copying takes. One checkpoint is written at a time, and a save that
-comes sooner waits for the one before.
+comes sooner waits for the one before. So does a fork (`data.num_workers`): a lock that a thread held would stay locked
+in the new process for ever.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ T = TypeVar("T")
 
 _ALIGNED_BYTES = 64
 _WAIT_S = 0.5
+_at_work: set[Thread] = set()
 
 
 class Snapshot:
@@ -68,7 +71,9 @@ class Snapshot:
 
 def _allocate(size: int) -> torch.Tensor:
     """Return uint8 [size], each page of it written once: the first copy would else wait for the kernel."""
-    return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized()).zero_()
+    memory = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+    memory.numpy().fill(0)  # torch would start a team of threads for it
+    return memory
 
 
 def _wait_alive(future: Future[Any]) -> None:
@@ -85,6 +90,20 @@ def _work_beside(work: Callable[[], T]) -> Future[T]:
             future.set_result(work())
         except BaseException as error:  # crosses to whoever asks for the result
             future.set_exception(error)
+        finally:
+            _at_work.discard(thread)
 
-    Thread(target=run, name="checkpoint", daemon=True).start()
+    thread = Thread(target=run, name="checkpoint", daemon=True)
+    _at_work.add(thread)
+    thread.start()
     return future
+
+
+def _finish_before_fork() -> None:
+    for thread in _at_work - {current_thread()}:
+        while thread.is_alive():
+            thread.join(_WAIT_S)
+            beat()
+
+
+os.register_at_fork(before=_finish_before_fork)

@@ -142,6 +142,7 @@ def load_batches(data: Dataset[Any], sampler: RankBatches, workers: int, pin_mem
         batch_sampler=sampler,
         collate_fn=_as_it_is,
         num_workers=workers,
+        persistent_workers=workers > 0,  # forked once, not in every epoch
         pin_memory=pin_memory,
         worker_init_fn=pass_signals_on,
         generator=torch.Generator(),  # else a new iterator draws its seed from the global one

@@ -129,6 +129,12 @@ def final_weights(job: Job) -> str:
     return str(record["files"]["final/model.safetensors"])
 
 
+def long_run(store: str, assets: Path, reviews: Path) -> list[str]:
+    """Return the script's words for a run that is still training after two starts that are cut short."""
+    longer = ("--set", "training.max_steps=60", "--set", "training.save_steps=5")
+    return [*slice_of_quickstart(str(assets / "minilm-l6"), str(reviews), store), *longer]
+
+
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, str]:
     """The final weights of a run on two nodes that nobody disturbed, by the test that made one."""
@@ -139,7 +145,7 @@ def test_two_nodes_fine_tune_and_release_although_srun_would_not_wait_for_the_ex
     submit: Submit, s3: str, assets: Path, reviews: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     store = f"{s3}/two-nodes"
-    job = submit(store, "--nodes=2", *slice_of_quickstart(str(assets / "minilm-l6"), str(reviews), store))
+    job = submit(store, "--nodes=2", *long_run(store, assets, reviews))
     about = job.wait(400)
     assert (about["JobState"], about["Code"], about["Restarts"]) == ("COMPLETED", "0", "0"), job.text()
     result = job.result()
@@ -153,7 +159,7 @@ def test_a_requeued_job_and_one_whose_node_failed_resume_from_the_store_to_the_s
     slurm: Slurm, submit: Submit, s3: str, assets: Path, reviews: Path, undisturbed: dict[str, str]
 ) -> None:
     store = f"{s3}/disturbed"
-    job = submit(store, "--nodes=2", *slice_of_quickstart(str(assets / "minilm-l6"), str(reviews), store))
+    job = submit(store, "--nodes=2", *long_run(store, assets, reviews))
     job.wait_for_commit()
     slurm.call("scontrol", "requeue", job.id)
     job.wait_for_start(1)

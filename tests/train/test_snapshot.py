@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from threading import Event, Thread
 
@@ -44,6 +46,21 @@ def test_every_save_has_the_same_memory_and_waits_until_the_one_before_is_writte
     later.join(60)
     places.append(snapshot.keep(torch.ones(8)).data_ptr())
     assert places[0] == places[1]
+
+
+def test_a_process_is_forked_when_no_thread_of_a_save_can_hold_a_lock(tmp_path: Path) -> None:
+    snapshot = Snapshot(1024)
+    snapshot.begin()
+
+    def write() -> None:
+        time.sleep(0.7)
+        (tmp_path / "written").touch()
+
+    snapshot.write(write)
+    forked = os.fork()
+    if forked == 0:
+        os._exit(0 if (tmp_path / "written").exists() else 1)
+    assert os.waitpid(forked, 0)[1] == 0, "forked while a thread was writing"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])

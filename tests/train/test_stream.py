@@ -63,6 +63,16 @@ def test_a_loader_gives_the_same_batches_with_any_workers_and_from_any_batch_on(
     assert not {batch["drawn"] for batch in loader} & {batch["drawn"] for batch in expected}
 
 
+def test_loading_processes_are_forked_once_and_give_the_batches_of_every_epoch() -> None:
+    alone, loader, processes = make_loader(0), make_loader(2), []
+    for epoch in (1, 2, 3):
+        alone.set_epoch(epoch)
+        loader.set_epoch(epoch)
+        assert list(loader) == list(alone)
+        processes.append([worker.pid for worker in loader._iterator._workers])  # type: ignore[union-attr]
+    assert processes == [processes[0]] * 3
+
+
 def test_generators_are_put_back_even_after_an_error() -> None:
     seed_generators(2)
     expected = draw()
