@@ -3,10 +3,10 @@
 Enters: the final model folder and the answers of the fp32 torch model. Leaves: a bundle folder and
 numbers. `onnx.py` exports · `quantize.py` is the int8 stage: `ladder.py` has the rungs, `quantizer.py`
 writes them from `matrices.py`'s constants, `encoder_decoder.py` where there are two files,
-`sensitivity.py` ranks what int8 hurts most, `gate.py` decides · `measure.py` runs an ONNX file in a fresh
-process, `decode.py` token by token, `latency.py` races them · `bundle.py` lays out what is released,
-`triton.py` for Triton · `rehearse.py` opens it as consumers do (`rehearse_answers.py`,
-`rehearse_writing.py`, `consumers.py`). optimum is used here only.
+`sensitivity.py` ranks what int8 hurts most, `rounding.py` rounds to 4 bits, `gate.py` decides ·
+`measure.py` runs an ONNX file in a fresh process, `decode.py` token by token, `latency.py` races them ·
+`bundle.py` lays out what is released, `triton.py` for Triton · `rehearse.py` opens it as consumers do
+(`rehearse_answers.py`, `rehearse_writing.py`, `consumers.py`). optimum is used here only.
 """
 
 from job.export.bundle import build_bundle, has_onnx

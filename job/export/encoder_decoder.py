@@ -6,7 +6,9 @@ quantizers do not look into branches. What both have in common stands once in th
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,6 @@ from job.export.ladder import Rung
 from job.export.measure import open_session, read_source
 from job.export.onnx import FIRST, FOLLOWING, UNMERGED
 from job.export.quantizer import Quantizer
-from job.export.sensitivity import choose_rows
 from job.recipe import Run
 from job.tasks import ENCODER, IGNORED_LABEL, list_parts, name_file
 
@@ -55,9 +56,12 @@ class _First(Quantizer):
         super().__init__(run, exported)
         self._reader = encoder
 
-    def sample(self, table: TokenTable) -> dict[str, np.ndarray]:
-        rows = choose_rows(table)
-        batch = read_source(open_session(self._reader), table.pad(rows, self._pad_id))
+    @cached_property
+    def _encoder(self) -> Any:
+        return open_session(self._reader)
+
+    def read(self, table: TokenTable, rows: np.ndarray) -> dict[str, np.ndarray]:
+        batch = read_source(self._encoder, table.pad(rows, self._pad_id))
         return batch | {"attention_mask": (table.pad_labels(rows) != IGNORED_LABEL).astype(np.int64)}
 
 
@@ -70,3 +74,7 @@ class _Following(Quantizer):
 
     def rank(self, bits: int) -> list[tuple[str, float]]:
         return self._first.rank(bits)
+
+    @cached_property
+    def rounded(self) -> dict[str, np.ndarray]:
+        return self._first.rounded

@@ -42,7 +42,7 @@ class Rung:
     def name(self) -> str:
         """Say it as reports do: `dynamic u8s8 per channel, reduced range`."""
         if self.kind == "weights":
-            words = [f"weights only, {self.bits} bits in blocks of {BLOCK}"]
+            words = [f"weights only, {self.bits} bits in blocks of {BLOCK}{' (GPTQ)' if self.bits == 4 else ''}"]
             words += [f"embeddings {self.bits} bits"] if self.embeddings else []
             words += [f"the {self.left_out:.0%} most sensitive matrices 8 bits"] if self.left_out else []
             return ", ".join(words)

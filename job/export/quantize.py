@@ -175,7 +175,8 @@ def _choose_rung(
         useless = (
             gate.mode == "auto" and about["size_ratio"] > MAX_SIZE_RATIO and (candidates or rung.kind == "weights")
         )
-        if looks_good(quality, gate) and not useless:
+        # what 4 bits lose comes near any limit, and a target whose rung fails on test rows is not made at all
+        if looks_good(quality, gate, margins=1 if rung.bits == 8 else 2) and not useless:
             return rung, path, tried
         said = f"{describe_quality(quality)}, {about['size_ratio']:.2f} of the size"
         log.info("int8 %s: no (%s): %s", target, rung.name, said)

@@ -8,6 +8,7 @@ calibrated ranges) is found out once.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -21,6 +22,7 @@ from job.export.ladder import BLOCK, EMBEDDINGS, MATRICES, Rung
 from job.export.matrices import shrink_embeddings, split_gemms, untie_weights
 from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
+from job.export.rounding import round_model
 from job.export.sensitivity import (
     choose_rows,
     estimate_block_error,
@@ -32,6 +34,8 @@ from job.recipe import Run
 from job.tasks import get_task
 
 _CALIBRATION_ROWS, _CALIBRATION_BATCH = 256, 16
+_ROUNDING_TOKENS = 1 << 15
+"""Of train rows by which weights are rounded to 4 bits: several times as many as a matrix of most models has inputs."""
 _LARGE_BYTES = 2 << 30
 """Of fp32: what is made of it on the way may pass the 2 GB that one protobuf can hold, so its data lie beside it."""
 
@@ -67,13 +71,24 @@ class Quantizer:
         """
         if bits not in self._rankings:
             estimate = estimate_error if bits == 8 else partial(estimate_block_error, bits=bits)
-            batch = self.sample(TokenTable.open(self._validation))
+            table = TokenTable.open(self._validation)
+            batch = self.read(table, choose_rows(table))
             self._rankings[bits] = rank_matrices(self._model, batch, estimate)
         return self._rankings[bits]
 
-    def sample(self, table: TokenTable) -> dict[str, np.ndarray]:
-        """Return a padded batch of rows by which matrices are ranked."""
-        return table.pad(choose_rows(table), self._pad_id)
+    def read(self, table: TokenTable, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return rows as a padded batch of what this file takes, and its masks."""
+        return table.pad(rows, self._pad_id)
+
+    @cached_property
+    def rounded(self) -> dict[str, np.ndarray]:
+        """Every constant matrix rounded to 4 bits on train rows (`round_model`), by the name of its weights."""
+        import onnx
+
+        graph = onnx.load(str(self._model)).graph
+        split_gemms(graph)
+        rows = math.ceil(_ROUNDING_TOKENS / float(TokenTable.open(self._train).lengths.mean()))
+        return round_model(graph, self._model, lambda: self._list_train(rows))
 
     @cached_property
     def _model(self) -> Path:
@@ -123,6 +138,8 @@ class Quantizer:
         if rung.embeddings and not narrow:
             shrink_embeddings(model.graph)
         model = _quantize_blocks(model, rung.bits, operators, wide)
+        if rung.bits == 4:
+            _replace_points(model.model.graph, self.rounded)
         if rung.left_out:
             model = _quantize_blocks(model.model, 8, ("MatMul",), self._products)
         written = output.with_name(f"{output.stem}-scratch.onnx")
@@ -141,18 +158,22 @@ class Quantizer:
             use_external_data_format=onnx_size(self._model) > _LARGE_BYTES,
         )
         try:
-            calibrator.collect_data(_Rows(self._list_batches(calibrator.infer_session)))
+            session = calibrator.infer_session
+            calibrator.collect_data(
+                _Rows(select_inputs(session, batch) for batch in self._list_train(_CALIBRATION_ROWS))
+            )
             return calibrator.compute_data()
         finally:
             for path in self._model.parent.glob("calibrated.onnx*"):
                 path.unlink()
 
-    def _list_batches(self, session: Any) -> Iterator[dict[str, np.ndarray]]:
+    def _list_train(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield batches of so many train rows of like length, from all over the split."""
         table = TokenTable.open(self._train)
-        chosen = np.linspace(0, len(table) - 1, min(_CALIBRATION_ROWS, len(table))).astype(np.int64)
+        chosen = np.linspace(0, len(table) - 1, min(rows, len(table))).astype(np.int64)
         chosen = chosen[np.argsort(table.lengths[chosen], kind="stable")]
         for start in range(0, len(chosen), _CALIBRATION_BATCH):
-            yield select_inputs(session, table.pad(chosen[start : start + _CALIBRATION_BATCH], self._pad_id))
+            yield self.read(table, chosen[start : start + _CALIBRATION_BATCH])
 
 
 def _quantize_blocks(model: Any, bits: int, operators: tuple[str, ...], left_out: list[str]) -> Any:
@@ -167,6 +188,16 @@ def _quantize_blocks(model: Any, bits: int, operators: tuple[str, ...], left_out
     quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=left_out)
     quantizer.process()
     return quantizer.model
+
+
+def _replace_points(graph: Any, rounded: dict[str, np.ndarray]) -> None:
+    """Give the matrices that onnxruntime has quantized to 4 bits the points that were chosen for them."""
+    import onnx
+
+    weights = {f"{name}_Q4": points for name, points in rounded.items()}
+    for tensor in graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], tensor.name))
 
 
 class _Rows:

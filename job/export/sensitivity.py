@@ -8,7 +8,7 @@ have done, as it would be where whole models are compared (onnxruntime's qdq_los
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def rank_matrices(
     graph = onnx.load(str(model)).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes = [node for node in graph.node if node.op_type in MATRICES and node.input[1] in weights]
-    inputs = _capture(model, sorted({node.input[0] for node in nodes}), batch)
+    inputs = next(compute_tensors(model, sorted({node.input[0] for node in nodes}), [batch]))
     errors = []
     for node in nodes:
         weight = onnx.numpy_helper.to_array(weights[node.input[1]], base_dir=str(model.parent)).astype(np.float32)
@@ -98,24 +98,28 @@ def _is_transposed(node: Any) -> bool:
     return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
 
-def _capture(model: Path, names: list[str], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what the fp32 model computes for the tensors `names` on a batch, as float [tokens, k]."""
+def compute_tensors(
+    model: Path, names: list[str], batches: Iterable[dict[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield, batch by batch, what the fp32 model computes for the tensors `names`, as float32 [tokens, k]."""
     import onnx
 
     watched = onnx.load(str(model), load_external_data=False)
     given = {entry.name for entry in watched.graph.input}  # a decoder's matrices take what its encoder has read
-    known = {output.name for output in watched.graph.output} | given
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    computed = [name for name in names if name not in given] or [watched.graph.output[0].name]
+    del watched.graph.output[:]  # what nobody asks for is not computed
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
     path = model.with_name(f"{model.stem}-watched.onnx")  # beside its external data
     onnx.save_model(watched, str(path))
     try:
         session = open_session(path)
     finally:
         path.unlink()
-    computed, inputs = [name for name in names if name not in given], select_inputs(session, batch)
-    values = inputs | dict(zip(computed, session.run(computed, inputs), strict=True))
-    masks = [mask.astype(bool) for name, mask in batch.items() if name.endswith("attention_mask")]
-    return {name: _pick_tokens(values[name], masks) for name in names}
+    for batch in batches:
+        inputs = select_inputs(session, batch)
+        values = inputs | dict(zip(computed, session.run(computed, inputs), strict=True))
+        masks = [mask.astype(bool) for name, mask in batch.items() if name.endswith("attention_mask")]
+        yield {name: _pick_tokens(values[name], masks) for name in names}
 
 
 def choose_rows(table: TokenTable) -> np.ndarray:

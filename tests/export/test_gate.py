@@ -64,6 +64,12 @@ def test_few_validation_rows_can_choose_a_rung_though_they_prove_none() -> None:
     assert not looks_good(judge(50, 2), Int8())
 
 
+def test_a_rung_that_is_just_within_the_limit_is_not_chosen_where_two_margins_are_asked_for() -> None:
+    quality = judge(50, 0) | {"drop": 0.01, "margin": 0.008}
+    assert looks_good(quality, Int8())
+    assert not looks_good(quality, Int8(), margins=2)
+
+
 def test_too_few_rows_prove_nothing() -> None:
     assert TASK.min_rows(0.02) == 150
     assert not is_accepted(judge(149, 0))
