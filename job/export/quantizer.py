@@ -22,7 +22,7 @@ from job.export.ladder import BLOCK, EMBEDDINGS, MATRICES, Rung
 from job.export.matrices import shrink_embeddings, split_gemms, untie_weights
 from job.export.measure import select_inputs
 from job.export.onnx import move_model, onnx_size
-from job.export.rounding import round_model
+from job.export.rounding import BATCH_TOKENS, round_model
 from job.export.sensitivity import (
     choose_rows,
     estimate_block_error,
@@ -80,14 +80,18 @@ class Quantizer:
         """Return rows as a padded batch of what this file takes, and its masks."""
         return table.pad(rows, self._pad_id)
 
+    def measure(self, table: TokenTable) -> np.ndarray:
+        """Return how many tokens of each row this file reads, int64 [rows]."""
+        return table.lengths
+
     @cached_property
     def rounded(self) -> dict[str, np.ndarray]:
-        """Every constant matrix rounded to 4 bits on train rows (`round_model`), by the name of its weights."""
+        """Every constant matrix rounded to 4 bits on train rows (`round_model`), by the name of its node."""
         import onnx
 
         graph = onnx.load(str(self._model)).graph
         split_gemms(graph)
-        rows = math.ceil(_ROUNDING_TOKENS / float(TokenTable.open(self._train).lengths.mean()))
+        rows = math.ceil(_ROUNDING_TOKENS / float(self.measure(TokenTable.open(self._train)).mean()))
         return round_model(graph, self._model, lambda: self._list_train(rows))
 
     @cached_property
@@ -172,8 +176,11 @@ class Quantizer:
         table = TokenTable.open(self._train)
         chosen = np.linspace(0, len(table) - 1, min(rows, len(table))).astype(np.int64)
         chosen = chosen[np.argsort(table.lengths[chosen], kind="stable")]
-        for start in range(0, len(chosen), _CALIBRATION_BATCH):
-            yield self.read(table, chosen[start : start + _CALIBRATION_BATCH])
+        start = len(chosen)
+        while start:  # the longest first
+            fitting = max(BATCH_TOKENS // int(table.lengths[chosen[start - 1]]), 1)
+            stop, start = start, max(start - min(fitting, _CALIBRATION_BATCH), 0)
+            yield self.read(table, chosen[start:stop])
 
 
 def _quantize_blocks(model: Any, bits: int, operators: tuple[str, ...], left_out: list[str]) -> Any:
@@ -194,10 +201,14 @@ def _replace_points(graph: Any, rounded: dict[str, np.ndarray]) -> None:
     """Give the matrices that onnxruntime has quantized to 4 bits the points that were chosen for them."""
     import onnx
 
-    weights = {f"{name}_Q4": points for name, points in rounded.items()}
-    for tensor in graph.initializer:
-        if tensor.name in weights:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], tensor.name))
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        points = rounded.get(node.name.removesuffix("_Q4")) if node.op_type == "MatMulNBits" else None
+        if points is not None:
+            replaced = tensors[node.input[1]]
+            if list(replaced.dims) != list(points.shape):
+                raise ValueError(f"{node.name}: points for {list(points.shape)} weights, not {list(replaced.dims)}")
+            replaced.CopyFrom(onnx.numpy_helper.from_array(points, replaced.name))
 
 
 class _Rows:

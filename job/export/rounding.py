@@ -27,8 +27,11 @@ _DAMPING = 0.01
 """Of the mean of the diagonal, added to it: inputs that hardly ever differ from zero decide nothing."""
 _COLUMNS = 128
 """Weights that are rounded before all that follow them hear of it."""
-_PRODUCT_BYTES = 1 << 30
-"""Of the products of inputs that are held at once; where there are more, the rows are computed again for the others."""
+_SLICE = 8192
+"""Columns of a matrix that are rounded at once: each takes several times its weights."""
+BATCH_TOKENS = 4096
+_HELD_BYTES = 1 << 30
+"""Of inputs and their products at once; where there are more, the rows are computed again for the others."""
 
 Batch = dict[str, np.ndarray]
 
@@ -45,9 +48,10 @@ class Grid(NamedTuple):
 
 
 def round_model(graph: Any, model: Path, batches: Callable[[], Iterable[Batch]]) -> dict[str, np.ndarray]:
-    """Return weight → points packed as MatMulNBits wants them, uint8 [n, blocks, BLOCK / 2], of every constant matrix.
+    """Return node → points packed as MatMulNBits wants them, uint8 [n, blocks, BLOCK / 2], of every constant matrix.
 
-    `graph` has the matrices, `model` is the file that computes what they take, on `batches` of real rows.
+    `graph` has the matrices, `model` is the file that computes what they take, on `batches` of at most BATCH_TOKENS.
+    Nodes, not weights: a decoder's two graphs call their nodes alike, but number their weights each for itself.
     """
     import onnx
 
@@ -62,7 +66,7 @@ def round_model(graph: Any, model: Path, batches: Callable[[], Iterable[Batch]])
             order, factors = _factor(products.pop(name))
             for node in (node for node in nodes if node.input[0] == name):
                 weight = onnx.numpy_helper.to_array(weights[node.input[1]]).astype(np.float32)
-                packed[node.input[1]] = pack(choose_points(weight, lay_grid(weight), order, factors))
+                packed[node.name] = pack(_round_columns(weight, order, factors))
     log.info("rounded %d matrices to %d bits in %.0f s", len(packed), BITS, time.monotonic() - began)
     return packed
 
@@ -71,9 +75,16 @@ def sum_products(model: Path, names: list[str], batches: Iterable[Batch]) -> dic
     """Return name → XᵀX, float32 [k, k], of all rows X [tokens, k] that the model computes for a tensor."""
     products: dict[str, np.ndarray] = {}
     for tensors in compute_tensors(model, names, batches):
-        for name, rows in tensors.items():
+        while tensors:  # none of them is held while the next batch is computed
+            name, rows = tensors.popitem()
             products[name] = products.get(name, 0) + rows.T @ rows
     return products
+
+
+def _round_columns(weight: np.ndarray, order: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Return the points uint8 [k, n] of a matrix; columns know nothing of each other, and a vocabulary has many."""
+    parts = (np.ascontiguousarray(weight[:, start : start + _SLICE]) for start in range(0, weight.shape[1], _SLICE))
+    return np.concatenate([choose_points(part, lay_grid(part), order, factors) for part in parts], axis=1)
 
 
 def lay_grid(weight: np.ndarray) -> Grid:
@@ -131,14 +142,15 @@ def _factor(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _group(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Yield names in groups whose products, float32 [size, size], fit in memory together; a large one stands alone."""
+    """Yield names in groups that fit in memory together: a batch of each, and its product [size, size], in float32."""
     group: list[str] = []
     held = 0
     for name, size in sizes.items():
-        if group and held + 4 * size * size > _PRODUCT_BYTES:
+        needed = 4 * size * (size + BATCH_TOKENS)
+        if group and held + needed > _HELD_BYTES:
             yield group
             group, held = [], 0
         group.append(name)
-        held += 4 * size * size
+        held += needed
     if group:
         yield group

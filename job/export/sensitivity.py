@@ -119,7 +119,7 @@ def compute_tensors(
         inputs = select_inputs(session, batch)
         values = inputs | dict(zip(computed, session.run(computed, inputs), strict=True))
         masks = [mask.astype(bool) for name, mask in batch.items() if name.endswith("attention_mask")]
-        yield {name: _pick_tokens(values[name], masks) for name in names}
+        yield {name: _pick_tokens(values.pop(name), masks) for name in names}
 
 
 def choose_rows(table: TokenTable) -> np.ndarray:

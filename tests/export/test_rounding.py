@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from job.export import rounding
+from job.export.quantizer import _replace_points
 from job.export.rounding import choose_points, lay_grid, pack, round_model
 
 Rows = dict[str, np.ndarray]
@@ -63,9 +64,7 @@ def answer(model: Any, rows: Rows) -> np.ndarray:
 
 
 def give_points(model: Any, packed: dict[str, np.ndarray]) -> Any:
-    for tensor in model.graph.initializer:
-        if tensor.name.endswith("_Q4"):
-            tensor.CopyFrom(numpy_helper.from_array(packed[tensor.name[:-3]], tensor.name))
+    _replace_points(model.graph, packed)
     return model
 
 
@@ -80,11 +79,24 @@ def test_rows_that_were_not_seen_are_answered_with_a_third_of_the_error(model: P
     assert err(chosen) < err(nearest) / 3
 
 
+def test_a_graph_that_calls_its_weights_otherwise_gets_the_points_of_its_nodes(model: Path, tmp_path: Path) -> None:
+    packed = round_model(onnx.load(str(model)).graph, model, lambda: [draw_rows(1)])
+    other = onnx.load(str(model))
+    swap = {"w": "v", "v": "w"}
+    for tensor in other.graph.initializer:
+        tensor.name = swap[tensor.name]
+    for node in other.graph.node:
+        node.input[1] = swap[node.input[1]]
+    onnx.save_model(other, str(tmp_path / "other.onnx"))
+    alike, unlike = (give_points(quantize_to_nearest(path), packed) for path in (model, tmp_path / "other.onnx"))
+    np.testing.assert_array_equal(answer(unlike, draw_rows(2)), answer(alike, draw_rows(2)))
+
+
 def test_padding_decides_nothing(model: Path) -> None:
     rows = draw_rows(1)
     whole = round_model(onnx.load(str(model)).graph, model, lambda: [rows])
     cut = round_model(onnx.load(str(model)).graph, model, lambda: [{name: each[:, :30] for name, each in rows.items()}])
-    assert all(np.array_equal(whole[name], cut[name]) for name in ("w", "v"))
+    assert all(np.array_equal(whole[name], cut[name]) for name in ("first", "second"))
 
 
 def test_where_memory_holds_one_product_the_points_are_the_same(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,10 +108,10 @@ def test_where_memory_holds_one_product_the_points_are_the_same(model: Path, mon
 
     graph = onnx.load(str(model)).graph
     together = round_model(graph, model, batches)
-    monkeypatch.setattr(rounding, "_PRODUCT_BYTES", 1)
+    monkeypatch.setattr(rounding, "_HELD_BYTES", 1)
     apart = round_model(graph, model, batches)
     assert len(calls) == 3
-    assert all(np.array_equal(together[name], apart[name]) for name in ("w", "v"))
+    assert all(np.array_equal(together[name], apart[name]) for name in ("first", "second"))
 
 
 @given(st.integers(1, 100), st.integers(1, 9), st.integers(0, 1000))

@@ -129,9 +129,16 @@ def test_other_architectures_go_the_same_way(kind: str, language: tuple[Path, li
     answer = run(kind, language, tmp_path, "--set", "training.max_steps=240", export=export)
     assert answer.code == 0, answer.stderr
     check_numbers(answer.result)
+    assert all("error" not in rung for rung in list_tried(answer)), "every rung writes files that run"
     row = read_test(language, 1)[0]
     asked = call_job("predict", answer.result["release"], row["source"], "--work-dir", str(tmp_path))
     assert asked.result["written"] == row["target"]
+
+
+def list_tried(answer: Answer) -> list[dict[str, Any]]:
+    """Return what is recorded of every rung that a released run has tried."""
+    stages = json.loads((Path(answer.result["release"]) / "metrics.json").read_text())["stages"]
+    return [rung for target in stages["quantize"]["targets"].values() for rung in target.get("tried", [])]
 
 
 @pytest.mark.slow
@@ -142,7 +149,7 @@ def test_dynamic_int8_is_a_way_for_encoder_and_decoder_too(
     answer = run("t5", language, tmp_path, export={"latency": True, "int8": int8})
     assert answer.code == 0, answer.stderr
     stages = json.loads((Path(answer.result["release"]) / "metrics.json").read_text())["stages"]
-    tried = [rung for target in stages["quantize"]["targets"].values() for rung in target.get("tried", [])]
+    tried = list_tried(answer)
     assert tried and all("dynamic" in rung["rung"] and "error" not in rung for rung in tried), tried
     assert {name for cell in stages["quantize"]["latency"] for name in cell["ms"]} >= {"torch", "fp32"}
 
