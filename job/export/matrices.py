@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from job.export.ladder import MATRICES
+from job.export.ladder import BLOCK, MATRICES
 from job.export.onnx import onnx_size
 
 _ONE_FILE_BYTES = 2 << 30
@@ -94,6 +94,24 @@ def shrink_embeddings(graph: Any) -> None:
     for place in reversed(range(len(graph.initializer))):
         if graph.initializer[place].name in unused:
             del graph.initializer[place]
+
+
+def configure_blocks(bits: int, operators: tuple[str, ...] = ("MatMul",)) -> Any:
+    """Return how onnxruntime cuts weights into blocks: signed for 8 bits, with a zero point for fewer."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig
+
+    # accuracy_level 4: activations are rounded to int8 inside the kernel, which is where its speed comes from
+    return DefaultWeightOnlyQuantConfig(
+        block_size=BLOCK, is_symmetric=bits == 8, accuracy_level=4, bits=bits, op_types_to_quantize=operators
+    )
+
+
+def find_matrices(graph: Any, operators: tuple[str, ...] = MATRICES) -> list[tuple[Any, Any]]:
+    """Return (node, weights) of every product with a constant matrix."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    return [
+        (node, weights[node.input[1]]) for node in graph.node if node.op_type in operators and node.input[1] in weights
+    ]
 
 
 def _is_embedding(node: Any, table: Any) -> bool:

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from job.data import TokenTable
-from job.export.ladder import BLOCK, EMBEDDINGS, MATRICES, Rung
-from job.export.matrices import shrink_embeddings, split_gemms, untie_weights
-from job.export.measure import select_inputs
+from job.export.ladder import EMBEDDINGS, MATRICES, Rung
+from job.export.matrices import configure_blocks, shrink_embeddings, split_gemms, untie_weights
+from job.export.measure import cut_micro_batches, select_inputs
 from job.export.onnx import move_model, onnx_size
-from job.export.rounding import BATCH_TOKENS, round_model
+from job.export.rounding import replace_points, round_model
 from job.export.sensitivity import (
+    MAX_TOKENS,
     choose_rows,
     estimate_block_error,
     estimate_error,
@@ -33,7 +34,7 @@ from job.export.sensitivity import (
 from job.recipe import Run
 from job.tasks import get_task
 
-_CALIBRATION_ROWS, _CALIBRATION_BATCH = 256, 16
+_CALIBRATION_ROWS = 256
 _ROUNDING_TOKENS = 1 << 15
 """Of train rows by which weights are rounded to 4 bits: several times as many as a matrix of most models has inputs."""
 _LARGE_BYTES = 2 << 30
@@ -143,7 +144,7 @@ class Quantizer:
             shrink_embeddings(model.graph)
         model = _quantize_blocks(model, rung.bits, operators, wide)
         if rung.bits == 4:
-            _replace_points(model.model.graph, self.rounded)
+            replace_points(model.model.graph, self.rounded)
         if rung.left_out:
             model = _quantize_blocks(model.model, 8, ("MatMul",), self._products)
         written = output.with_name(f"{output.stem}-scratch.onnx")
@@ -175,40 +176,19 @@ class Quantizer:
         """Yield batches of so many train rows of like length, from all over the split."""
         table = TokenTable.open(self._train)
         chosen = np.linspace(0, len(table) - 1, min(rows, len(table))).astype(np.int64)
-        chosen = chosen[np.argsort(table.lengths[chosen], kind="stable")]
-        start = len(chosen)
-        while start:  # the longest first
-            fitting = max(BATCH_TOKENS // int(table.lengths[chosen[start - 1]]), 1)
-            stop, start = start, max(start - min(fitting, _CALIBRATION_BATCH), 0)
-            yield self.read(table, chosen[start:stop])
+        for part in cut_micro_batches(table, chosen, MAX_TOKENS):
+            yield self.read(table, part)
 
 
 def _quantize_blocks(model: Any, bits: int, operators: tuple[str, ...], left_out: list[str]) -> Any:
-    """Return onnxruntime's ONNXModel with weights in blocks: signed for 8 bits, with a zero point for fewer."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+    """Return onnxruntime's ONNXModel with weights in blocks."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    # accuracy_level 4: activations are rounded to int8 inside the kernel, which is where its speed comes from
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=BLOCK, is_symmetric=bits == 8, accuracy_level=4, bits=bits, op_types_to_quantize=operators
-    )
+    config = configure_blocks(bits, operators)
     quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=left_out)
     quantizer.process()
     return quantizer.model
-
-
-def _replace_points(graph: Any, rounded: dict[str, np.ndarray]) -> None:
-    """Give the matrices that onnxruntime has quantized to 4 bits the points that were chosen for them."""
-    import onnx
-
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        points = rounded.get(node.name.removesuffix("_Q4")) if node.op_type == "MatMulNBits" else None
-        if points is not None:
-            replaced = tensors[node.input[1]]
-            if list(replaced.dims) != list(points.shape):
-                raise ValueError(f"{node.name}: points for {list(points.shape)} weights, not {list(replaced.dims)}")
-            replaced.CopyFrom(onnx.numpy_helper.from_array(points, replaced.name))
 
 
 class _Rows:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from job.export.ladder import BLOCK, MATRICES
-from job.export.sensitivity import compute_tensors
+from job.export.ladder import BLOCK
+from job.export.matrices import configure_blocks, find_matrices
+from job.export.sensitivity import MAX_TOKENS, compute_tensors
 
 log = logging.getLogger("job.export")
 
@@ -29,7 +30,6 @@ _COLUMNS = 128
 """Weights that are rounded before all that follow them hear of it."""
 _SLICE = 8192
 """Columns of a matrix that are rounded at once: each takes several times its weights."""
-BATCH_TOKENS = 4096
 _HELD_BYTES = 1 << 30
 """Of inputs and their products at once; where there are more, the rows are computed again for the others."""
 
@@ -50,25 +50,38 @@ class Grid(NamedTuple):
 def round_model(graph: Any, model: Path, batches: Callable[[], Iterable[Batch]]) -> dict[str, np.ndarray]:
     """Return node → points packed as MatMulNBits wants them, uint8 [n, blocks, BLOCK / 2], of every constant matrix.
 
-    `graph` has the matrices, `model` is the file that computes what they take, on `batches` of at most BATCH_TOKENS.
+    `graph` has the matrices, `model` is the file that computes what they take, on `batches` of real rows.
     Nodes, not weights: a decoder's two graphs call their nodes alike, but number their weights each for itself.
     """
     import onnx
 
     began = time.monotonic()
-    weights = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
-    nodes = [node for node in graph.node if node.op_type in MATRICES and node.input[1] in weights]
-    sizes = {node.input[0]: weights[node.input[1]].dims[0] for node in nodes}
+    matrices = [(node, weights) for node, weights in find_matrices(graph, ("MatMul",)) if len(weights.dims) == 2]
+    sizes = {node.input[0]: weights.dims[0] for node, weights in matrices}
     packed = {}
     for names in _group(sizes):
         products = sum_products(model, names, batches())
         for name in names:
             order, factors = _factor(products.pop(name))
-            for node in (node for node in nodes if node.input[0] == name):
-                weight = onnx.numpy_helper.to_array(weights[node.input[1]]).astype(np.float32)
+            for node, weights in (each for each in matrices if each[0].input[0] == name):
+                weight = onnx.numpy_helper.to_array(weights).astype(np.float32)
                 packed[node.name] = pack(_round_columns(weight, order, factors))
     log.info("rounded %d matrices to %d bits in %.0f s", len(packed), BITS, time.monotonic() - began)
     return packed
+
+
+def replace_points(graph: Any, rounded: dict[str, np.ndarray]) -> None:
+    """Give the matrices that onnxruntime has quantized to 4 bits the points of `round_model`."""
+    import onnx
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        points = rounded.get(node.name.removesuffix(f"_Q{BITS}")) if node.op_type == "MatMulNBits" else None
+        if points is not None:
+            replaced = tensors[node.input[1]]
+            if list(replaced.dims) != list(points.shape):
+                raise ValueError(f"{node.name}: points for {list(points.shape)} weights, not {list(replaced.dims)}")
+            replaced.CopyFrom(onnx.numpy_helper.from_array(points, replaced.name))
 
 
 def sum_products(model: Path, names: list[str], batches: Iterable[Batch]) -> dict[str, np.ndarray]:
@@ -89,13 +102,9 @@ def _round_columns(weight: np.ndarray, order: np.ndarray, factors: np.ndarray) -
 
 def lay_grid(weight: np.ndarray) -> Grid:
     """Return the grid that onnxruntime lays over float32 [k, n]."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        DefaultWeightOnlyQuantizer,
-    )
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantizer
 
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=False, bits=BITS)
-    _, scales, zeros = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
+    _, scales, zeros = DefaultWeightOnlyQuantizer(configure_blocks(BITS)).qbits_block_quant(weight)
     zeros = np.stack([zeros & _LAST, zeros >> BITS], axis=-1).reshape(len(zeros), -1)[:, : scales.shape[1]]
     scale, zero = (np.repeat(each, BLOCK, axis=1)[:, : len(weight)].T.astype(np.float32) for each in (scales, zeros))
     return Grid(np.where(scale == 0, np.float32(1), scale), zero)
@@ -146,7 +155,7 @@ def _group(sizes: dict[str, int]) -> Iterator[list[str]]:
     group: list[str] = []
     held = 0
     for name, size in sizes.items():
-        needed = 4 * size * (size + BATCH_TOKENS)
+        needed = 4 * size * (size + MAX_TOKENS)
         if group and held + needed > _HELD_BYTES:
             yield group
             group, held = [], 0

@@ -16,9 +16,11 @@ import numpy as np
 
 from job.data import TokenTable
 from job.export.ladder import BLOCK, MATRICES
+from job.export.matrices import find_matrices
 from job.export.measure import open_session, select_inputs
 
-ROWS, _MAX_TOKENS = 32, 4096
+ROWS, MAX_TOKENS = 32, 4096
+"""Of a batch: what every matrix takes of every token is held in memory at once."""
 
 
 def rank_matrices(
@@ -31,12 +33,11 @@ def rank_matrices(
     import onnx
 
     graph = onnx.load(str(model)).graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = [node for node in graph.node if node.op_type in MATRICES and node.input[1] in weights]
-    inputs = next(compute_tensors(model, sorted({node.input[0] for node in nodes}), [batch]))
+    matrices = find_matrices(graph)
+    inputs = next(compute_tensors(model, sorted({node.input[0] for node, _ in matrices}), [batch]))
     errors = []
-    for node in nodes:
-        weight = onnx.numpy_helper.to_array(weights[node.input[1]], base_dir=str(model.parent)).astype(np.float32)
+    for node, weights in matrices:
+        weight = onnx.numpy_helper.to_array(weights, base_dir=str(model.parent)).astype(np.float32)
         if _is_transposed(node):
             weight = weight.T
         errors.append((node.name, estimate(inputs[node.input[0]], weight)))
@@ -123,9 +124,9 @@ def compute_tensors(
 
 
 def choose_rows(table: TokenTable) -> np.ndarray:
-    """Return the first rows that fit: what every matrix takes of every token is held in memory at once."""
+    """Return the first rows that fit."""
     count = min(ROWS, len(table))
-    while count > 1 and count * int(table.lengths[:count].max()) > _MAX_TOKENS:
+    while count > 1 and count * int(table.lengths[:count].max()) > MAX_TOKENS:
         count -= 1
     return np.arange(count)
 

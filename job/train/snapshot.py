@@ -9,10 +9,10 @@ in the new process for ever.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from threading import Thread, current_thread
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _ALIGNED_BYTES = 64
 _WAIT_S = 0.5
-_at_work: set[Thread] = set()
+_THREAD = "checkpoint"
 
 
 class Snapshot:
@@ -90,20 +90,17 @@ def _work_beside(work: Callable[[], T]) -> Future[T]:
             future.set_result(work())
         except BaseException as error:  # crosses to whoever asks for the result
             future.set_exception(error)
-        finally:
-            _at_work.discard(thread)
 
-    thread = Thread(target=run, name="checkpoint", daemon=True)
-    _at_work.add(thread)
-    thread.start()
+    threading.Thread(target=run, name=_THREAD, daemon=True).start()
     return future
 
 
 def _finish_before_fork() -> None:
-    for thread in _at_work - {current_thread()}:
-        while thread.is_alive():
-            thread.join(_WAIT_S)
-            beat()
+    for thread in threading.enumerate():
+        if thread.name == _THREAD and thread is not threading.current_thread():
+            while thread.is_alive():
+                thread.join(_WAIT_S)
+                beat()
 
 
 os.register_at_fork(before=_finish_before_fork)

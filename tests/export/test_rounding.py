@@ -16,15 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from job.export import rounding
-from job.export.quantizer import _replace_points
-from job.export.rounding import choose_points, lay_grid, pack, round_model
+from job.export.rounding import choose_points, lay_grid, pack, replace_points, round_model
 
 Rows = dict[str, np.ndarray]
 
 
-def quantize_to_nearest(graph_of: Path) -> Any:
+def quantize_to_nearest(model: Any) -> Any:
     config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=False, bits=4)
-    quantizer = MatMulNBitsQuantizer(onnx.load(str(graph_of)), algo_config=config)
+    quantizer = MatMulNBitsQuantizer(model, algo_config=config)
     quantizer.process()
     return quantizer.model.model
 
@@ -64,14 +63,17 @@ def answer(model: Any, rows: Rows) -> np.ndarray:
 
 
 def give_points(model: Any, packed: dict[str, np.ndarray]) -> Any:
-    _replace_points(model.graph, packed)
+    replace_points(model.graph, packed)
     return model
 
 
 def test_rows_that_were_not_seen_are_answered_with_a_third_of_the_error(model: Path) -> None:
     exact, unseen = onnx.load(str(model)), draw_rows(99)
     packed = round_model(exact.graph, model, lambda: (draw_rows(seed) for seed in range(4)))
-    nearest, chosen = quantize_to_nearest(model), give_points(quantize_to_nearest(model), packed)
+    nearest, chosen = (
+        quantize_to_nearest(onnx.load(str(model))),
+        give_points(quantize_to_nearest(onnx.load(str(model))), packed),
+    )
 
     def err(other: Any) -> float:
         return float(np.linalg.norm(answer(other, unseen) - answer(exact, unseen)))
@@ -88,7 +90,9 @@ def test_a_graph_that_calls_its_weights_otherwise_gets_the_points_of_its_nodes(m
     for node in other.graph.node:
         node.input[1] = swap[node.input[1]]
     onnx.save_model(other, str(tmp_path / "other.onnx"))
-    alike, unlike = (give_points(quantize_to_nearest(path), packed) for path in (model, tmp_path / "other.onnx"))
+    alike, unlike = (
+        give_points(quantize_to_nearest(onnx.load(str(path))), packed) for path in (model, tmp_path / "other.onnx")
+    )
     np.testing.assert_array_equal(answer(unlike, draw_rows(2)), answer(alike, draw_rows(2)))
 
 
@@ -114,6 +118,17 @@ def test_where_memory_holds_one_product_the_points_are_the_same(model: Path, mon
     assert all(np.array_equal(together[name], apart[name]) for name in ("first", "second"))
 
 
+def test_a_gemm_that_onnxruntime_leaves_alone_is_left_alone(model: Path) -> None:
+    whole = onnx.load(str(model))
+    turned = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32)
+    whole.graph.initializer.append(numpy_helper.from_array(turned, "u"))
+    whole.graph.node.append(helper.make_node("Reshape", ["y", "flat"], ["r"], "flatten"))
+    whole.graph.initializer.append(numpy_helper.from_array(np.array([-1, 6]), "flat"))
+    whole.graph.node.append(helper.make_node("Gemm", ["r", "u"], ["z"], "scaled", alpha=0.5, transB=1))
+    onnx.save_model(whole, str(model))
+    assert set(round_model(whole.graph, model, lambda: [draw_rows(1)])) == {"first", "second"}
+
+
 @given(st.integers(1, 100), st.integers(1, 9), st.integers(0, 1000))
 def test_inputs_that_have_nothing_in_common_leave_each_weight_to_its_nearest_step(k: int, n: int, seed: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(k, n)).astype(np.float32)
@@ -124,10 +139,8 @@ def test_inputs_that_have_nothing_in_common_leave_each_weight_to_its_nearest_ste
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", n])],
         [numpy_helper.from_array(weight, "w")],
     )  # fmt: skip
-    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=False, bits=4)
-    quantizer = MatMulNBitsQuantizer(helper.make_model(graph), algo_config=config)
-    quantizer.process()
-    (theirs,) = (each for each in quantizer.model.graph().initializer if each.name == "w_Q4")
+    nearest = quantize_to_nearest(helper.make_model(graph))
+    (theirs,) = (each for each in nearest.graph.initializer if each.name == "w_Q4")
     grid = lay_grid(weight)
     unpacked = numpy_helper.to_array(theirs).reshape(n, -1)
     near = np.stack([unpacked & 15, unpacked >> 4], axis=-1).reshape(n, -1)[:, :k].T
@@ -145,4 +158,4 @@ def test_inputs_that_are_zero_or_all_alike_are_no_error(
     rows = draw_rows(1)
     flat = rows | {"x": damage(rows["x"].reshape(-1, 48)).reshape(4, 60, 48).astype(np.float32)}
     packed = round_model(onnx.load(str(model)).graph, model, lambda: [flat])
-    assert np.isfinite(answer(give_points(quantize_to_nearest(model), packed), rows)).all()
+    assert np.isfinite(answer(give_points(quantize_to_nearest(onnx.load(str(model))), packed), rows)).all()
