@@ -8,16 +8,22 @@ in the new process for ever.
 
 from __future__ import annotations
 
+import logging
+import mmap
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
+from weakref import finalize
 
+import numpy as np
 import torch
 
 from job.liveness import beat
+
+log = logging.getLogger("job.train")
 
 Keep = Callable[[torch.Tensor], torch.Tensor]
 """Returns a copy on the CPU that the next step does not change."""
@@ -33,7 +39,8 @@ class Snapshot:
     """Memory for the state of this rank, `size` bytes; what is more finds room, but costs an allocation each time."""
 
     def __init__(self, size: int) -> None:
-        self._memory: Future[torch.Tensor] = _work_beside(lambda: _allocate(size))
+        gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._memory: Future[torch.Tensor] = _work_beside(lambda: _allocate(size, gpu))
         self._used, self._began = 0, 0.0
         self._written: Future[float] | None = None
 
@@ -69,11 +76,28 @@ class Snapshot:
         return self._written
 
 
-def _allocate(size: int) -> torch.Tensor:
+def _allocate(size: int, gpu: int | None) -> torch.Tensor:
     """Return uint8 [size], each page of it written once: the first copy would else wait for the kernel."""
-    memory = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
-    memory.numpy().fill(0)  # torch would start a team of threads for it
-    return memory
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_DONTFORK)  # a fork would copy what is pinned, for each loading process
+    memory = np.frombuffer(pages, np.uint8)
+    memory.fill(0)  # torch would start a team of threads for it
+    if gpu is not None:
+        torch.cuda.set_device(gpu)  # a thread has its own, and would take room on the first GPU for nothing
+        _pin(memory)
+    return torch.from_numpy(memory)
+
+
+def _pin(memory: np.ndarray) -> None:
+    """Keep these pages where they are, as a GPU asks for to copy at full speed, and while others compute.
+
+    torch's `pin_memory` would take up to twice as many: it rounds up to the next power of two (pytorch#95823).
+    """
+    address, runtime = memory.ctypes.data, torch.cuda.cudart()
+    if code := int(runtime.cudaHostRegister(address, memory.nbytes, 0)):
+        log.warning("memory for checkpoints cannot be pinned (CUDA error %d): a save keeps the GPU for longer", code)
+        return
+    finalize(memory, runtime.cudaHostUnregister, address).atexit = False
 
 
 def _wait_alive(future: Future[Any]) -> None:

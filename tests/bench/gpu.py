@@ -1,9 +1,11 @@
 """Training on one GPU beside transformers.Trainer: real tokens a second, share of the GPU's peak, memory, checkpoints.
 
-`python tests/bench/gpu.py [MODEL…]` needs an NVIDIA GPU and the packages of training, no network, no files: weights are
-random, rows have the lengths of IMDB (cap 512, mean 263). Turns are interleaved, the first round is dropped, the clock
-runs between two synchronized steps; what a run is set up with does not count. No attention weights are dropped, for
-anybody. With OUT set, numbers go to $OUT/gpu.json. `--tiny` runs all of it on a processor, to see that it runs.
+`python tests/bench/gpu.py [MODEL…]` needs an NVIDIA GPU and the packages of training, no network, no files, about ten
+minutes, and 50 GiB in TMPDIR for checkpoints. Weights are random, rows have the lengths of IMDB (cap 512, mean 263).
+Turns are interleaved, the first round is dropped where there is another, the clock runs between two synchronized
+steps; setting up does not count, nor does compiling, for rows of any length at once (ACCELERATE_DYNAMO_USE_DYNAMIC).
+No attention weights are dropped, for anybody. With OUT set, numbers go to $OUT/gpu.json. `--tiny` runs all of it on a
+processor, to see that it runs.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Shape:
     sizes: dict[str, int]
     batch: int
     steps: int
-    rounds: int = 4
+    rounds: int = 3
     widened: int = 4
 
     def make(self) -> Any:
@@ -75,7 +77,7 @@ SHAPES = {
             "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
             "intermediate_size": 8192, "vocab_size": 32000,
         },
-        batch=16, steps=10, rounds=3, widened=2,
+        batch=16, steps=10, widened=2,
     ),
 }  # fmt: skip
 TINY = {
@@ -219,15 +221,12 @@ def make_trainer(shape: Shape, table: TokenTable, folder: Path, **how: Any) -> C
     return Counted(shape.make(), args, train_dataset=Rows(table), data_collator=pad)
 
 
-def make_job(shape: Shape, table: TokenTable, folder: Path, attention: str, repeats: bool = True) -> CountedJob:
-    """Return the trainer of a run with a recipe's defaults, by the same steps as `job.train.rank`.
-
-    Without `repeats`, kernels may add up in another order each time, as they may for a plain Trainer.
-    """
+def make_job(shape: Shape, table: TokenTable, folder: Path, attention: str, compiled: bool = False) -> CountedJob:
+    """Return the trainer of a run with a recipe's defaults, by the same steps as `job.train.rank`."""
     recipe = Recipe.model_validate({
         "name": "bench", "task": shape.task, "model": {"id": "random"}, "data": {"source": "random", "num_workers": 2},
         "training": {"global_batch_size": shape.batch, "max_micro_batch_size": shape.batch, "max_steps": 10_000,
-                     "attention": attention, "eval_steps": 100_000, "save_steps": 100_000},
+                     "attention": attention, "eval_steps": 100_000, "save_steps": 100_000, "torch_compile": compiled},
         "store": {"uri": str(folder / "store")},
     })  # fmt: skip
     run, task, model = Run("bench", recipe, folder), get_task(shape.task), shape.make()
@@ -239,7 +238,7 @@ def make_job(shape: Shape, table: TokenTable, folder: Path, attention: str, repe
     few = table.take(np.arange(8))
     data = TrainingData(table, few, 0, 512, batches, flat=flat)
     trainer = CountedJob(model, args, run, data, task)
-    trainer.repeats = GPU and repeats and trainer.try_repeating()
+    trainer.repeats = GPU and trainer.try_repeating()
     return trainer
 
 
@@ -259,21 +258,29 @@ def take_turn(trainer: Any, steps: int) -> Turn:
 def list_contenders(shape: Shape, table: TokenTable, folder: Path) -> dict[str, Callable[[], Any]]:
     """Return who takes part, by name; each call sets one up anew."""
     per_token = get_task(shape.task).per_token
-    batch = {"per_device_train_batch_size": shape.batch, "bf16": True}
-    fixed = {"pad": Pad(per_token, 512), "per_device_train_batch_size": 8}
     wide = replace(shape, batch=shape.widened * shape.batch)
+    pad, halves = Pad(per_token), {"bf16": True}
+    fixed = {"pad": Pad(per_token, 512), "per_device_train_batch_size": 8}
+    narrow = halves | {"pad": pad, "per_device_train_batch_size": shape.batch}
+    widened = halves | {"pad": pad, "per_device_train_batch_size": wide.batch, "grouped": True}
+
+    def trainer(**how: Any) -> Callable[[], Any]:
+        return lambda: make_trainer(shape, table, folder, **how)
+
+    def job(size: Shape, attention: str, compiled: bool = False) -> Callable[[], Any]:
+        return lambda: make_job(size, table, folder, attention, compiled)
+
     return {
-        "Trainer, pad to 512, fp32, batch 8": lambda: make_trainer(shape, table, folder, **fixed),
-        f"Trainer, dynamic padding, bf16, batch {shape.batch}": lambda: make_trainer(
-            shape, table, folder, pad=Pad(per_token), **batch
-        ),
-        f"Trainer, group_by_length, bf16, batch {shape.batch}": lambda: make_trainer(
-            shape, table, folder, pad=Pad(per_token), grouped=True, **batch
-        ),
-        f"job, padded, batch {shape.batch}": lambda: make_job(shape, table, folder, "padded"),
-        f"job, varlen, batch {shape.batch}": lambda: make_job(shape, table, folder, "varlen"),
-        f"job, varlen, batch {shape.batch}, bits not repeated": lambda: make_job(shape, table, folder, "varlen", False),
-        f"job, varlen, batch {wide.batch}": lambda: make_job(wide, table, folder, "varlen"),
+        "Trainer, pad to 512, fp32, batch 8": trainer(**fixed),
+        f"Trainer, dynamic padding, batch {shape.batch}": trainer(**narrow),
+        f"Trainer, group_by_length, batch {shape.batch}": trainer(**narrow, grouped=True),
+        f"Trainer, group_by_length, batch {wide.batch}": trainer(**widened),
+        f"Trainer, group_by_length, batch {wide.batch}, compiled": trainer(**widened, torch_compile=True),
+        f"job, padded, batch {shape.batch}": job(shape, "padded"),
+        f"job, varlen, batch {shape.batch}": job(shape, "varlen"),
+        f"job, padded, batch {wide.batch}": job(wide, "padded"),
+        f"job, varlen, batch {wide.batch}": job(wide, "varlen"),
+        f"job, padded, batch {wide.batch}, compiled": job(wide, "padded", compiled=True),
     }
 
 
@@ -308,22 +315,32 @@ def measure_peak(size: int = 8192) -> float:
 def release() -> None:
     """Give memory back before the next one takes its turn."""
     gc.collect()
+    torch.compiler.reset()  # it counts how often a kind of model was compiled, and gives up
     if GPU:
         torch.cuda.empty_cache()
 
 
-def race(name: str, shape: Shape, table: TokenTable, folder: Path, peak: float) -> list[dict[str, Any]]:
-    """Let all take turns, forwards and backwards; return a line of numbers for each."""
-    contenders = list_contenders(shape, table, folder)
+def race(contenders: dict[str, Callable[[], Any]], shape: Shape, until: float) -> dict[str, list[Turn]]:
+    """Let all take turns, forwards and backwards; no round begins that would not end before `until`."""
     turns: dict[str, list[Turn]] = {each: [] for each in contenders}
     for number in range(shape.rounds):
+        started = time.perf_counter()
         for each in list(contenders)[:: 1 if number % 2 == 0 else -1]:
+            began = time.perf_counter()
             turns[each].append(take_turn(contenders[each](), shape.steps))
+            speed, whole = turns[each][-1].tokens_per_second, time.perf_counter() - began
+            print(f"  {number + 1}/{shape.rounds} {each}: {speed:,.0f} tokens/s, {whole:.0f} s in all", flush=True)
             release()
-    model = shape.make()
-    lines = []
+        if 2 * time.perf_counter() - started > until:
+            break
+    return turns
+
+
+def judge(name: str, turns: dict[str, list[Turn]], shape: Shape, peak: float) -> list[dict[str, Any]]:
+    """Return a line of numbers for each that took turns; the first is dropped, where there are more."""
+    model, lines = shape.make(), []
     for each, taken in turns.items():
-        kept = taken[1:]
+        kept = taken[1:] or taken
         mfu = median(count_flops(model, t.lengths, shape.task == "causal-lm") / t.seconds / peak for t in kept)
         speeds = [turn.tokens_per_second for turn in kept]
         lines.append({
@@ -348,6 +365,7 @@ def measure_checkpoints(shape: Shape, table: TokenTable, folder: Path) -> list[d
         trainer.add_callback(saves)
         take_turn(trainer, 3)
         lines.append({"contender": name, "stall_s": saves.seconds[-1], "gib": saves.bytes / 2**30})
+        print(f"{name}: the loop waits {saves.seconds[-1]:.2f} s for {saves.bytes / 2**30:.1f} GiB", flush=True)
         del trainer, saves
         release()
     return lines
@@ -386,7 +404,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     """Print a table of the race, with what `job, varlen` of the same batch is of each."""
     print(f"{'':<52}{'tokens/s':>10}{'range':>20}{'MFU':>7}{'GiB':>7}{'ms/step':>9}{'job is':>8}")
     for line in lines:
-        ours = next(each for each in lines if "job, varlen" in each["contender"])
+        ours = next((each for each in lines if "job, varlen" in each["contender"]), line)
         ratio = ours["tokens_per_second"] / line["tokens_per_second"]
         spread = f"{line['lowest']:,.0f}–{line['highest']:,.0f}"
         print(
@@ -395,36 +413,45 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         )
 
 
-def main() -> None:
-    """Race on each model that is named, then save the largest."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def read_words() -> argparse.Namespace:
+    """Return what was asked for on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(SHAPES))
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--saves", action="store_true", help="only the checkpoints of the largest")
-    asked = parser.parse_args()
+    parser.add_argument("--only", default="", help="a part of the names of those that take turns: 'job', 'batch 256'")
+    parser.add_argument("--compiled", action="store_true", help="with those whose model torch compiles: takes long")
+    parser.add_argument("--minutes", type=float, default=8, help="no second round would end later; saves come after")
+    parser.add_argument("--saves", action="store_true", help="no turns, only the checkpoints of the largest model")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Race on each model that is named, then save the largest."""
+    asked = read_words()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    shapes = {name: SHAPES[name] for name in asked.models}
+    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"
+    deadline, shapes = time.perf_counter() + 60 * asked.minutes, {name: SHAPES[name] for name in asked.models}
     if asked.tiny:
         shapes = {name: replace(s, sizes=TINY[name], batch=2, steps=1, rounds=2) for name, s in shapes.items()}
     peak = measure_peak(256 if asked.tiny else 8192)
     device = torch.cuda.get_device_name() if GPU else "this processor"
     print(f"{device}: {peak / 1e12:.0f} TFLOP/s (bf16 matrix product), torch {torch.__version__}, "
           f"transformers {transformers.__version__}", flush=True)  # fmt: skip
-    lines: list[dict[str, Any]] = []
-    checkpoints: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"device": device, "peak_flops": peak, "race": [], "checkpoints": []}
     with tempfile.TemporaryDirectory() as place:
-        for name, shape in shapes.items():
-            began = time.perf_counter()
-            table = make_table(shape)
-            lines += [] if asked.saves else race(name, shape, table, Path(place), peak)
-            print_table([line for line in lines if line["model"] == name])
+        for number, (name, shape) in enumerate(shapes.items()):
+            began, table = time.perf_counter(), make_table(shape)
+            until = began + (deadline - began) / (len(shapes) - number)
+            contenders = list_contenders(shape, table, Path(place))
+            some = [each for each in contenders if asked.only in each and (asked.compiled or "compiled" not in each)]
+            if not asked.saves:
+                lines = judge(name, race({each: contenders[each] for each in some}, shape, until), shape, peak)
+                print_table(lines)
+                found["race"] += lines
             if name == "llama-1b":
-                checkpoints = measure_checkpoints(shape, table, Path(place))
-            for line in checkpoints if name == "llama-1b" else ():
-                print(f"{line['contender']}: the loop waits {line['stall_s']:.2f} s for {line['gib']:.1f} GiB")
+                found["checkpoints"] = measure_checkpoints(shape, table, Path(place))
             print(f"{name}: {time.perf_counter() - began:.0f} s in all", flush=True)
             if out := os.environ.get("OUT"):  # after each: the lease may end
-                found = {"device": device, "peak_flops": peak, "race": lines, "checkpoints": checkpoints}
                 (Path(out) / "gpu.json").write_text(json.dumps(found, indent=1))
 
 

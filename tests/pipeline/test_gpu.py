@@ -128,6 +128,36 @@ def test_rows_without_padding_have_the_loss_of_padded_ones(tmp_path: Path, make_
     assert losses["varlen"] == pytest.approx(losses["padded"], abs=0.1), losses
 
 
+@pytest.mark.parametrize("attention", ["padded", "varlen"])
+def test_compiled_kernels_have_the_losses_of_torchs_own(
+    tmp_path: Path, make_recipe: MakeRecipe, attention: str
+) -> None:
+    path = make_recipe(STILL, precision="bf16", attention=attention)
+    losses = {}
+    for compiled in ("false", "true"):
+        trial = Trial(path, tmp_path / compiled, f"training.torch_compile={compiled}")
+        assert trial.attempt() == 0, trial.reason
+        assert trial.record["attention"] == attention
+        losses[compiled] = list_losses(trial.record)
+    assert losses["true"][0] == pytest.approx(losses["false"][0], abs=2e-3), "before anything is learned"
+    assert losses["true"] == pytest.approx(losses["false"], abs=0.1), losses
+
+
+def test_memory_for_checkpoints_is_pinned_and_no_more_than_is_asked_for() -> None:
+    import torch
+
+    from job.train.snapshot import Snapshot
+
+    weights = torch.randn(3, 1000, device="cuda")
+    snapshot = Snapshot(3 << 20)
+    snapshot.begin()
+    before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
+    copy = snapshot.keep(weights)
+    snapshot.write(lambda: None).result(60)
+    assert copy.is_pinned() and torch.equal(copy, weights.cpu())
+    assert torch.cuda.host_memory_stats()["allocated_bytes.current"] == before == 0
+
+
 def test_memory_that_ends_halves_the_micro_batch_and_keeps_the_global_one(
     tmp_path: Path, make_recipe: MakeRecipe
 ) -> None:

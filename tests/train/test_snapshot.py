@@ -63,6 +63,25 @@ def test_a_process_is_forked_when_no_thread_of_a_save_can_hold_a_lock(tmp_path: 
     assert os.waitpid(forked, 0)[1] == 0, "forked while a thread was writing"
 
 
+def test_a_loading_process_does_not_get_the_memory_of_checkpoints() -> None:
+    snapshot = Snapshot(64 << 20)
+    snapshot.begin()
+    copy = snapshot.keep(torch.ones(1000))
+    reader, writer = os.pipe()
+    if (forked := os.fork()) == 0:
+        os.write(writer, str(measure_memory()).encode())
+        os._exit(0)
+    os.waitpid(forked, 0)
+    assert measure_memory() - int(os.read(reader, 100)) > 60 << 20
+    assert torch.equal(copy, torch.ones(1000)), "the training still has it"
+
+
+def measure_memory() -> int:
+    """Return the bytes of this process's own pages."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) << 10
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 def test_numbers_of_any_kind_are_kept_also_where_there_is_no_room_for_them(dtype: torch.dtype) -> None:
     tensors = [torch.arange(n, dtype=torch.float32).to(dtype).reshape(-1, 1) for n in (0, 3, 7, 500)]
