@@ -31,6 +31,7 @@ from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
 from job.store.manifest import hash_file
 from job.store.models import ModelSource, fetch_model, read_config
+from job.store.shared import SharedFolders
 from job.tasks import Examples, Task, find_end, get_task
 
 log = logging.getLogger("job.data")
@@ -287,7 +288,9 @@ def _decide_max_length(asked: int | None, tokenizer: Any, config: dict[str, Any]
 def _tokenize(run: Run, splits: Splits, encoder: Encoder) -> dict[str, Any]:
     """Tokenize every split and save the tokenizer; return paths, length statistics and pad id."""
     tokenizer = encoder.tokenizer
-    folders = {name: tokenize_split(split, encoder, run.cache) for name, split in splits.items()}
+    days = run.recipe.store.keep_tokens_days
+    shared = SharedFolders(run, "tokens", days) if days else None
+    folders = {name: tokenize_split(split, encoder, run.cache, shared) for name, split in splits.items()}
     tokenizer.save_pretrained(run.tokenizer)
     lengths = TokenTable.open(folders["train"]).lengths
     return {

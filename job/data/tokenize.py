@@ -1,4 +1,4 @@
-"""Token tables: one split, tokenized once per node, on disk, cached by content.
+"""Token tables: one split, tokenized once, cached by content: on disk, and large ones in the store for other nodes.
 
 A table is a folder of flat numpy arrays that every process maps into memory: IMDB takes 13 MB
 where padded int64 rows take 205 MB.
@@ -7,8 +7,10 @@ where padded int64 rows take 205 MB.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,15 @@ import numpy as np
 
 from job.errors import DataError
 from job.recipe.schema import hash_json
+from job.store.shared import SharedFolders
 from job.store.transfer import build_folder
 from job.tasks import IGNORED_LABEL, Examples, Task, Truth
 
+log = logging.getLogger("job.data")
+
 _VERSION = 4
+_SHARED_CHARACTERS = 1 << 20
+"""Texts that are worth a dozen requests: they take most of a second, where requests take a tenth."""
 
 
 @dataclass(frozen=True)
@@ -195,15 +202,30 @@ class Encoder:
     decoder_start_id: int | None = None
 
 
-def tokenize_split(examples: Examples, encoder: Encoder, cache: Path) -> Path:
-    """Tokenize a split, or find it in the cache; return the table's folder. Raises DataError where no row is left."""
+def tokenize_split(examples: Examples, encoder: Encoder, cache: Path, shared: SharedFolders | None = None) -> Path:
+    """Tokenize a split, or find it in the cache or in `shared`; return the table's folder.
+
+    Raises DataError where no row is left.
+    """
     how = [encoder.task.name, encoder.tokenizer.eos_token_id, encoder.max_length, encoder.decoder_start_id]
+    how += map(metadata.version, ("tokenizers", "transformers"))  # other nodes may have others
     key = hash_json([_VERSION, examples.fingerprint, hash_tokenizer(encoder.tokenizer), *how])
     folder = cache / "tokens" / key
-    if not folder.exists():
-        with build_folder(folder) as partial:
+    if folder.exists():
+        return folder
+    with build_folder(folder) as partial:
+        known = shared is not None and _is_worth(examples) and shared.fetch(key, partial)
+        if known:
+            log.info("took the tokens of %d texts from the store", len(examples))
+        else:
             _write_table(examples, encoder, partial)
+    if shared is not None and not known and _is_worth(examples):
+        shared.keep(key, folder)
     return folder
+
+
+def _is_worth(examples: Examples) -> bool:
+    return sum(map(len, [*examples.texts, *(examples.pairs or [])])) >= _SHARED_CHARACTERS
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

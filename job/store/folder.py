@@ -89,7 +89,7 @@ class FolderStore:
                 with suppress(FileNotFoundError):  # deleted meanwhile
                     about = path.lstat()
                     if stat.S_ISREG(about.st_mode):
-                        yield ObjectInfo(key, about.st_size)
+                        yield ObjectInfo(key, about.st_size, about.st_mtime)
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

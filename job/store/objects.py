@@ -33,10 +33,13 @@ class SizeDiffers(JobError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One listed object: key relative to the store, size in bytes, ETag ("" where listing does not give it)."""
+    """One listed object: key relative to the store, size in bytes, when it was written (seconds since 1970, by the
+    store's clock), ETag ("" where listing does not give it).
+    """
 
     key: str
     size: int
+    modified: float
     etag: str = ""
 
 
