@@ -26,12 +26,12 @@ from job.data.splits import (
     separate_splits,
     take_shots,
 )
-from job.data.tokenize import Encoder, TokenTable, hash_tokenizer, tokenize_split
+from job.data.tokenize import Encoder, TokenTable, identify_tokenizer, tokenize_split
 from job.errors import CheckpointMismatch, DataError, RecipeError
 from job.recipe import Recipe, Run, hash_json
+from job.store.cached import SharedFolders
 from job.store.manifest import hash_file
 from job.store.models import ModelSource, fetch_model, read_config
-from job.store.shared import SharedFolders
 from job.tasks import Examples, Task, find_end, get_task
 
 log = logging.getLogger("job.data")
@@ -89,7 +89,7 @@ def _prepare(run: Run, model: ModelSource, source: DataSource) -> dict[str, Any]
     # for the report's worst mistakes, and for a current release, which reads them with its own tokenizer
     run.write("test.json", describe_examples(splits["test"]))
     end = {"end": find_end(tokenizer)} if task.generates else {}
-    return {"data": fingerprint_splits(splits), "tokenizer": hash_tokenizer(tokenizer), **end}
+    return {"data": fingerprint_splits(splits), "tokenizer": identify_tokenizer(tokenizer, splits["train"]), **end}
 
 
 def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> tuple[Splits, LabelMap, dict[str, Any]]:

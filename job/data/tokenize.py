@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import numpy as np
 
 from job.errors import DataError
 from job.recipe.schema import hash_json
-from job.store.shared import SharedFolders
+from job.store.cached import SharedFolders
+from job.store.manifest import hash_file
 from job.store.transfer import build_folder
 from job.tasks import IGNORED_LABEL, Examples, Task, Truth
 
 log = logging.getLogger("job.data")
 
-_VERSION = 4
+_LIBRARIES = ("tokenizers", "transformers")
 _SHARED_CHARACTERS = 1 << 20
 """Texts that are worth a dozen requests: they take most of a second, where requests take a tenth."""
 
@@ -202,15 +204,13 @@ class Encoder:
     decoder_start_id: int | None = None
 
 
-def tokenize_split(examples: Examples, encoder: Encoder, cache: Path, shared: SharedFolders | None = None) -> Path:
+def tokenize_split(examples: Examples, encoder: Encoder, place: Path, shared: SharedFolders | None = None) -> Path:
     """Tokenize a split, or find it in the cache or in `shared`; return the table's folder.
 
     Raises DataError where no row is left.
     """
-    how = [encoder.task.name, encoder.tokenizer.eos_token_id, encoder.max_length, encoder.decoder_start_id]
-    how += map(metadata.version, ("tokenizers", "transformers"))  # other nodes may have others
-    key = hash_json([_VERSION, examples.fingerprint, hash_tokenizer(encoder.tokenizer), *how])
-    folder = cache / "tokens" / key
+    key = hash_json([examples.fingerprint, *_describe(encoder)])
+    folder = place / "tokens" / key
     if folder.exists():
         return folder
     with build_folder(folder) as partial:
@@ -224,8 +224,31 @@ def tokenize_split(examples: Examples, encoder: Encoder, cache: Path, shared: Sh
     return folder
 
 
+def _describe(encoder: Encoder) -> list[Any]:
+    """Return what decides which table a text becomes, beside the text."""
+    tokenizer = encoder.tokenizer
+    asked = [encoder.task.name, encoder.max_length, encoder.decoder_start_id]
+    told = [tokenizer.model_input_names, tokenizer.truncation_side, tokenizer.chat_template]
+    special = [tokenizer.special_tokens_map, tokenizer.eos_token_id]
+    # other nodes may have other versions
+    return [hash_tokenizer(tokenizer), *asked, *told, *special, *map(metadata.version, _LIBRARIES), _hash_code()]
+
+
+@cache
+def _hash_code() -> str:
+    """Return the sha256 (hex) of the code that makes rows of texts."""
+    here = Path(__file__)
+    return hash_json([hash_file(path) for path in (here, *sorted((here.parents[1] / "tasks").glob("*.py")))])
+
+
 def _is_worth(examples: Examples) -> bool:
     return sum(map(len, [*examples.texts, *(examples.pairs or [])])) >= _SHARED_CHARACTERS
+
+
+def identify_tokenizer(tokenizer: Any, examples: Examples) -> str:
+    """Return `hash_tokenizer`, with the chat template where examples may be conversations."""
+    own = hash_tokenizer(tokenizer)
+    return own if examples.targets is None or not tokenizer.chat_template else hash_json([own, tokenizer.chat_template])
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

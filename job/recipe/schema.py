@@ -414,7 +414,9 @@ class Store(Section):
         10, description="newest releases of a model that a release leaves, with the runs that made them; null: all"
     )
     keep_tokens_days: Positive | None = Field(
-        7, description="days for which other nodes find tokenized texts in the store; null: none are put there"
+        7,
+        description="days, at least, for which other nodes find tokenized texts in the store (of recipes that share it "
+        "the shortest counts); null: none are put there",
     )
     lease_ttl_s: Positive = Field(30, description="seconds after which a silent owner of the run is replaced")
     max_unsynced_minutes: Positive = Field(30, description="minutes without a successful upload before stopping")

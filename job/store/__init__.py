@@ -11,17 +11,17 @@ the store do it · `lease.py` who owns a run · `attempt.py` an attempt from its
 `ledger.py` what every attempt came to · `checkpoints.py` writes, `restore.py` reads, `retention.py`
 deletes checkpoints · `release.py` the same for releases · `promotion.py` which of them is current,
 `pruning.py` deletes old ones · `records.py` small JSON objects · `runs.py` one run's prefix ·
-`shared.py` a cache for all nodes · `inventory.py` what lies there, for `job show`.
+`cached.py` a cache for all nodes · `inventory.py` what lies there, for `job show`.
 """
 
 from job.store.attempt import Attempt
+from job.store.cached import SharedFolders
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import Store, open_store
 from job.store.promotion import ModelPointer
 from job.store.pruning import Pruner
 from job.store.release import latest_release, publish_release
 from job.store.runs import RunStore
-from job.store.shared import SharedFolders
 
 __all__ = [
     "Attempt",

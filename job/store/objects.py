@@ -34,7 +34,7 @@ class SizeDiffers(JobError):
 @dataclass(frozen=True)
 class ObjectInfo:
     """One listed object: key relative to the store, size in bytes, when it was written (seconds since 1970, by the
-    store's clock), ETag ("" where listing does not give it).
+    store's clock), ETag. Where listing does not give them they are 0 and "".
     """
 
     key: str

@@ -258,8 +258,8 @@ class S3Store:
         while True:
             page = self._call(f"list {prefix}", partial(self._list_page, check_prefix(prefix), token))
             for item in page.get("Contents", []):
-                key, written = item["Key"].removeprefix(self._prefix), item["LastModified"].timestamp()
-                yield ObjectInfo(key, item["Size"], written, item.get("ETag", ""))
+                key, written = item["Key"].removeprefix(self._prefix), item.get("LastModified")
+                yield ObjectInfo(key, item["Size"], written.timestamp() if written else 0.0, item.get("ETag", ""))
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}

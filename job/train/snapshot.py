@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
-from weakref import finalize
+from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ T = TypeVar("T")
 _ALIGNED_BYTES = 64
 _WAIT_S = 0.5
 _THREAD = "checkpoint"
+_LIVING: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+_INHERITED: list[np.ndarray] = []
+"""Where a forked process has no such memory, to give it back would take what has come to lie at its address."""
 
 
 class Snapshot:
@@ -81,6 +84,7 @@ def _allocate(size: int, gpu: int | None) -> torch.Tensor:
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(mmap.MADV_DONTFORK)  # a fork would copy what is pinned, for each loading process
     memory = np.frombuffer(pages, np.uint8)
+    _LIVING[memory.ctypes.data] = memory
     memory.fill(0)  # torch would start a team of threads for it
     if gpu is not None:
         torch.cuda.set_device(gpu)  # a thread has its own, and would take room on the first GPU for nothing
@@ -127,4 +131,4 @@ def _finish_before_fork() -> None:
                 beat()
 
 
-os.register_at_fork(before=_finish_before_fork)
+os.register_at_fork(before=_finish_before_fork, after_in_child=lambda: _INHERITED.extend(_LIVING.values()))

@@ -105,10 +105,11 @@ class Turn:
 
 @dataclass
 class Clock(TrainerCallback):
-    """Runs from the end of step `first` to that of step `last`, both waited for."""
+    """Runs from the end of step `first`, once all is `ready`, to that of step `last`, both waited for."""
 
     first: int
     last: int
+    ready: Callable[[], None] = lambda: None
     began: float = 0.0
     seconds: float = 0.0
     rows: list[torch.Tensor] = field(default_factory=list)
@@ -116,6 +117,7 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start or stop."""
         if state.global_step == self.first:
+            self.ready()
             synchronize()
             self.began, self.rows = time.perf_counter(), []
             if GPU:
@@ -245,6 +247,8 @@ def make_job(shape: Shape, table: TokenTable, folder: Path, attention: str, comp
 def take_turn(trainer: Any, steps: int) -> Turn:
     """Train through warm-up and `steps` more, and leave the loop."""
     trainer.clock = Clock(first=5, last=5 + steps)
+    if isinstance(trainer, JobTrainer):  # its memory for checkpoints is allocated beside the first steps
+        trainer.clock.ready = lambda: trainer._snapshot.begin()
     trainer.add_callback(trainer.clock)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.args.max_steps = 10_000
@@ -344,7 +348,8 @@ def judge(name: str, turns: dict[str, list[Turn]], shape: Shape, peak: float) ->
         mfu = median(count_flops(model, t.lengths, shape.task == "causal-lm") / t.seconds / peak for t in kept)
         speeds = [turn.tokens_per_second for turn in kept]
         lines.append({
-            "model": name, "contender": each, "tokens_per_second": median(speeds), "lowest": min(speeds),
+            "model": name, "contender": each, "rows": int(each.partition("batch ")[2].partition(",")[0]),
+            "rounds": len(kept), "tokens_per_second": median(speeds), "lowest": min(speeds),
             "highest": max(speeds), "mfu": mfu, "peak_gib": max(t.peak_bytes for t in kept) / 2**30,
             "step_ms": 1000 * median(turn.seconds for turn in kept) / shape.steps,
         })  # fmt: skip
@@ -401,15 +406,16 @@ class Saves(TrainerCallback):
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    """Print a table of the race, with what `job, varlen` of the same batch is of each."""
-    print(f"{'':<52}{'tokens/s':>10}{'range':>20}{'MFU':>7}{'GiB':>7}{'ms/step':>9}{'job is':>8}")
+    """Print a table of the race, with what `job, padded` of as many rows is of each; of 64 rows for those of 8."""
+    print(f"{'':<58}{'rounds':>7}{'tokens/s':>10}{'range':>20}{'MFU':>7}{'GiB':>7}{'ms/step':>9}{'job is':>8}")
+    ours = {line["rows"]: line["tokens_per_second"] for line in lines[::-1] if "job, padded" in line["contender"]}
     for line in lines:
-        ours = next((each for each in lines if "job, varlen" in each["contender"]), line)
-        ratio = ours["tokens_per_second"] / line["tokens_per_second"]
+        speed = ours.get(line["rows"], ours[min(ours)] if ours else None)
+        ratio = f"{speed / line['tokens_per_second']:.2f}×" if speed else "–"
         spread = f"{line['lowest']:,.0f}–{line['highest']:,.0f}"
         print(
-            f"{line['model'] + ': ' + line['contender']:<52}{line['tokens_per_second']:>10,.0f}{spread:>20}"
-            f"{line['mfu']:>7.1%}{line['peak_gib']:>7.1f}{line['step_ms']:>9.1f}{ratio:>7.2f}×"
+            f"{line['model'] + ': ' + line['contender']:<58}{line['rounds']:>7}{line['tokens_per_second']:>10,.0f}"
+            f"{spread:>20}{line['mfu']:>7.1%}{line['peak_gib']:>7.1f}{line['step_ms']:>9.1f}{ratio:>8}"
         )
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 import job.data.tokenize
 from job.data import TokenTable, fetch_sources
+from job.data.tokenize import Encoder, identify_tokenizer, tokenize_split
 from job.recipe import Run
 from job.recipe.schema import Recipe
+from job.tasks import Examples, get_task
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +75,34 @@ def test_another_node_takes_what_the_first_has_tokenized(
 def test_a_recipe_may_keep_its_texts_out_of_the_store(tmp_path: Path, rows: Path, assets: Path) -> None:
     fetch(tmp_path / "work", tmp_path / "store", rows, assets, keep_tokens_days=None)
     assert not (tmp_path / "store" / "tokens").exists()
+
+
+def test_whatever_makes_other_rows_of_a_text_makes_another_table(assets: Path, tmp_path: Path) -> None:
+    def name(task: str = "text-classification", **changes: Any) -> str:
+        tokenizer = AutoTokenizer.from_pretrained(assets / "minilm-l6")
+        for key, value in changes.items():
+            setattr(tokenizer, key, value)
+        examples = Examples(["one text"], ["another"], np.zeros(1, np.int64), np.zeros(1, np.int64))
+        return tokenize_split(examples, Encoder(get_task(task), tokenizer, 16), tmp_path).name
+
+    changes: list[dict[str, Any]] = [
+        {},
+        {"model_input_names": ["input_ids", "attention_mask"]},
+        {"truncation_side": "left"},
+        {"chat_template": "{{ messages }}"},
+    ]
+    names = [name(**each) for each in changes]
+    assert len(set(names)) == len(changes)
+    assert name() == names[0]
+
+
+def test_an_edited_chat_template_is_another_tokenizer_to_conversations(assets: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(assets / "minilm-l6")
+    texts = Examples(["one text"], None, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    found = {}
+    for template in ("{{ messages }}", "{{ messages }}!"):
+        tokenizer.chat_template = template
+        found[template] = [identify_tokenizer(tokenizer, each) for each in (texts, replace(texts, targets=[[]]))]
+    (plain, chat), (other_plain, other_chat) = found.values()
+    assert plain == other_plain
+    assert chat != other_chat

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import os
 import time
 from pathlib import Path
@@ -74,6 +76,26 @@ def test_a_loading_process_does_not_get_the_memory_of_checkpoints() -> None:
     os.waitpid(forked, 0)
     assert measure_memory() - int(os.read(reader, 100)) > 60 << 20
     assert torch.equal(copy, torch.ones(1000)), "the training still has it"
+
+
+def test_a_loading_process_keeps_what_it_maps_where_that_memory_lay() -> None:
+    """Old snapshots may be garbage when it is forked, and collected there."""
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.snapshot, self.itself = Snapshot(32 << 20), self
+            self.snapshot.begin()
+
+    gc.disable()
+    Garbage()
+    if (forked := os.fork()) == 0:
+        maps = [mmap.mmap(-1, 8 << 20) for _ in range(8)]
+        gc.collect()
+        for each in maps:
+            each.write(b"whole")
+        os._exit(0)
+    gc.enable()
+    assert os.waitpid(forked, 0)[1] == 0
 
 
 def measure_memory() -> int:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from job.errors import AccessDenied, SecurityRefused, Unreachable
+import job.store.cached
+from job.errors import AccessDenied, RecipeError, ResourceExhausted, SecurityRefused, Unreachable
 from job.recipe import Run
 from job.recipe.schema import Recipe
 from job.store import SharedFolders, Store, open_store
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import ObjectInfo
+from job.store.s3 import create_bucket
 
 KEY, OTHER = "0" * 64, "1" * 64
 DAY_S = 86_400.0
@@ -88,6 +90,31 @@ def test_what_is_damaged_is_made_again_and_then_whole_for_others(
     assert shared.fetch(KEY, empty) and read_all(empty) == read_all(folder)
 
 
+def copy_from_another(store: Store) -> None:
+    for item in list(store.list(f"{KEY}/")):
+        found = store.read(item.key)
+        assert found
+        store.write(item.key.replace(KEY, OTHER), found.data)
+
+
+def test_what_was_copied_to_another_key_is_not_taken_for_it(tmp_path: Path, folder: Path, empty: Path) -> None:
+    uri = str(tmp_path / "store")
+    shared = open_shared(uri, tmp_path)
+    shared.keep(KEY, folder)
+    copy_from_another(open_store(f"{uri}/tokens"))
+    assert not shared.fetch(OTHER, empty)
+    assert shared.fetch(KEY, empty)
+
+
+def test_a_node_that_finds_it_there_by_now_does_not_send_it_again(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "store")
+    open_shared(uri, tmp_path).keep(KEY, folder)
+    monkeypatch.setattr(job.store.cached, "upload_files", lambda *_: pytest.fail("sent"))
+    open_shared(uri, tmp_path).keep(KEY, folder)
+
+
 def test_a_kill_before_the_manifest_leaves_nothing_to_find(tmp_path: Path, folder: Path, empty: Path) -> None:
     uri = str(tmp_path / "store")
     open_store(f"{uri}/tokens").upload(folder / "tokens.npy", f"{KEY}/tokens.npy")
@@ -102,7 +129,16 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, empty: Path) -
         open_shared(uri, tmp_path).fetch(KEY, empty)
 
 
-@pytest.mark.parametrize("error", [AccessDenied("no right to tokens/"), Unreachable("the store does not answer")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        AccessDenied("no right to tokens/"),
+        Unreachable("the store does not answer"),
+        RecipeError("a server answers 400 to a slow upload"),
+        ResourceExhausted("the folder's disk is full"),
+        OSError("a file of the node cannot be read"),
+    ],
+)
 def test_a_store_that_refuses_or_is_silent_costs_no_run(
     error: Exception, tmp_path: Path, folder: Path, empty: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,12 +151,18 @@ def test_a_store_that_refuses_or_is_silent_costs_no_run(
 
             return refuse
 
-    shared = open_shared(str(tmp_path / "store"), tmp_path)
-    vars(shared)["_store"] = Refusing()
+    uri = str(tmp_path / "store")
     with caplog.at_level(logging.WARNING):
-        assert not shared.fetch(KEY, empty)
-        shared.keep(KEY, folder)
-    assert [str(error) in message for message in caplog.messages] == [True, True]
+        for ask in (lambda shared: shared.fetch(KEY, empty), lambda shared: shared.keep(KEY, folder)):
+            caplog.clear()
+            shared = open_shared(uri, tmp_path)
+            vars(shared)["_store"] = Refusing()
+            assert not ask(shared)
+            vars(shared)["_store"] = open_store(f"{uri}/tokens")
+            assert not shared.fetch(KEY, empty)
+            shared.keep(KEY, folder)
+            assert [str(error) in message for message in caplog.messages] == [True], "and it is not asked again"
+    assert not list(open_store(f"{uri}/tokens").list(""))
 
 
 def test_the_stores_clock_says_when_something_was_written(store_uri: str) -> None:
@@ -139,21 +181,50 @@ def test_what_was_kept_for_too_long_goes_when_something_is_kept(tmp_path: Path, 
     for key in (KEY, OTHER):
         shared.keep(key, folder)
 
-    class Older:
-        """The store, had it been written to on other days."""
-
-        days = {KEY: 3.1, OTHER: 2.9}
-
-        def list(self, prefix: str) -> list[ObjectInfo]:
-            return [
-                ObjectInfo(item.key, item.size, item.modified - DAY_S * self.days.get(item.key.partition("/")[0], 0.0))
-                for item in store.list(prefix)
-            ]
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-    vars(shared)["_store"] = Older()
+    vars(shared)["_store"] = Older(store, {KEY: 3.1, OTHER: 2.9, "notes": 30.0})
+    store.write("notes/README.txt", b"by a person")
     shared.keep(third, folder)
-    assert {item.key.partition("/")[0] for item in store.list("")} == {OTHER, third}
+    assert {item.key.partition("/")[0] for item in store.list("")} == {OTHER, third, "notes"}
     assert not shared.fetch(KEY, empty) and shared.fetch(OTHER, empty)
+
+
+def test_a_node_with_a_wrong_clock_costs_others_nothing(tmp_path: Path, folder: Path) -> None:
+    uri = str(tmp_path / "store")
+    shared = open_shared(uri, tmp_path)
+    shared.keep(KEY, folder)
+    vars(shared)["_store"] = Older(open_store(f"{uri}/tokens"), {KEY: -30.0})
+    shared.keep(OTHER, folder)
+    assert {item.key.partition("/")[0] for item in open_store(f"{uri}/tokens").list("")} == {KEY, OTHER}
+
+
+def test_the_marker_of_a_folder_is_left_alone(moto: dict[str, str], tmp_path: Path, folder: Path, empty: Path) -> None:
+    """The console of AWS writes an empty object with the folder's name."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in moto.items():
+            patch.setenv(name, value)
+        uri = "s3://markers/here"
+        create_bucket("markers", moto)
+        shared = open_shared(uri, tmp_path)
+        client = open_store(uri)._client  # type: ignore[attr-defined]
+        client.put_object(Bucket="markers", Key="here/tokens/", Body=b"")
+        shared.keep(KEY, folder)
+        vars(shared)["_store"] = Older(open_store(f"{uri}/tokens"), {"": 30.0})
+        shared.keep(OTHER, folder)
+        assert shared.fetch(KEY, empty)
+        assert "here/tokens/" in [item["Key"] for item in client.list_objects_v2(Bucket="markers")["Contents"]]
+
+
+class Older:
+    """A store, had it been written to so many days ago."""
+
+    def __init__(self, store: Store, days: dict[str, float]) -> None:
+        self._inside, self._days = store, days
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        return [
+            ObjectInfo(item.key, item.size, item.modified - DAY_S * self._days.get(item.key.partition("/")[0], 0.0))
+            for item in self._inside.list(prefix)
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inside, name)
