@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,39 @@ ROWS, TOKENS = 16, 24
 
 
 def compare_decoding(run: Run, model: Path, split: str) -> dict[str, Any]:
-    """Return drop and agreement of a split's first rows decoded token by token against the same rows read at once.
+    """Return drop, its margin and agreement of rows' ends decoded token by token against the same rows read at once.
 
-    Every token is asked for the one that follows it, prompts too; of a source and its target, those of the target.
+    What comes before is read at once, as consumers read a prompt. Every token of an end is asked for the one that
+    follows it; of a source and its target, the target's first ones.
     """
     output = run.folder / "measured" / f"{model.stem}-decoded.npy"
     output.parent.mkdir(exist_ok=True)
     words = [run.recipe.kind, str(run.tokens(split)), str(run.read("data.json")["pad_id"]), str(model), str(output)]
     call_process("job.export.decode", words)
     read, decoded = np.load(output, allow_pickle=False)
-    rows = take_head(Rows.open(*words[:3]))
+    rows = take_ends(Rows.open(*words[:3]))
     quality = compare_quality(get_task(run.recipe.kind), read, decoded, rows.table.truth)
-    return {key: quality[key] for key in ("drop", "agreement", "n")}
+    return {key: quality[key] for key in ("drop", "margin", "agreement", "n")}
+
+
+def take_ends(rows: Rows) -> Rows:
+    """Return the first ROWS rows, of which the last TOKENS tokens are each asked for the one that follows it.
+
+    Conversations all begin with the same words. A target is whole where it begins.
+    """
+    if rows.table.label_offsets is not None:
+        return take_head(rows)
+    table = rows.table.take(np.arange(min(ROWS, len(rows.table))))
+    labels = np.append(table.tokens[1:], 0).astype(np.int32)
+    labels[table.offsets[1:] - 1] = IGNORED_LABEL
+    for begin, end in zip(table.offsets[:-1], table.offsets[1:], strict=True):
+        labels[begin : begin + count_read(int(end - begin))] = IGNORED_LABEL
+    return rows._replace(table=replace(table, labels=labels))
+
+
+def count_read(tokens: int) -> int:
+    """Return how many tokens of so many are read at once; those that are left are decoded."""
+    return max(tokens - TOKENS, 0)
 
 
 def take_head(rows: Rows) -> Rows:
@@ -48,32 +70,33 @@ def take_head(rows: Rows) -> Rows:
     return rows._replace(table=replace(table, labels=labels))
 
 
-def decode_row(sessions: list[Any], batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Return logits float32 [1, tokens, vocabulary] of a batch of one row, each token alone after those before it."""
+def decode_row(sessions: list[Any], batch: dict[str, np.ndarray], read: int = 0) -> np.ndarray:
+    """Return logits float32 [1, tokens, vocabulary] of a batch of one row: `read` tokens at once, then each alone."""
     *encoder, session = sessions
     batch = read_source(encoder[0], batch) if encoder else batch
     names = [output.name for output in session.get_outputs()]
     cache = {entry.name: empty_cache(entry, 1) for entry in session.get_inputs() if entry.name.startswith("past")}
-    logits = []
-    for place, token in enumerate(batch["input_ids"][0]):
-        step = {"input_ids": np.array([[token]]), "position_ids": np.array([[place]])}
-        step |= {"attention_mask": np.ones((1, place + 1), dtype=np.int64), "use_cache_branch": np.array([place > 0])}
+    ids, logits = batch["input_ids"], []
+    for begin, end in pairwise([0, *range(max(read, 1), ids.shape[1] + 1)]):
+        step = {"input_ids": ids[:, begin:end], "position_ids": np.arange(begin, end)[None]}
+        step |= {"attention_mask": np.ones((1, end), dtype=np.int64), "use_cache_branch": np.array([begin > 0])}
         answers = dict(zip(names, session.run(names, select_inputs(session, batch | step | cache)), strict=True))
-        logits.append(answers["logits"][:, -1])
+        logits.append(answers["logits"])
         present = {name: answers[name.replace("past_key_values", "present")] for name in cache}
         # what a decoder has made of the source it gives once, at the first token
-        cache |= {name: value for name, value in present.items() if place == 0 or ".encoder." not in name}
-    return np.stack(logits, axis=1)
+        cache |= {name: value for name, value in present.items() if begin == 0 or ".encoder." not in name}
+    return np.concatenate(logits, axis=1)
 
 
 def main(task: str, folder: str, pad_id: str, model: str, output: str) -> None:
     """Answer both ways in this process; the arguments are those of the command line."""
     die_with_parent()
-    rows, sessions = take_head(Rows.open(task, folder, pad_id)), open_sessions(Path(model))
+    rows, sessions = take_ends(Rows.open(task, folder, pad_id)), open_sessions(Path(model))
     table, parts = rows.table, []
     for position in range(len(table)):
         place = np.array([position])
-        logits = decode_row(sessions, table.pad(place, rows.pad_id))
+        read = 0 if table.label_offsets is not None else count_read(int(table.lengths[position]))
+        logits = decode_row(sessions, table.pad(place, rows.pad_id), read)
         parts.append((place, rows.task.reduce(logits, table.pad_labels(place))))
     np.save(output, np.stack([run_table(sessions, rows), table.gather(parts)]), allow_pickle=False)
 

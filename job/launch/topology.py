@@ -27,6 +27,10 @@ _SPINS = {"GOMP_SPINCOUNT": "1000"}
 """How often a thread of libgomp looks whether the others have come before it sleeps. By itself it looks for
 milliseconds, on a processor that an upload or a server, for which the others come late, could use.
 """
+_KEEPS_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""glibc gives freed memory back, and the kernel zeroes it for the next step: up to a third of the time of a processor
+that trains. A rank with a GPU has nothing to gain, and would keep what its weights took before they went there.
+"""
 _PORTS = (20000, 12000)
 """First port and how many: below those that Linux hands out by itself (from 32768 on)."""
 
@@ -78,7 +82,9 @@ class Topology:
                 "JOB_GPUS": self.gpus,
             }
             spins = {} if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() else _SPINS
-            yield {"OMP_NUM_THREADS": str(threads)} | spins | {name: str(value) for name, value in variables.items()}
+            pages = {} if self.gpus or _KEEPS_PAGES.keys() & os.environ.keys() else _KEEPS_PAGES
+            told = {name: str(value) for name, value in variables.items()}
+            yield {"OMP_NUM_THREADS": str(threads)} | spins | pages | told
 
 
 def find_place() -> Place:

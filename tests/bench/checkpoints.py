@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from machine import open_venv
-from ours import Rank, read_thread_settings, write_recipe
+from ours import Rank, read_settings, write_recipe
 from racing import HERE, Turn, Worker, compare, measure, race, run_command, run_until, serve_turns
 from results import Bench, Row, compare_starts
 from stopwatch import Stopwatch
@@ -35,7 +35,7 @@ def run_lane(bench: Bench) -> list[Row]:
     steps = 4 if bench.tiny else 20
     with serve_afresh(bench.folder / "s3") as variables:
         write_recipes(bench, steps)
-        settings = dict.fromkeys((SAVING, STILL), variables | read_thread_settings()) | {PLAIN: variables}
+        settings = dict.fromkeys((SAVING, STILL), variables | read_settings()) | {PLAIN: variables}
         workers = {
             name: Worker("checkpoints.py", [bench.folder, name, steps], bench.folder / name, environment)
             for name, environment in settings.items()

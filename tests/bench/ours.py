@@ -110,10 +110,10 @@ class Rank:
         return Turn(self._loop.cpu_s, self._loop.wall_s, {"saves": saves, "tokens": self._tokens})
 
 
-def read_thread_settings() -> dict[str, str]:
-    """Return what the supervisor tells a rank of threads before it loads torch; their number is the bench's choice."""
+def read_settings() -> dict[str, str]:
+    """Return what the supervisor tells a rank of threads and memory before it loads torch; not how many threads."""
     (variables,) = find_topology(Distributed(processes_per_node=1), Place()).rank_environments(0)
-    return {name: value for name, value in variables.items() if name.startswith("GOMP_")}
+    return {name: value for name, value in variables.items() if name.startswith(("GOMP_", "MALLOC_"))}
 
 
 def enter_new_group(distributed: Distributed) -> None:

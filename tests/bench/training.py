@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from corpus import cut_model, write_documents
-from ours import Rank, write_recipe
+from ours import Rank, read_settings, write_recipe
 from racing import Turn, Worker, compare, race, serve_turns
 from results import Bench, Row
 from stopwatch import Stopwatch
@@ -64,7 +64,7 @@ def run_lane(bench: Bench) -> list[Row]:
             "training.py",
             [bench.folder, *how, steps, later if how[0] in RANDOM else steps],
             bench.folder / "-".join(how),
-            one,
+            one | (read_settings() if how[0] == JOB else {}),
         )
         for name, how in chosen.items()
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -99,10 +101,15 @@ def test_parity_accepts_rounding_and_names_the_worst_row_otherwise() -> None:
 
 def test_a_decoder_that_answers_otherwise_token_by_token_does_not_pass() -> None:
     quality = judge(2000, 0)
-    assert is_accepted(quality | {"decoding": {"drop": 0.001, "agreement": 0.99, "n": 16}})
-    assert not is_accepted(quality | {"decoding": {"drop": 0.001, "agreement": 0.5, "n": 16}})
-    assert not is_accepted(quality | {"decoding": {"drop": -0.3, "agreement": 0.99, "n": 16}})
-    assert not looks_good(quality | {"decoding": {"drop": 0.3, "agreement": 0.99, "n": 16}}, Int8())
+
+    def decoded(drop: float, agreement: float = 0.99) -> dict[str, Any]:
+        return quality | {"decoding": {"drop": drop, "margin": 0.05, "agreement": agreement, "n": 16}}
+
+    assert is_accepted(decoded(0.001))
+    assert is_accepted(decoded(-0.06)), "as much as 16 rows may differ by chance"
+    assert not is_accepted(decoded(0.001, agreement=0.5))
+    assert not is_accepted(decoded(-0.3))
+    assert not looks_good(decoded(0.3), Int8())
 
 
 def test_parity_is_told_by_length() -> None:

@@ -20,6 +20,7 @@ from job.errors import Fenced
 from job.launch import Limits, Place, StopRequest, Supervisor, find_topology
 from job.launch.memory import MemoryWatch
 from job.launch.supervisor import Verdict
+from job.launch.topology import Topology
 from job.recipe import Run
 from job.recipe.schema import Distributed, Recipe
 
@@ -233,6 +234,30 @@ def test_threads_that_wait_let_others_have_the_processor_where_the_user_says_not
         monkeypatch.setenv(name, value)
     (variables,) = find_topology(Distributed(processes_per_node=1), Place()).rank_environments(29500)
     assert variables.get("GOMP_SPINCOUNT") == spins
+
+
+def test_a_rank_without_a_gpu_keeps_freed_memory_for_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most memory of a step is freed at its end: without this each step's pages would be zeroed anew."""
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    (variables,) = Topology(Place(), 1, 0).rank_environments(29500)
+    code = (
+        "import resource, torch\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for step in range(20):\n"
+        "    if step == 10: before = faults()\n"
+        "    kept = [torch.ones(size << 20) for size in (9, 16, 25)]\n"
+        "    del kept\n"
+        "print(faults() - before)"
+    )
+    counts = [
+        int(subprocess.run([sys.executable, "-c", code], env=os.environ | told, capture_output=True, check=True).stdout)
+        for told in ({}, variables)
+    ]
+    assert counts[0] > 400_000, "10 times 200 MB in pages of 4 KiB"
+    assert counts[1] < counts[0] / 5
+    (variables,) = Topology(Place(), 1, gpus=1).rank_environments(29500)
+    assert "MALLOC_MMAP_MAX_" not in variables
 
 
 @contextmanager
