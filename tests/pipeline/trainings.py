@@ -161,8 +161,14 @@ def _signal_self(number: signal.Signals) -> Callable[[Run], None]:
 
 
 def _signal_loader(run: Run) -> None:
+    """Signal a loading process, and wait until this one has heard of it: the steps that are left take milliseconds."""
+    handler, heard = signal.getsignal(signal.SIGUSR1), []
+    assert callable(handler)
+    signal.signal(signal.SIGUSR1, lambda *told: (heard.append(told), handler(*told)))
     os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGUSR1)
-    time.sleep(0.5)
+    deadline = time.monotonic() + 20
+    while not heard and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _kill_loader(run: Run) -> None:
