@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from job.data import TokenTable
 from job.export.gate import compare_quality
 from job.export.measure import Rows, call_process, empty_cache, open_sessions, read_source, run_table, select_inputs
 from job.liveness import die_with_parent
@@ -47,27 +48,23 @@ def take_ends(rows: Rows) -> Rows:
     """
     if rows.table.label_offsets is not None:
         return take_head(rows)
-    table = rows.table.take(np.arange(min(ROWS, len(rows.table))))
-    labels = np.append(table.tokens[1:], 0).astype(np.int32)
-    labels[table.offsets[1:] - 1] = IGNORED_LABEL
-    for begin, end in zip(table.offsets[:-1], table.offsets[1:], strict=True):
-        labels[begin : begin + count_read(int(end - begin))] = IGNORED_LABEL
-    return rows._replace(table=replace(table, labels=labels))
-
-
-def count_read(tokens: int) -> int:
-    """Return how many tokens of so many are read at once; those that are left are decoded."""
-    return max(tokens - TOKENS, 0)
+    table = _ask_for_next(rows.table.take(np.arange(min(ROWS, len(rows.table)))))
+    for begin, end in pairwise(table.offsets):
+        table.labels[begin : max(end - TOKENS, begin)] = IGNORED_LABEL
+    return rows._replace(table=table)
 
 
 def take_head(rows: Rows) -> Rows:
     """Return the first ROWS rows cut to TOKENS tokens, each of which is asked for the one that follows it."""
     table = rows.table.head(ROWS, TOKENS)
-    if table.label_offsets is not None:
-        return rows._replace(table=table)
+    return rows._replace(table=table if table.label_offsets is not None else _ask_for_next(table))
+
+
+def _ask_for_next(table: TokenTable) -> TokenTable:
+    """Return a table whose labels are each token's next one; a row's last token has none."""
     labels = np.append(table.tokens[1:], 0).astype(np.int32)
     labels[table.offsets[1:] - 1] = IGNORED_LABEL
-    return rows._replace(table=replace(table, labels=labels))
+    return replace(table, labels=labels)
 
 
 def decode_row(sessions: list[Any], batch: dict[str, np.ndarray], read: int = 0) -> np.ndarray:
@@ -95,9 +92,10 @@ def main(task: str, folder: str, pad_id: str, model: str, output: str) -> None:
     table, parts = rows.table, []
     for position in range(len(table)):
         place = np.array([position])
-        read = 0 if table.label_offsets is not None else count_read(int(table.lengths[position]))
+        labels = table.pad_labels(place)
+        read = int((labels[0] != IGNORED_LABEL).argmax())  # what nobody asks about
         logits = decode_row(sessions, table.pad(place, rows.pad_id), read)
-        parts.append((place, rows.task.reduce(logits, table.pad_labels(place))))
+        parts.append((place, rows.task.reduce(logits, labels)))
     np.save(output, np.stack([run_table(sessions, rows), table.gather(parts)]), allow_pickle=False)
 
 

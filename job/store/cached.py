@@ -20,7 +20,7 @@ from pathlib import Path
 from job.errors import JobError, NoValidCheckpoint, SecurityRefused
 from job.recipe import Run
 from job.store.manifest import Manifest, describe_files, list_files
-from job.store.objects import Store, open_store
+from job.store.objects import Store, open_room
 from job.store.transfer import download_files, sweep_unfinished, upload_files
 
 log = logging.getLogger("job.store")
@@ -35,13 +35,12 @@ class SharedFolders:
     """One room of a run's store, which is not opened before something is asked of it. Keys are sha256 (hex)."""
 
     def __init__(self, run: Run, room: str, days: int) -> None:
-        self._where, self._room, self._days = run.recipe.store, room, days
+        self._address, self._room, self._days = run.recipe.store, room, days
         self._gave_up, self._damaged = False, set[str]()
 
     @cached_property
     def _store(self) -> Store:
-        where = self._where
-        return open_store(f"{where.uri}/{self._room}", allow_http=where.allow_http, single_writer=where.single_writer)
+        return open_room(self._address, self._room)
 
     def fetch(self, key: str, folder: Path) -> bool:
         """Download what was kept under `key` into `folder`, which is empty; tell whether all of it is there.

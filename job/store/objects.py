@@ -11,10 +11,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from job.errors import JobError, NotFound, SecurityRefused, contains_secret, redact
+
+if TYPE_CHECKING:
+    from job.recipe.schema import Store as Address  # pydantic takes time that `job predict` has not
 
 MAX_KEY_LENGTH = 512
 MAX_PART_LENGTH = 200
@@ -119,6 +122,12 @@ def open_store(uri: str, *, allow_http: bool = False, single_writer: bool = Fals
         return FolderStore(Path(uri.removeprefix("file://")).expanduser())
     except RuntimeError:
         raise NotFound(f"{uri}: there is no such home folder; write the folder's full path") from None
+
+
+def open_room(address: Address, room: str = "") -> Store:
+    """Return the store that a recipe names, or what lies below `room` in it: `models/<name>`, say."""
+    uri = f"{address.uri}/{room}" if room else address.uri
+    return open_store(uri, allow_http=address.allow_http, single_writer=address.single_writer)
 
 
 def split_uri(uri: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from job.errors import CheckpointMismatch, Fenced, NotFound
 from job.recipe.schema import Store as Address
-from job.store.objects import PreconditionFailed, Store, check_key, open_store
+from job.store.objects import PreconditionFailed, Store, check_key, open_room
 from job.store.records import Record, new_nonce, parse_leniently, swap
 from job.store.restore import require_manifest
 
@@ -45,7 +45,7 @@ class ModelPointer:
     @staticmethod
     def of(address: Address, name: str) -> ModelPointer:
         """Return the pointer of the model `name` in a recipe's store."""
-        return ModelPointer(_open(address, f"/models/{name}"))
+        return ModelPointer(open_room(address, f"models/{name}"))
 
     def read(self) -> Standing:
         """Return what is current now; a damaged pointer names nothing, and the next promotion mends it."""
@@ -109,7 +109,7 @@ class ModelPointer:
 
 def take_order(address: Address, name: str) -> int:
     """Return the number of a run of model `name` that begins now: nobody else gets it, later ones get higher ones."""
-    objects, pointer, key = _open(address, ""), ModelPointer.of(address, name), f"order/{name}.json"
+    objects, pointer, key = open_room(address), ModelPointer.of(address, name), f"order/{name}.json"
     while True:
         found = objects.read(key)
         # a lost or damaged counter goes on above what is current: nothing would be promoted otherwise
@@ -119,10 +119,6 @@ def take_order(address: Address, name: str) -> int:
         except PreconditionFailed:
             continue
         return number
-
-
-def _open(address: Address, prefix: str) -> Store:
-    return open_store(f"{address.uri}{prefix}", allow_http=address.allow_http, single_writer=address.single_writer)
 
 
 def _number(record: Record, key: str) -> int:

@@ -11,7 +11,7 @@ from job.errors import CheckpointMismatch, SecurityRefused
 from job.failpoints import failpoint
 from job.recipe.schema import Store as Address
 from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
-from job.store.objects import PreconditionFailed, Store, check_key, open_store
+from job.store.objects import PreconditionFailed, Store, check_key, open_room, open_store
 from job.store.records import Record, parse
 from job.store.restore import require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
@@ -39,9 +39,9 @@ def publish_release(
     name, run_id = about["name"], about["run_id"]
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     version = f"{run_id}-{manifest.sha256[:8]}"
-    objects = _open(address, f"models/{name}/{version}")
+    objects = open_room(address, f"models/{name}/{version}")
     own = re.compile(re.escape(run_id) + "-[0-9a-f]{8}/")  # versions that earlier attempts of this run began to upload
-    sweep_unfinished(_open(address, f"models/{name}"), lambda key: bool(own.match(key)))
+    sweep_unfinished(open_room(address, f"models/{name}"), lambda key: bool(own.match(key)))
     failpoint("release-files")
     upload_files(objects, folder, entries)
     verify()
@@ -86,7 +86,3 @@ def read_release_manifest(uri: str, *, allow_http: bool = False) -> tuple[Store,
     if manifest.kind == "checkpoint":
         return open_store(uri.rstrip("/").rsplit("/", 2)[0], allow_http=allow_http), manifest
     return objects, manifest
-
-
-def _open(address: Address, prefix: str) -> Store:
-    return open_store(f"{address.uri}/{prefix}", allow_http=address.allow_http, single_writer=address.single_writer)

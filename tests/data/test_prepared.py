@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from folders import read_all
 
 import job.data.fetch
 from job.data import fetch_sources
@@ -59,10 +60,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, assets: Path) -> Place:
     return Place(tmp_path, assets)
-
-
-def read_all(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_second_fetch_leaves_what_the_first_has_left_and_warns_of_the_same(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import read_all
 from transformers import AutoTokenizer
 
 import job.data.tokenize
@@ -66,9 +67,7 @@ def test_another_node_takes_what_the_first_has_tokenized(
     for split in ("train", "validation", "test"):
         one, two = (Path(each["tokens"][split]) for each in (about, other))
         assert one != two
-        assert {file.name: file.read_bytes() for file in one.iterdir()} == {
-            file.name: file.read_bytes() for file in two.iterdir()
-        }
+        assert read_all(one) == read_all(two)
         assert len(TokenTable.open(two))
 
 

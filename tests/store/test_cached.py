@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import read_all
 
 import job.store.cached
 from job.errors import AccessDenied, RecipeError, ResourceExhausted, SecurityRefused, Unreachable
@@ -42,10 +43,6 @@ def empty(tmp_path: Path) -> Path:
     place = tmp_path / "fetched"
     place.mkdir()
     return place
-
-
-def read_all(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_what_one_node_keeps_another_finds(store_uri: str, tmp_path: Path, folder: Path, empty: Path) -> None:
