@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from job.errors import JobError, NoValidCheckpoint, PeerLost
 from job.failpoints import failpoint
 from job.store.commit import move_pointer
+from job.store.held import HeldFile
 from job.store.lease import verify_owner
 from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
 from job.store.objects import PreconditionFailed
@@ -24,9 +27,11 @@ from job.store.records import Record, new_nonce
 from job.store.restore import name_manifest, read_manifest
 from job.store.retention import Retention
 from job.store.runs import RunStore
-from job.store.transfer import upload_files
+from job.store.transfer import upload_sources
 
 log = logging.getLogger("job.store")
+
+NONE_HELD: Mapping[str, HeldFile] = MappingProxyType({})
 
 _POLL_S = 0.2
 _KEPT_EVENTS = 200
@@ -43,16 +48,22 @@ class CheckpointWriter:
         self._committed: dict[str, Manifest] | None = None
         self._events: list[Record] = []
 
-    def commit(self, folder: Path, step: int, about: Record) -> None:
-        """Upload this rank's files of `folder` (calls 8–9); on rank 0 also make them current (10–13)."""
+    def commit(self, folder: Path, step: int, about: Record, held: Mapping[str, HeldFile] = NONE_HELD) -> None:
+        """Upload this rank's files of `folder` (calls 8–9); on rank 0 also make them current (10–13).
+
+        Those that are `held` (path → file) may lie in memory instead.
+        """
         began = time.monotonic()
         name = f"checkpoints/e{self._epoch:04d}-s{step:08d}-{self._nonce[:8]}"
-        entries = describe_files(folder, list_files(folder), name)
+        entries = describe_files(folder, [path for path in list_files(folder) if path not in held], name)
         known = self._find_unchanged(entries)
         failpoint("files-upload")
-        upload_files(self._store.objects, folder, {path: e for path, e in entries.items() if path not in known})
+        sources: dict[str, Path | HeldFile] = {f"{name}/{path}": file for path, file in held.items()}
+        sources |= {entry.key: folder / path for path, entry in entries.items() if path not in known}
+        upload_sources(self._store.objects, sources)
         failpoint("files-uploaded")
         failpoint("rank-part")
+        entries |= {path: ManifestEntry(file.size, file.sha256, f"{name}/{path}") for path, file in held.items()}
         listed = {path: vars(entry) for path, entry in (entries | known).items()}
         self._store.write_json(f"{name}/rank-{self._rank:05d}.json", listed)
         failpoint("rank-part-written")

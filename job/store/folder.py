@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, ResourceExhausted, SecurityRefused, Unreachable
+from job.store.held import HeldFile
 from job.store.objects import (
     Blob,
     ObjectInfo,
@@ -33,6 +34,7 @@ _PARTIAL = ".partial-"
 _LOCK_WAIT_S = 60.0
 """A lock is held for the time of a rename; who waits longer waits for a process that was stopped in it."""
 _LOCK_POLL_S = 0.01
+_COPY_BYTES = 1 << 20
 
 
 class FolderStore:
@@ -63,8 +65,15 @@ class FolderStore:
         if (if_absent and found) or (if_match is not None and (not found or found.etag != if_match)):
             raise PreconditionFailed(f"{self.uri}: cannot write {key}: another writer was faster")
 
-    def upload(self, path: Path, key: str) -> None:
-        self._place(self._path(key), lambda temporary: shutil.copyfile(path, temporary))
+    def upload(self, source: Path | HeldFile, key: str) -> None:
+        def fill(temporary: Path) -> None:
+            if isinstance(source, Path):
+                shutil.copyfile(source, temporary)
+                return
+            with source.open() as held, temporary.open("wb") as file:
+                shutil.copyfileobj(held, file, _COPY_BYTES)
+
+        self._place(self._path(key), fill)
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         try:

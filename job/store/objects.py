@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from job.errors import JobError, NotFound, SecurityRefused, contains_secret, redact
+from job.store.held import HeldFile
 
 if TYPE_CHECKING:
     from job.recipe.schema import Store as Address  # pydantic takes time that `job predict` has not
@@ -71,8 +72,8 @@ class Store(Protocol):
         """Write a small object and return its ETag; raise PreconditionFailed when the condition fails."""
         ...
 
-    def upload(self, path: Path, key: str) -> None:
-        """Copy a local file of any size to `key`."""
+    def upload(self, source: Path | HeldFile, key: str) -> None:
+        """Copy a local file of any size to `key`, or one in memory."""
         ...
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:

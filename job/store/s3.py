@@ -42,6 +42,7 @@ from botocore.utils import get_environ_proxies, parse_timestamp
 
 from job import __version__
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, Unreachable
+from job.store.held import HeldFile
 from job.store.objects import (
     Blob,
     ObjectInfo,
@@ -177,17 +178,21 @@ class S3Store:
         if (found.etag if found else None) != if_match:
             raise PreconditionFailed(f"{self.uri}: cannot write {key}: another object is there")
 
-    def upload(self, path: Path, key: str) -> None:
-        full, kind = self._full(key), _TYPES.get(path.suffix)
+    def upload(self, source: Path | HeldFile, key: str) -> None:
+        what, full = f"upload {key}", self._full(key)
+        kind = _TYPES.get(Path(key).suffix)
         extra = {"ContentType": kind} if kind else {}
-        if path.stat().st_size <= _ONE_REQUEST_BYTES:
-            data = path.read_bytes()
-            self._call(
-                f"upload {key}", lambda: self._client.put_object(Bucket=self.bucket, Key=full, Body=data, **extra)
-            )
+        size = source.size if isinstance(source, HeldFile) else source.stat().st_size
+        if size <= _ONE_REQUEST_BYTES:
+            with source.open("rb") as file:
+                data = file.read()
+            self._call(what, lambda: self._client.put_object(Bucket=self.bucket, Key=full, Body=data, **extra))
             return
-        how = {"Config": self._transfer, "ExtraArgs": extra}
-        self._call(f"upload {key}", lambda: self._mover.upload_file(str(path), self.bucket, full, **how))
+        how = {"Bucket": self.bucket, "Key": full, "Config": self._transfer, "ExtraArgs": extra}
+        if isinstance(source, HeldFile):
+            self._call(what, lambda: self._mover.upload_fileobj(source.open(), **how))
+        else:
+            self._call(what, lambda: self._mover.upload_file(str(source), **how))
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         """Fetch ranges side by side; a thread writes what it reads, where s3transfer's hand it to one that writes."""

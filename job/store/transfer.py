@@ -10,9 +10,11 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from job.errors import JobError, NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
+from job.store.held import HeldFile
 from job.store.manifest import Manifest, ManifestEntry, hash_file
 from job.store.objects import SizeDiffers, Store, check_key
 from job.store.parallel import run_parallel
@@ -25,7 +27,14 @@ _SMALL_BYTES = 1 << 16
 
 def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry]) -> None:
     """Upload files of `folder` to the keys of their entries; the first error is raised."""
-    run_parallel(PARALLEL_FILES, lambda path: store.upload(folder / path, entries[path].key), entries)
+    upload_sources(store, {entry.key: folder / path for path, entry in entries.items()})
+
+
+def upload_sources(store: Store, sources: Mapping[str, Path | HeldFile]) -> None:
+    """Upload key → file; those in memory are hashed at the same time. The first error is raised."""
+    held = [source for source in sources.values() if isinstance(source, HeldFile)]
+    works = [partial(store.upload, source, key) for key, source in sources.items()]
+    run_parallel(PARALLEL_FILES, lambda work: work(), [*(partial(getattr, file, "sha256") for file in held), *works])
 
 
 def download_files(store: Store, manifest: Manifest, folder: Path, only: Collection[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import os
 import resource
 import shutil
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from job.train.packing import check_packing
 from job.train.preemption import EvaluationCut, EvaluationDebt, StopVote, ToldTwice
 from job.train.progress import Heartbeat, Progress, ScaleFloor
 from job.train.selection import EarlyStopping, EndedEarly
+from job.train.snapshot import Written
 from job.train.stream import seed_rank
 from job.train.trainer import JobTrainer, TrainingData
 from job.train.units import enter_units
@@ -162,29 +163,32 @@ class Uploads:
         self._run, self._rank = run, rank
         self._writer = CheckpointWriter(RunStore.of(run), rank, world_size, attempt)
         self._about = attempt.get("about", {}) | {"run_id": run.run_id, "world_size": world_size}
-        self._written: dict[Path, Future[float]] = {}
+        self._written: dict[Path, Future[Written]] = {}
         self.queue = BackgroundUploader(
             self._upload, self._discard, store.max_unsynced_minutes * 60.0, in_step=world_size > 1
         )
 
-    def submit(self, folder: Path, written: Future[float]) -> None:
-        """Queue a checkpoint that is being written; `written` has the seconds which that took."""
+    def submit(self, folder: Path, written: Future[Written]) -> None:
+        """Queue a checkpoint that is being written."""
         self._written[folder] = written
         self.queue.submit(folder)
 
     def _upload(self, folder: Path) -> None:
-        written_s = self._written[folder].result()
-        began = time.monotonic()
-        self._writer.commit(folder, int(folder.name.split("-")[1]), self._about)
+        written = self._written[folder].result()
+        began, held = time.monotonic(), {file.path.name: file for file in written.held}
+        self._writer.commit(folder, int(folder.name.split("-")[1]), self._about, held)
         if self._rank == 0:
-            seconds = written_s + time.monotonic() - began
+            seconds = written.seconds + time.monotonic() - began
             # the supervisor keeps so much time in reserve before its deadline
             self._run.write("reserve.json", {"seconds": round(seconds, 3)})
             _keep_weights(folder, self._run.trained)
         self._discard(folder)
 
     def _discard(self, folder: Path) -> None:
-        wait([self._written.pop(folder)])
+        written = self._written.pop(folder)
+        if not written.exception():
+            for file in written.result().held:
+                file.drop()
         shutil.rmtree(folder)
 
 

@@ -1,6 +1,7 @@
 """transformers.Trainer with checkpoints of ours: what a save takes and where it goes on, and which model is the best.
 
-A save copies the state and goes on; files are written by a thread of `snapshot.py`. What is small is written at once.
+A save copies the state and goes on; a thread of `snapshot.py` writes the weights. What is small is written at once, and
+the optimizer's state goes from the copy to the store (`HeldFile`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import Trainer
 from job.failpoints import failpoint
 from job.liveness import beat
 from job.recipe import Run
+from job.store.held import HeldFile
 from job.train.checkpoint import (
     STATE_FILE,
     gather_weights,
@@ -35,8 +37,8 @@ from job.train.fragments import find_optimizer, is_sharded, list_fragments, name
 from job.train.methods import name_moved
 from job.train.progress import BeforeSteps, Pace
 from job.train.selection import BestWeights, Standing, judge
-from job.train.shards import gather_shard, read_shards, write_shard, write_steps
-from job.train.snapshot import Snapshot
+from job.train.shards import gather_shard, hold_shard, read_shards, write_steps
+from job.train.snapshot import Snapshot, Written
 from job.train.stream import SampleDigest
 
 _ROOM_BYTES = 16 << 20
@@ -48,14 +50,14 @@ transformers.trainer.deepspeed_load_checkpoint = lambda *_, **__: None
 
 
 class SavingTrainer(Trainer):
-    """See the module. `on_checkpoint` receives every checkpoint's folder, and the seconds until it is written there."""
+    """See the module. `on_checkpoint` receives every checkpoint's folder, and what is written there in the end."""
 
     optimizer: Any
     _snapshot: Snapshot
 
     def __init__(self, run: Run, metric: str, **arguments: Any) -> None:
         self._run, self._metric = run, metric
-        self.on_checkpoint: Callable[[Path, Future[float]], None] = lambda folder, written: None
+        self.on_checkpoint: Callable[[Path, Future[Written]], None] = lambda folder, written: None
         self.resumed_from, self._saved_step = -1, -1
         self.samples = SampleDigest()
         self._takes_best, self.best = run.recipe.training.load_best_model_at_end, BestWeights(run.folder / "train")
@@ -88,8 +90,11 @@ class SavingTrainer(Trainer):
         self._saved_step = step
         self.on_checkpoint(folder, written)
 
-    def _take_state(self, folder: Path, rank: int) -> Callable[[], None]:
-        """Copy what is large, write what is small; return a call that writes the copies and needs nothing else."""
+    def _take_state(self, folder: Path, rank: int) -> Callable[[], list[HeldFile]]:
+        """Copy what is large, write what is small; return a call that writes the copied weights and needs nothing else.
+
+        They are wanted on this node, too. The optimizer's moments are not: they can be sent from memory.
+        """
         engine, optimizer, keep = self._engine, find_optimizer(self.optimizer), self._snapshot.keep
         weights = gather_weights(self.model, engine, self._moved, keep)
         shard = None
@@ -103,13 +108,12 @@ class SavingTrainer(Trainer):
             self.state.save_to_json(str(folder / STATE_FILE))
         write_random_state(rank, self.samples, folder)
 
-        def write() -> None:
+        def write() -> list[HeldFile]:
             if rank == 0:
                 write_weights(self.model, weights, folder, whole=self._moved is None)
                 shutil.copytree(self._run.tokenizer, folder, dirs_exist_ok=True)
-            if shard is not None:
-                write_shard(shard, folder, rank)
             failpoint("checkpoint-written")
+            return [hold_shard(shard, folder, rank)] if shard is not None else []
 
         return write
 

@@ -19,12 +19,15 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from job.errors import CheckpointMismatch
+from job.store.held import HeldFile
 from job.train.snapshot import Keep
 
 STEPS_FILE = "steps.json"
+
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+_ALIGNED_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,26 @@ def gather_shard(
     return tensors
 
 
-def write_shard(tensors: dict[str, torch.Tensor], folder: Path, rank: int) -> None:
-    """Write what `gather_shard` returned."""
-    save_file(tensors, folder / f"shard-{rank:05d}.safetensors")
+def hold_shard(tensors: dict[str, torch.Tensor], folder: Path, rank: int) -> HeldFile:
+    """Return the file of `folder` that has what `gather_shard` returned; nothing is written yet, nothing copied."""
+    return HeldFile(_lay_out(tensors), folder / f"shard-{rank:05d}.safetensors")
+
+
+def _lay_out(tensors: dict[str, torch.Tensor]) -> list[memoryview]:
+    """Return a safetensors file's header, and after it the numbers as they lie; its library gives whole files only.
+
+    Source: https://huggingface.co/docs/safetensors, «Format»: 8 bytes of the header's length, JSON, the buffer.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    numbers, place = [], 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # then all are aligned
+        numbers.append(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+        end = place + len(numbers[-1])
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNED_BYTES)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *numbers]
 
 
 def write_steps(optimizer: torch.optim.Optimizer, named: dict[str, torch.Tensor], folder: Path) -> None:

@@ -4,6 +4,8 @@ The copies lie in one stretch of memory that is allocated while training begins 
 checkpoint: a save blocks the loop for as long as copying takes. One checkpoint is written at a time, and a save that
 comes sooner waits for the one before. So does a fork (`data.num_workers`): a lock that a thread held would stay locked
 in the new process for ever.
+
+What is uploaded from this memory (`HeldFile`) goes to disk where that takes long, or where the next save needs it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from threading import Thread
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary, finalize
 
@@ -22,6 +26,7 @@ import numpy as np
 import torch
 
 from job.liveness import beat
+from job.store.held import HeldFile
 
 log = logging.getLogger("job.train")
 
@@ -32,10 +37,19 @@ T = TypeVar("T")
 
 _ALIGNED_BYTES = 64
 _WAIT_S = 0.5
+_PATIENCE_S = 20.0
 _THREAD = "checkpoint"
 _LIVING: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 _INHERITED: list[np.ndarray] = []
 """Where a forked process has no such memory, to give it back would take what has come to lie at its address."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint in its folder, but for files that are `held` in memory; `seconds` from `begin` on."""
+
+    seconds: float
+    held: list[HeldFile]
 
 
 class Snapshot:
@@ -45,14 +59,17 @@ class Snapshot:
         gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._memory: Future[torch.Tensor] = _work_beside(lambda: _allocate(size, gpu))
         self._used, self._began = 0, 0.0
-        self._written: Future[float] | None = None
+        self._written: Future[Written] | None = None
 
     def begin(self) -> None:
         """Make room for a new snapshot; raise what went wrong with the one before."""
         self._began = time.monotonic()
         if self._written:
             _wait_alive(self._written)
-            self._written.result()
+            for file in self._written.result().held:
+                moved = _work_beside(file.move_to_disk)
+                _wait_alive(moved)
+                moved.result()
         _wait_alive(self._memory)
         self._used = 0
 
@@ -65,15 +82,17 @@ class Snapshot:
         self._used += -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES
         return copy.copy_(tensor.detach(), non_blocking=True)
 
-    def write(self, work: Callable[[], None]) -> Future[float]:
-        """Call `work` beside the training; the answer has the seconds from `begin` on, or what `work` raised."""
+    def write(self, work: Callable[[], list[HeldFile]]) -> Future[Written]:
+        """Call `work` beside the training; the answer has the files that it holds, or what it raised."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         began = self._began
 
-        def write() -> float:
-            work()
-            return time.monotonic() - began
+        def write() -> Written:
+            held = work()
+            for file in held:
+                Thread(target=_give_way, args=[file], name="give-way", daemon=True).start()
+            return Written(time.monotonic() - began, held)
 
         self._written = _work_beside(write)
         return self._written
@@ -104,6 +123,15 @@ def _pin(memory: np.ndarray) -> None:
     finalize(memory, runtime.cudaHostUnregister, address).atexit = False
 
 
+def _give_way(file: HeldFile) -> None:
+    """Write a file that has not been sent for long, so that the next save need not wait for that."""
+    if not file.is_free.wait(_PATIENCE_S):
+        try:
+            file.move_to_disk()
+        except OSError as error:
+            log.warning("%s: %s; it stays in memory until it is uploaded", file.path, error.strerror)
+
+
 def _wait_alive(future: Future[Any]) -> None:
     while not wait([future], _WAIT_S).done:
         beat()
@@ -119,7 +147,7 @@ def _work_beside(work: Callable[[], T]) -> Future[T]:
         except BaseException as error:  # crosses to whoever asks for the result
             future.set_exception(error)
 
-    threading.Thread(target=run, name=_THREAD, daemon=True).start()
+    Thread(target=run, name=_THREAD, daemon=True).start()
     return future
 
 

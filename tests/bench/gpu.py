@@ -37,6 +37,7 @@ from job.recipe import Recipe, Run
 from job.tasks import get_task
 from job.train.attention import choose_attention
 from job.train.engine import build_arguments
+from job.train.snapshot import Written
 from job.train.trainer import JobTrainer, TrainingData
 
 GPU = torch.cuda.is_available()
@@ -381,7 +382,7 @@ class Saves(TrainerCallback):
 
     def __init__(self, trainer: Any, folder: Path) -> None:
         self._trainer, self._folder, self.seconds, self.bytes = trainer, folder, [], 0
-        self._writing: list[tuple[Path, Future[float]]] = []
+        self._writing: list[tuple[Path, Future[Written]]] = []
         if isinstance(trainer, JobTrainer):
             trainer.on_checkpoint = lambda *save: self._writing.append(save)
 
@@ -397,11 +398,13 @@ class Saves(TrainerCallback):
             self._throw_away(written)
         while self._writing:  # ours is written beside the loop: that is no part of the stall
             ours, until = self._writing.pop()
-            until.result()
-            self._throw_away(ours)
+            held = until.result().held
+            self._throw_away(ours, sum(file.size for file in held))
+            for file in held:
+                file.drop()
 
-    def _throw_away(self, folder: Path) -> None:
-        self.bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    def _throw_away(self, folder: Path, held: int = 0) -> None:
+        self.bytes = held + sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shutil.rmtree(folder)
 
 

@@ -57,6 +57,16 @@ def test_one_rank_killed_at_an_epochs_end_and_stopped_in_an_evaluation(make_tria
     assert_same_bits(broken, straight)
 
 
+@pytest.mark.parametrize("engine", [ONE, DEEPSPEED])
+def test_the_optimizer_s_state_reaches_the_store_without_lying_on_this_disk(make_trial: MakeTrial, engine: str) -> None:
+    trial = make_trial(engine)
+    assert trial.attempt("training.save_steps=14", failpoint="files-uploaded=kill") in (78, 79), trial.reason
+    (left,) = (trial.run().folder / "train").glob("checkpoint-*")
+    (sent,) = (trial.run().folder.parents[2] / "store" / "runs" / "trial" / "checkpoints").iterdir()
+    there = {path.name for path in sent.iterdir()}
+    assert there - {path.name for path in left.iterdir()} == {"shard-00000.safetensors"}
+
+
 @pytest.mark.slow
 def test_one_rank_after_other_accidents(make_trial: MakeTrial) -> None:
     """Faults 1, 2, 6, 51, 66, 68: each attempt ends otherwise, and the next goes on from what was committed."""

@@ -26,6 +26,7 @@ from job.store import ModelPointer, RunStore, Store, latest_release, open_store,
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import fence, move_pointer, read_pointer
 from job.store.folder import FolderStore
+from job.store.held import HeldFile
 from job.store.manifest import list_files
 from job.store.objects import Blob, ObjectInfo, PreconditionFailed
 from job.store.records import seal
@@ -64,7 +65,7 @@ class WatchedStore:
             self._after("write", key)
             return etag
 
-    def upload(self, path: Path, key: str) -> None:
+    def upload(self, path: Path | HeldFile, key: str) -> None:
         with self._lock:
             self._before("upload", key)
             self._inside.upload(path, key)
@@ -84,16 +85,18 @@ def run(tmp_path: Path) -> RunStore:
 
 
 def make_checkpoint(folder: Path, rank: int, step: int) -> Path:
-    """What one rank leaves on its disk: a shard of its own; rank 0 also the weights."""
+    """What one rank leaves on its disk: something of its own; rank 0 also the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"optimizer-{rank}.safetensors").write_bytes(b"%d-%d" % (rank, step) * 50)
+    (folder / f"random-{rank}.json").write_bytes(b"%d-%d" % (rank, step) * 50)
     if rank == 0:
         (folder / "model.safetensors").write_bytes(b"weights %d" % step)
     return folder
 
 
 def commit(writer: CheckpointWriter, place: Path, rank: int, step: int) -> None:
-    writer.commit(make_checkpoint(place / f"rank{rank}-step{step}", rank, step), step, {"world_size": 2})
+    folder = make_checkpoint(place / f"rank{rank}-step{step}", rank, step)
+    shard = HeldFile([memoryview(b"%d-%d" % (rank, step) * 50)], folder / f"shard-{rank}.safetensors")
+    writer.commit(folder, step, {"world_size": 2}, {shard.path.name: shard})
 
 
 def own(store: RunStore, attempt: dict[str, Any] = ATTEMPT) -> None:
@@ -150,7 +153,10 @@ def test_two_ranks_commit_checkpoints_that_hold_the_files_of_both(store_uri: str
     for rank in ranks:
         rank.join()
     manifest = fetch_current(store, tmp_path / "fetched")
-    assert set(manifest.files) == {"model.safetensors", "optimizer-0.safetensors", "optimizer-1.safetensors"}
+    assert set(manifest.files) == {
+        "model.safetensors",
+        *(name for r in (0, 1) for name in (f"random-{r}.json", f"shard-{r}.safetensors")),
+    }
     assert list_files(tmp_path / "fetched") == sorted(manifest.files)
     assert manifest.about == {"world_size": 2, "step": 30, "epoch": 1}
     assert committed_steps(store) == [20, 30]

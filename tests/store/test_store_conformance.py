@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from job.errors import AccessDenied, JobError, NotFound, SecurityRefused, Unreachable
 from job.store import Store, open_store
+from job.store.held import HeldFile
 from job.store.objects import MAX_KEY_DEPTH, MAX_KEY_LENGTH, PreconditionFailed, check_key
 
 LARGE_BYTES = (16 << 20) + 12_345  # more than one part of a multipart upload
@@ -120,6 +121,28 @@ def test_a_file_comes_back_as_it_went(store: Store, tmp_path: Path, size: int) -
     store.download("files/large.bin", target)
     assert target.read_bytes() == source.read_bytes()
     assert [item.size for item in store.list("files/")] == [size]
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE_BYTES], ids=["empty", "byte", "parts"])
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_a_file_that_lies_in_memory_comes_back_as_one_from_disk(
+    store: Store, tmp_path: Path, size: int, where: str
+) -> None:
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    source, target = hold(data, tmp_path / "source"), tmp_path / "target"
+    if where == "disk":
+        source.move_to_disk()
+    store.upload(source, "files/large.bin")
+    store.download("files/large.bin", target)
+    assert target.read_bytes() == data
+    assert [item.size for item in store.list("files/")] == [size]
+
+
+def hold(data: bytes, path: Path) -> HeldFile:
+    """Return a file of uneven parts."""
+    return HeldFile(
+        [memoryview(data)[:7], memoryview(b""), memoryview(data)[7:70_000], memoryview(data)[70_000:]], path
+    )
 
 
 def test_an_upload_replaces_the_whole_object(store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from job.errors import CheckpointMismatch
-from job.train.shards import Fragment, gather_shard, read_shards, write_shard, write_steps
+from job.train.shards import Fragment, gather_shard, hold_shard, read_shards, write_steps
 
 SHAPES = {"weight": (7, 5), "bias": (3,), "scale": (1,)}
 
@@ -61,7 +61,7 @@ def test_any_ranks_read_what_any_ranks_wrote(
     folder = tmp_path_factory.mktemp("shards")
     parameters = make_model()
     optimizer = train(list(parameters.values()))
-    write_shard(gather_shard(optimizer, whole(parameters), torch.clone), folder, 0)
+    hold_shard(gather_shard(optimizer, whole(parameters), torch.clone), folder, 0).move_to_disk()
     write_steps(optimizer, dict(parameters), folder)
 
     for count in (writers, readers):
@@ -70,7 +70,7 @@ def test_any_ranks_read_what_any_ranks_wrote(
             flats = list({id(fragment.flat): fragment.flat for fragment in fragments}.values())
             partial = torch.optim.AdamW(flats or [torch.nn.Parameter(torch.zeros(1))], lr=0.1)
             read_shards(partial, fragments, folder)
-            write_shard(gather_shard(partial, fragments, torch.clone), written, rank)
+            hold_shard(gather_shard(partial, fragments, torch.clone), written, rank).move_to_disk()
         (written / "steps.json").write_text((folder / "steps.json").read_text())
         folder = written
 
@@ -82,10 +82,21 @@ def test_any_ranks_read_what_any_ranks_wrote(
             assert torch.equal(final.state[parameter][field], value), (name, field)
 
 
+def test_any_library_reads_it_whatever_kinds_of_numbers_it_has(tmp_path: Path) -> None:
+    kinds = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+    tensors = {f'é " {n}|exp_avg|0': torch.randn(n, 2)[::2].to(kinds[n % 4]) for n in range(9)}
+    for held in ({}, tensors):
+        file = hold_shard(held, tmp_path, 3)
+        file.move_to_disk()
+        found = load_file(tmp_path / "shard-00003.safetensors")
+        assert found.keys() == held.keys()
+        assert all(torch.equal(found[name], held[name]) and found[name].dtype == held[name].dtype for name in held)
+
+
 def written_shard(folder: Path) -> dict[str, torch.Tensor]:
     parameters = make_model()
     optimizer = train(list(parameters.values()))
-    write_shard(gather_shard(optimizer, whole(parameters), torch.clone), folder, 0)
+    hold_shard(gather_shard(optimizer, whole(parameters), torch.clone), folder, 0).move_to_disk()
     write_steps(optimizer, dict(parameters), folder)
     return load_file(folder / "shard-00000.safetensors")
 
@@ -114,7 +125,7 @@ def test_fragments_that_are_missing_or_overlap_are_named(tmp_path: Path, change:
 def test_a_parameter_that_no_gradient_reached_has_no_state_and_needs_none(tmp_path: Path) -> None:
     parameters = make_model()
     optimizer = train([parameters["weight"], parameters["bias"]])
-    write_shard(gather_shard(optimizer, whole(parameters), torch.clone), tmp_path, 0)
+    hold_shard(gather_shard(optimizer, whole(parameters), torch.clone), tmp_path, 0).move_to_disk()
     write_steps(optimizer, dict(parameters), tmp_path)
     assert sorted(json.loads((tmp_path / "steps.json").read_text())["steps"]) == ["bias", "weight"]
     fresh = make_model()
