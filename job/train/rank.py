@@ -104,7 +104,7 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     task, training = get_task(recipe.kind), recipe.training
     check_gpus()
     shape = derive_micro_batch(training.global_batch_size, world_size, training.max_micro_batch_size)
-    precision = decide_precision(training.precision)
+    precision = decide_precision(training.precision, run.base_model)
     # arguments and process group come before the model: under ZeRO-3 from_pretrained shards the weights as it loads
     args = build_arguments(recipe, shape, precision, run.folder / "train", count_parameters(run.base_model))
     join_group(args, world_size)

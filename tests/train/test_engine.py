@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from job.errors import RecipeError, ResourceExhausted
 from job.train.engine import check_gpus, choose_zero_stage, decide_precision
@@ -28,14 +30,35 @@ def test_the_lowest_stage_that_fits_is_chosen(parameters: float, ranks: int, mem
     assert choose_zero_stage(int(parameters), ranks, memory) == stage
 
 
-def test_what_is_asked_for_is_kept_and_fp16_needs_a_gpu() -> None:
-    assert decide_precision("fp32") == "fp32"
-    assert decide_precision("auto") in ("bf16", "fp32")
-    import torch
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """What is asked of a model's folder."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    return tmp_path
 
+
+def test_what_is_asked_for_is_kept_and_fp16_needs_a_gpu(model: Path) -> None:
+    assert decide_precision("fp32", model) == "fp32"
+    assert decide_precision("auto", model) in ("bf16", "fp32")
     if not torch.cuda.is_available():
         with pytest.raises(RecipeError, match="fp16 needs a GPU"):
-            decide_precision("fp16")
+            decide_precision("fp16", model)
+
+
+def test_a_model_that_cannot_be_computed_in_half_precision_is_trained_in_fp32(model: Path) -> None:
+    tiny = {
+        "vocab_size": 10,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    AutoConfig.for_model("deberta", **tiny, relative_attention=True, pos_att_type=["c2p"]).save_pretrained(model)
+    assert decide_precision("auto", model) == "fp32"
+    with pytest.raises(RecipeError, match="use auto or fp32"):
+        decide_precision("bf16", model)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="BFloat16 without overflow"):
+        AutoModel.from_config(AutoConfig.from_pretrained(model))(torch.ones(1, 3, dtype=torch.int64))
 
 
 def test_a_node_whose_gpus_torch_cannot_use_is_named_instead_of_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
