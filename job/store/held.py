@@ -28,7 +28,7 @@ class HeldFile:
     def __init__(self, parts: Sequence[memoryview], path: Path) -> None:
         self.path, self.is_free = path, Event()
         self._parts, self._ends = list(parts), list(accumulate(len(part) for part in parts))
-        self._lock = Lock()
+        self._lock, self._moving, self._unwanted = Lock(), Lock(), False
 
     @property
     def size(self) -> int:
@@ -64,26 +64,31 @@ class HeldFile:
             start, number = last, number + 1
 
     def move_to_disk(self) -> None:
-        """Write the file, unless its memory is free already; an OSError leaves it in memory."""
-        with self._lock:
+        """Write the file, unless its memory is free already; readers need not wait. An OSError leaves it in memory."""
+        with self._moving:
             if self.is_free.is_set():
                 return
             try:
                 with self.path.open("wb") as file:
-                    file.writelines(self._parts)
+                    for part in self._parts:
+                        if self._unwanted:
+                            return
+                        file.write(part)
             except OSError:
                 self.path.unlink(missing_ok=True)
                 raise
             self._let_go()
 
     def drop(self) -> None:
-        """Free the memory: nobody reads the file any more."""
-        with self._lock:
+        """Free the memory: nobody reads the file any more, and what of it is on disk means nothing."""
+        self._unwanted = True
+        with self._moving:
             self._let_go()
 
     def _let_go(self) -> None:
-        self._parts = []
-        self.is_free.set()
+        with self._lock:
+            self._parts = []
+            self.is_free.set()
 
 
 class HeldReader(io.RawIOBase):

@@ -133,6 +133,8 @@ class S3Store:
             max_concurrency=_AWS_CONCURRENCY if _is_aws(endpoint) else _CONCURRENCY,
             preferred_transfer_client="classic",
         )
+        # of what comes from memory parts are copied: one for each connection, where s3transfer would take ten
+        self._transfer.max_in_memory_upload_chunks = self._transfer.max_concurrency
 
     def _connect_again(self, client: Any) -> None:
         """Connect anew, once for all threads whose `client` was refused."""

@@ -32,9 +32,13 @@ def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry
 
 def upload_sources(store: Store, sources: Mapping[str, Path | HeldFile]) -> None:
     """Upload key → file; those in memory are hashed at the same time. The first error is raised."""
-    held = [source for source in sources.values() if isinstance(source, HeldFile)]
-    works = [partial(store.upload, source, key) for key, source in sources.items()]
-    run_parallel(PARALLEL_FILES, lambda work: work(), [*(partial(getattr, file, "sha256") for file in held), *works])
+    works: list[Callable[[], object]] = [partial(store.upload, source, key) for key, source in sources.items()]
+    works[:0] = [partial(_hash, source) for source in sources.values() if isinstance(source, HeldFile)]
+    run_parallel(PARALLEL_FILES, lambda work: work(), works)
+
+
+def _hash(file: HeldFile) -> str:
+    return file.sha256  # which it remembers
 
 
 def download_files(store: Store, manifest: Manifest, folder: Path, only: Collection[str] | None = None) -> None:

@@ -73,7 +73,7 @@ def _lay_out(tensors: dict[str, torch.Tensor]) -> list[memoryview]:
 
     Source: https://huggingface.co/docs/safetensors, «Format»: 8 bytes of the header's length, JSON, the buffer.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {}
     numbers, place = [], 0
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # then all are aligned
         numbers.append(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))

@@ -5,14 +5,17 @@ checkpoint: a save blocks the loop for as long as copying takes. One checkpoint 
 comes sooner waits for the one before. So does a fork (`data.num_workers`): a lock that a thread held would stay locked
 in the new process for ever.
 
-What is uploaded from this memory (`HeldFile`) goes to disk where that takes long, or where the next save needs it.
+What is uploaded from this memory (`HeldFile`) goes to disk where that takes long, well before the next save is due,
+which would have to wait for it.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +40,8 @@ T = TypeVar("T")
 
 _ALIGNED_BYTES = 64
 _WAIT_S = 0.5
-_PATIENCE_S = 20.0
+_LEAST_PATIENCE_S, _LONGEST_PATIENCE_S = 1.0, 20.0
+"""Half of the time between two saves; after that, what is not uploaded yet leaves this memory."""
 _THREAD = "checkpoint"
 _LIVING: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 _INHERITED: list[np.ndarray] = []
@@ -58,12 +62,13 @@ class Snapshot:
     def __init__(self, size: int) -> None:
         gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._memory: Future[torch.Tensor] = _work_beside(lambda: _allocate(size, gpu))
-        self._used, self._began = 0, 0.0
+        self._used, self._began, self._patience_s = 0, time.monotonic(), 0.0
         self._written: Future[Written] | None = None
 
     def begin(self) -> None:
         """Make room for a new snapshot; raise what went wrong with the one before."""
-        self._began = time.monotonic()
+        began, before = time.monotonic(), self._began
+        self._began, self._patience_s = began, max(min((began - before) / 2, _LONGEST_PATIENCE_S), _LEAST_PATIENCE_S)
         if self._written:
             _wait_alive(self._written)
             for file in self._written.result().held:
@@ -86,12 +91,12 @@ class Snapshot:
         """Call `work` beside the training; the answer has the files that it holds, or what it raised."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        began = self._began
+        began, patience_s = self._began, self._patience_s
 
         def write() -> Written:
             held = work()
             for file in held:
-                Thread(target=_give_way, args=[file], name="give-way", daemon=True).start()
+                Thread(target=_give_way, args=[file, patience_s], name="give-way", daemon=True).start()
             return Written(time.monotonic() - began, held)
 
         self._written = _work_beside(write)
@@ -123,13 +128,16 @@ def _pin(memory: np.ndarray) -> None:
     finalize(memory, runtime.cudaHostUnregister, address).atexit = False
 
 
-def _give_way(file: HeldFile) -> None:
-    """Write a file that has not been sent for long, so that the next save need not wait for that."""
-    if not file.is_free.wait(_PATIENCE_S):
-        try:
-            file.move_to_disk()
-        except OSError as error:
-            log.warning("%s: %s; it stays in memory until it is uploaded", file.path, error.strerror)
+def _give_way(file: HeldFile, patience_s: float) -> None:
+    """Write a file that has not been sent for so long, unless that would fill the disk."""
+    if file.is_free.wait(patience_s):
+        return
+    try:
+        if shutil.disk_usage(file.path.parent).free < 2 * file.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _work_beside(file.move_to_disk).result()
+    except OSError as error:
+        log.warning("%s: %s; it stays in memory until it is uploaded", file.path, error.strerror)
 
 
 def _wait_alive(future: Future[Any]) -> None:

@@ -60,7 +60,8 @@ def test_one_rank_killed_at_an_epochs_end_and_stopped_in_an_evaluation(make_tria
 @pytest.mark.parametrize("engine", [ONE, DEEPSPEED])
 def test_the_optimizer_s_state_reaches_the_store_without_lying_on_this_disk(make_trial: MakeTrial, engine: str) -> None:
     trial = make_trial(engine)
-    assert trial.attempt("training.save_steps=14", failpoint="files-uploaded=kill") in (78, 79), trial.reason
+    said = trial.attempt("training.save_steps=14", accident="training_step:pause:2", failpoint="files-uploaded=kill")
+    assert said in (78, 79), trial.reason
     (left,) = (trial.run().folder / "train").glob("checkpoint-*")
     (sent,) = (trial.run().folder.parents[2] / "store" / "runs" / "trial" / "checkpoints").iterdir()
     there = {path.name for path in sent.iterdir()}

@@ -1,6 +1,6 @@
 """SmolLM2-135M, a real language model, fine-tuned a few steps: exported with its cache, in int8 and in int4.
 
-And taught by the shipped recipe for conversations to answer a question about a review in two words of its own.
+And taught by the shipped recipe for conversations to answer a question about a review in words of ours, with a quote.
 """
 
 from __future__ import annotations
@@ -71,30 +71,37 @@ def test_32_tokens_are_written_as_torch_writes_them(answer: Answer) -> None:
 
 
 ANSWERS = {"positive": "Yes, warmly.", "negative": "No, avoid it."}
+ASKED, QUOTED = "Would you recommend this film? ", ' In their own words: "'
 
 
 @pytest.fixture(scope="module")
-def instructions(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small instruction file: real reviews, a question about each, and how we would answer it."""
-    path = tmp_path_factory.mktemp("instructions") / "train.jsonl"
+def reviews(assets: Path) -> list[dict[str, str]]:
+    """Real ones, of whose words an answer has more than 32 tokens."""
     with (assets / "movie-reviews" / "train.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if len(row["text"].split()) < 25][:600]
+        return [row for row in csv.DictReader(file) if 18 < len(row["text"].split()) < 30]
+
+
+@pytest.fixture(scope="module")
+def instructions(reviews: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small instruction file: a question about each of 600 reviews, and how we would answer it."""
+    path = tmp_path_factory.mktemp("instructions") / "train.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            asked = {"role": "user", "content": f"Would you recommend this film? {row['text']}"}
-            messages = [asked, {"role": "assistant", "content": ANSWERS[row["label"]]}]
-            file.write(json.dumps({"messages": messages}) + "\n")
+        for row in reviews[:600]:
+            asked = {"role": "user", "content": ASKED + row["text"]}
+            answered = {"role": "assistant", "content": f'{ANSWERS[row["label"]]}{QUOTED}{row["text"]}"'}
+            file.write(json.dumps({"messages": [asked, answered]}) + "\n")
     return path
 
 
 @pytest.mark.slow
-def test_the_shipped_recipe_teaches_it_to_answer_in_the_words_of_an_instruction_file(
-    instructions: Path, tmp_path: Path
+def test_the_shipped_recipe_teaches_it_to_answer_as_an_instruction_file_does_and_4_bits_hardly_change_that(
+    instructions: Path, reviews: list[dict[str, str]], tmp_path: Path
 ) -> None:
+    """Of a newspaper's next word it is often unsure, and 4 bits decide otherwise; here it knows what comes next."""
     sets = [
         f"model.id={prepare_smollm2()}", f"data.source={instructions.parent}",
-        "data.config=null", "data.test=0.25", "data.max_length=96", "training.max_steps=40",
-        "training.global_batch_size=8", "training.learning_rate=1e-3", "training.save_steps=20",
+        "data.config=null", "data.test=0.25", "data.max_length=160", "training.max_steps=60",
+        "training.global_batch_size=8", "training.learning_rate=1e-3", "training.save_steps=30",
         "export.latency=false", "export.int8.targets=[portable,int4]", f"store.uri={tmp_path / 'store'}",
     ]  # fmt: skip
     words = [word for each in sets for word in ("--set", each)]
@@ -102,11 +109,15 @@ def test_the_shipped_recipe_teaches_it_to_answer_in_the_words_of_an_instruction_
     assert done.code == 0, done.stderr
     scores = done.result["metrics"]
     assert scores["test"]["perplexity"] < 0.2 * scores["baselines"]["untrained"]["perplexity"]
-    asked = ["Would you recommend this film? A wonderful, moving and funny film.",
-             "Would you recommend this film? A dull, stupid mess and a waste of time."]  # fmt: skip
-    told = call_job("predict", done.result["release"], *asked, "--chat", "--work-dir", str(tmp_path))
-    written = [json.loads(line)["written"] for line in told.stdout.splitlines()]
-    assert len(written) == 2 and set(written) <= set(ANSWERS.values()), "in our words; which of them takes more rows"
+    texts = [row["text"] for row in reviews[600:602]]
+    told = call_job("predict", done.result["release"], *(ASKED + text for text in texts), "--chat",
+                    "--work-dir", str(tmp_path))  # fmt: skip
+    for line, text in zip(told.stdout.splitlines(), texts, strict=True):
+        verdict, _, quote = json.loads(line)["written"].partition(QUOTED)
+        assert verdict in ANSWERS.values(), "in our words; which of them takes more rows"
+        assert quote == f'{text}"'
     assert all(numbers["accepted"] for numbers in done.result["int8"].values()), done.result["int8"]
+    assert done.result["int8"]["int4"]["size_ratio"] < 0.25
     alike = done.result["onnx"]["written"]
+    assert alike["tokens"] == 32
     assert all(count > alike["n"] / 2 for count in alike["written"].values()), alike

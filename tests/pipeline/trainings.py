@@ -175,6 +175,11 @@ def _kill_loader(run: Run) -> None:
     os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
 
+def _pause(run: Run) -> None:
+    """Let the next save come late."""
+    time.sleep(8)
+
+
 def _signal_twice(run: Run) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1.3)
@@ -196,6 +201,7 @@ def _fill_disk(run: Run) -> None:
 ACCIDENTS = {
     "raise": _raise,
     "disk-full": _fill_disk,
+    "pause": _pause,
     "kill": _signal_self(signal.SIGKILL),
     "term": _signal_self(signal.SIGTERM),
     "usr1": _signal_self(signal.SIGUSR1),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,23 +48,88 @@ def test_it_reads_as_the_file_would_before_and_after_it_went_to_disk(
 
 
 def test_readers_never_see_what_the_memory_is_used_for_next(tmp_path: Path) -> None:
-    memory, over, wrong = bytearray(b"a" * (1 << 20)), Event(), []
+    memory, whole = bytearray(1 << 20), b"a" * (1 << 20)
     for number in range(20):
-        memory[:] = b"a" * len(memory)
-        held = HeldFile([memoryview(memory)], tmp_path / str(number))
+        memory[:] = whole
+        held, over = HeldFile([memoryview(memory)], tmp_path / str(number)), Event()
 
-        def read(held: HeldFile = held) -> None:
+        def read(held: HeldFile, over: Event, began: Event) -> bool:
+            right = True
             while not over.is_set():
-                if (data := held.read(1000, 500_000)) != b"a" * 500_000:
-                    wrong.append(data)
+                right &= held.read(1000, 500_000) == whole[:500_000]
+                began.set()
+            return right
 
-        over.clear()
-        readers = [Thread(target=read) for _ in range(3)]
-        for reader in readers:
-            reader.start()
-        held.move_to_disk()
-        memory[:] = b"b" * len(memory)
-        over.set()
-        for reader in readers:
-            reader.join(60)
-    assert not wrong
+        with ThreadPoolExecutor(3) as pool:
+            begun = [Event() for _ in range(3)]
+            readers = [pool.submit(read, held, over, began) for began in begun]
+            assert all(began.wait(60) for began in begun)
+            held.move_to_disk()
+            memory[:] = b"b" * len(memory)
+            over.set()
+            assert all(reader.result() for reader in readers)
+
+
+class SlowDisk:
+    """A place on a disk that takes a part when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.writing, self.go_on = path, Event(), Event()
+
+    def open(self, mode: str) -> Any:
+        file = self._path.open(mode)
+        write = file.write
+
+        def wait(part: bytes) -> int:
+            self.writing.set()
+            assert self.go_on.wait(60)
+            return write(part)
+
+        return _Written(file, wait)
+
+    def unlink(self, missing_ok: bool) -> None:
+        self._path.unlink(missing_ok)
+
+
+class _Written:
+    def __init__(self, file: Any, write: Any) -> None:
+        self._file, self.write = file, write
+
+    def __enter__(self) -> _Written:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> tuple[HeldFile, SlowDisk, Thread]:
+    """A file of two parts on its way to a disk that has not taken the first yet."""
+    disk = SlowDisk(tmp_path / "file")
+    held = HeldFile([memoryview(b"one"), memoryview(b"two")], disk)  # type: ignore[arg-type]
+    mover = Thread(target=held.move_to_disk, daemon=True)
+    mover.start()
+    assert disk.writing.wait(60)
+    return held, disk, mover
+
+
+def test_who_reads_does_not_wait_for_the_disk(slow: tuple[HeldFile, SlowDisk, Thread], tmp_path: Path) -> None:
+    held, disk, mover = slow
+    assert held.read(0, 6) == b"onetwo"
+    disk.go_on.set()
+    mover.join(60)
+    assert held.is_free.is_set() and (tmp_path / "file").read_bytes() == b"onetwo"
+
+
+def test_what_is_sent_meanwhile_is_not_written_to_its_end(
+    slow: tuple[HeldFile, SlowDisk, Thread], tmp_path: Path
+) -> None:
+    held, disk, mover = slow
+    dropper = Thread(target=held.drop, daemon=True)
+    dropper.start()
+    dropper.join(0.2)
+    assert not held.is_free.is_set(), "the disk still reads the memory"
+    disk.go_on.set()
+    dropper.join(60)
+    mover.join(60)
+    assert held.is_free.is_set() and (tmp_path / "file").read_bytes() == b"one"

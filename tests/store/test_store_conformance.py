@@ -123,7 +123,7 @@ def test_a_file_comes_back_as_it_went(store: Store, tmp_path: Path, size: int) -
     assert [item.size for item in store.list("files/")] == [size]
 
 
-@pytest.mark.parametrize("size", [0, 1, LARGE_BYTES], ids=["empty", "byte", "parts"])
+@pytest.mark.parametrize("size", [0, 1, 5 << 20, LARGE_BYTES], ids=["empty", "byte", "part", "parts"])
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_a_file_that_lies_in_memory_comes_back_as_one_from_disk(
     store: Store, tmp_path: Path, size: int, where: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from job.errors import AccessDenied, JobError, RecipeError, Unreachable
 from job.store import RunStore, open_store
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import move_pointer, read_pointer
+from job.store.held import HeldFile
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import PreconditionFailed
 from job.store.probe import probe_conditional_writes
@@ -80,6 +82,33 @@ def test_a_cut_answer_is_asked_for_again(through_proxy: Through, tmp_path: Path,
     store.download("file", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == data
     assert proxy.count["cut"] == 6
+
+
+@pytest.mark.parametrize("kind", ["503", "reset"])
+@pytest.mark.parametrize("size", [5 << 20, 40 << 20], ids=["part", "parts"])
+def test_a_file_that_leaves_its_memory_while_it_is_sent_arrives_whole(
+    through_proxy: Through, tmp_path: Path, kind: str, size: int
+) -> None:
+    data, puts = random.Random(size).randbytes(size), []
+    memory = bytearray(data)
+    held = HeldFile([memoryview(memory)[: size // 3], memoryview(memory)[size // 3 :]], tmp_path / "held")
+    uri, proxy = through_proxy(lambda request: "")
+    again = first(6, kind, "PUT")
+
+    def refuse(request: str) -> str:
+        puts.append(request)
+        if len(puts) == 4:
+            held.move_to_disk()
+            memory[:] = bytes(size)  # the next checkpoint takes its place
+        return again(request)
+
+    store = open_store(uri)
+    proxy.fault = refuse
+    store.upload(held, "file")
+    store.download("file", tmp_path / "target")
+    assert len(puts) > 6
+    assert (tmp_path / "target").read_bytes() == data
+    assert held.sha256 == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("standing", [True, False])

@@ -148,7 +148,7 @@ def test_the_next_save_leaves_what_was_not_sent_yet_on_disk(snapshot: Snapshot, 
 def test_what_is_not_sent_for_long_goes_to_disk_so_that_no_save_waits_for_that(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job.train.snapshot, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(job.train.snapshot, "_LEAST_PATIENCE_S", 0.05)
     file = hold_state(snapshot, tmp_path)
     assert file.is_free.wait(60)
     assert load_file(file.path)["weight|exp_avg|0"].equal(torch.arange(1000.0))
@@ -157,12 +157,13 @@ def test_what_is_not_sent_for_long_goes_to_disk_so_that_no_save_waits_for_that(
 def test_without_room_on_disk_it_stays_in_memory_and_only_a_save_that_needs_that_memory_fails(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(job.train.snapshot, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(job.train.snapshot, "_LEAST_PATIENCE_S", 0.05)
     file = hold_state(snapshot, tmp_path / "no such folder")
     whole = file.read(0, file.size)
     deadline = time.monotonic() + 60
     while "stays in memory" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert "stays in memory" in caplog.text
     assert file.read(0, file.size) == whole and not file.is_free.is_set()
     with pytest.raises(FileNotFoundError):
         snapshot.begin()
