@@ -21,7 +21,7 @@ from typing import Any
 from job import __version__, stages
 from job.data import derive_micro_batch
 from job.errors import CheckpointMismatch, JobError, NoValidCheckpoint
-from job.export import build_bundle, has_onnx
+from job.export import build_bundle, has_onnx, is_certain
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
@@ -85,7 +85,7 @@ class Pipeline:
         log.info("run %s, store %s", run.run_id, store.uri)
         run.save()
         identity = self._node.run_process(stages.FETCH, run, {"TOKENIZERS_PARALLELISM": "true"})
-        self._check_rows()
+        self._refuse_early()
         self._about, inputs = describe_run(run.run_id, recipe, identity), hash_json(identity)
         run.write("about.json", self._about)
         if not self._fresh:
@@ -161,9 +161,11 @@ class Pipeline:
     def _check_stop(self) -> None:
         self._node.check_stop("before this attempt owned the run; nothing was changed")
 
-    def _check_rows(self) -> None:
-        """Refuse before training what the gate could never prove after it."""
+    def _refuse_early(self) -> None:
+        """Refuse before training what the gate could never prove after it, and what could not be exported."""
         refuse_few_rows(self._run.recipe, self._run.read("data.json")["rows"]["test"])
+        if not is_certain(self._run):
+            self._node.run_process(stages.EXPORTABLE, self._run, {})
 
     def _own(self, store: RunStore) -> Attempt:
         """Become the run's owner, claim run.json, enter the ledger (calls 1–6 of the commit protocol)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from job.data.batching import derive_micro_batch
 from job.errors import DataError, RecipeError
+from job.export import check_exportable
 from job.launch import Topology, find_place, find_topology
 from job.recipe import Recipe
 from job.store import RunStore
@@ -95,6 +96,7 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
     rows = counts["rows"]
     refuse_few_rows(recipe, rows["test"])
     least = "at least " if get_task(recipe.kind).per_token else ""  # long texts become several rows
+    check_exportable(model.path, get_task(recipe.kind))
     parameters = count_parameters(model.path)
     trained = parameters if recipe.tuning.method == "full" else _estimate_trained(recipe, model.path, labels.names)
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)

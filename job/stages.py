@@ -24,6 +24,7 @@ class Stage:
 
 
 FETCH = "job.data:fetch_sources"
+EXPORTABLE = "job.export:refuse_unexportable"
 STAGES = (
     Stage("train", "job.train:run_rank", DEFINES_TRAINING, ("final/config.json", "final/model.safetensors")),
     Stage("merge", "job.train:merge_run", (), ("merged/config.json", "merged/model.safetensors")),

@@ -18,6 +18,7 @@ from job.errors import GateFailed, lacks_memory
 from job.export.bundle import find_exported, hash_onnx
 from job.export.gate import check_parity, list_by_length
 from job.export.measure import compute_answers
+from job.export.supported import check_exportable
 from job.recipe import Run
 from job.tasks import get_task, list_parts
 
@@ -34,6 +35,7 @@ def export_run(run: Run) -> dict[str, Any]:
     folder, task = run.folder / "onnx", get_task(run.recipe.kind)
     shutil.rmtree(folder, ignore_errors=True)
     log.info("exporting to ONNX")
+    check_exportable(run.base_model, task)
     try:
         main_export(
             str(run.final_model),

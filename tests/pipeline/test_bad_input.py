@@ -229,3 +229,11 @@ def test_a_missing_recipe_is_named_with_those_that_are_shipped() -> None:
 def test_a_wrong_command_line_is_2() -> None:
     assert call_job("run").code == 2
     assert call_job("nonsense").code == 2
+
+
+def test_a_model_that_could_not_be_exported_is_refused_before_it_is_trained(
+    recipe: dict[str, Any], make_model: MakeModel, refuse: Callable[..., None]
+) -> None:
+    sizes = {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32}
+    recipe["model"]["id"] = str(make_model("xlnet", **sizes))
+    refuse(10, "model.id", "'xlnet' for text-classification", "name another model")

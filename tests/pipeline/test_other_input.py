@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Answer, MakeModel, call_job, write_recipe
+from made_up import write_questions, write_tagged
 
 from job.store import open_store
 
@@ -41,6 +43,24 @@ def test_tweets_in_json_lines_with_numbered_labels_train_a_roberta(
     result = run(recipe, tmp_path).result
     assert result["onnx"]["agreement"] == 1.0
     assert set(ask(result["release"], "lovely", tmp_path)["scores"]) == {"bad", "good"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "task", "write"),
+    [("modernbert", "question-answering", write_questions), ("llama", "token-classification", write_tagged)],
+)
+def test_a_head_that_optimum_does_not_list_is_exported_by_what_it_knows_of_the_body(
+    recipe: dict[str, Any], make_model: MakeModel, tmp_path: Path, kind: str, task: str, write: Callable[..., Path]
+) -> None:
+    recipe["task"], recipe["baselines"] = task, []
+    recipe["model"]["id"] = str(make_model(kind, max_position_embeddings=128))
+    (tmp_path / "rows").mkdir()
+    recipe["data"] = {"source": str(write(tmp_path / "rows", {"train": 120, "validation": 40, "test": 60}))}
+    recipe["data"] |= {"validation": "validation", "max_length": 64}
+    result = run(recipe, tmp_path).result
+    assert result["onnx"]["agreement"] == 1.0
+    assert open_store(result["release"]).read("onnx/model.onnx")
 
 
 def test_a_tsv_of_three_classes_keeps_texts_that_read_na_and_sets_bad_rows_aside(
