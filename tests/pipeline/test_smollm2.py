@@ -108,7 +108,7 @@ def test_the_shipped_recipe_teaches_it_to_answer_as_an_instruction_file_does_and
     done = call_job("run", "chat-lora", "--work-dir", str(tmp_path / "work"), *words, timeout_s=3600)
     assert done.code == 0, done.stderr
     scores = done.result["metrics"]
-    assert scores["test"]["perplexity"] < 0.2 * scores["baselines"]["untrained"]["perplexity"]
+    assert scores["test"]["perplexity"] < 1.1 < 2 < scores["baselines"]["untrained"]["perplexity"]
     texts = [row["text"] for row in reviews[600:602]]
     told = call_job("predict", done.result["release"], *(ASKED + text for text in texts), "--chat",
                     "--work-dir", str(tmp_path))  # fmt: skip
