@@ -26,7 +26,7 @@ from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
 from job.node import Node
-from job.plan import refuse_few_rows, refuse_missing_trackers
+from job.plan import refuse_few_rows, refuse_missing_trackers, refuse_precision
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.releasing import find_order, find_unchanged, release_bundle
 from job.report import assemble_result
@@ -95,6 +95,8 @@ class Pipeline:
             if recipe.release.skip_if_unchanged and (same := self._node.transfer(lambda: find_unchanged(run))):
                 reason = "data, model and recipe are those of the current release; nothing was done"
                 return {"status": "unchanged", "exit_code": 0, "reason": reason, "release": same, "promoted": True}
+        if not is_certain(run):
+            self._node.run_process(stages.EXPORTABLE, run, {})
         while True:
             try:
                 return self._do_stages(self._node.transfer(lambda: self._own(store)), inputs, lead)
@@ -162,10 +164,9 @@ class Pipeline:
         self._node.check_stop("before this attempt owned the run; nothing was changed")
 
     def _refuse_early(self) -> None:
-        """Refuse before training what the gate could never prove after it, and what could not be exported."""
+        """Refuse before training what the gate could never prove after it, and what could not be computed."""
         refuse_few_rows(self._run.recipe, self._run.read("data.json")["rows"]["test"])
-        if not is_certain(self._run):
-            self._node.run_process(stages.EXPORTABLE, self._run, {})
+        refuse_precision(self._run.recipe, self._run.base_model)
 
     def _own(self, store: RunStore) -> Attempt:
         """Become the run's owner, claim run.json, enter the ledger (calls 1–6 of the commit protocol)."""

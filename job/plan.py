@@ -53,6 +53,17 @@ def refuse_few_rows(recipe: Recipe, rows: int) -> None:
         )
 
 
+def refuse_precision(recipe: Recipe, folder: Path) -> None:
+    """Raise RecipeError (10) where transformers cannot compute the model in `folder` as the recipe wants it."""
+    from job.store.models import needs_fp32
+
+    asked = recipe.training.precision
+    if asked in ("bf16", "fp16") and needs_fp32(folder):
+        raise RecipeError(
+            f"training.precision: transformers cannot compute this model in {asked} mixed precision; use auto or fp32"
+        )
+
+
 def refuse_missing_trackers(recipe: Recipe) -> None:
     """Raise RecipeError (10) where the recipe reports to something whose package is not installed here."""
     for name in recipe.training.report_to:
@@ -83,7 +94,7 @@ def describe_batches(recipe: Recipe, topology: Topology) -> list[str]:
 
 def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str]:
     """Fetch model and data into the cache, read them as a run would, and return lines on what they are."""
-    from job.data.fetch import check_max_length, read_splits
+    from job.data.fetch import check_max_length, find_model_class, read_splits
     from job.data.sources import locate_data
     from job.store.models import count_parameters, fetch_model, read_config
 
@@ -96,6 +107,8 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
     rows = counts["rows"]
     refuse_few_rows(recipe, rows["test"])
     least = "at least " if get_task(recipe.kind).per_token else ""  # long texts become several rows
+    refuse_precision(recipe, model.path)
+    find_model_class(model.path, get_task(recipe.kind))
     check_exportable(model.path, get_task(recipe.kind))
     parameters = count_parameters(model.path)
     trained = parameters if recipe.tuning.method == "full" else _estimate_trained(recipe, model.path, labels.names)

@@ -221,14 +221,15 @@ def _match_inputs(tokenizer: Any, folder: Path, config: dict[str, Any], task: Ta
     must work as it is: `model(**tokenizer(text))`.
     """
     names = list(tokenizer.model_input_names)
-    segments = _takes_segments(folder, task) and int(config.get("type_vocab_size") or 0) > 1
+    taken = inspect.signature(find_model_class(folder, task).forward).parameters
+    segments = "token_type_ids" in taken and int(config.get("type_vocab_size") or 0) > 1
     if "token_type_ids" in names and not segments:
         names.remove("token_type_ids")
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
-def _takes_segments(folder: Path, task: Task) -> bool:
-    """Tell whether the task's model of this folder's architecture takes `token_type_ids`."""
+def find_model_class(folder: Path, task: Task) -> Any:
+    """Return the task's class for models of this folder's architecture; raise DataError (11) where there is none."""
     import transformers
 
     try:
@@ -242,7 +243,7 @@ def _takes_segments(folder: Path, task: Task) -> bool:
         raise DataError(
             f"model.id: {folder} is an encoder ({config.model_type}) and sees the tokens to come; name a decoder"
         )
-    return "token_type_ids" in inspect.signature(model_class.forward).parameters
+    return model_class
 
 
 def find_decoder_start(folder: Path) -> int:

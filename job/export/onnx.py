@@ -45,7 +45,7 @@ def export_run(run: Run) -> dict[str, Any]:
             trust_remote_code=False,
             device="cpu",
         )
-    except (ValueError, NotImplementedError, RuntimeError, KeyError) as error:
+    except (ValueError, NotImplementedError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         if lacks_memory(error):
             raise
         raise GateFailed(

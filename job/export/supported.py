@@ -38,9 +38,17 @@ CERTAIN = {
 """Optimum's name of a task → `model_type` of models that it exports."""
 
 
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+"""What a tokenizer gives, and all that a model which does not write may ask for."""
+
+
 def is_certain(run: Run) -> bool:
     """Tell whether the run's model is one that needs no `refuse_unexportable`."""
-    return _name_kind(run.base_model) in CERTAIN[get_task(run.recipe.kind).export_task]
+    return _is_certain(run.base_model, get_task(run.recipe.kind))
+
+
+def _is_certain(folder: Path, task: Task) -> bool:
+    return read_config(folder).get("model_type") in CERTAIN[task.export_task]
 
 
 def refuse_unexportable(run: Run) -> dict[str, Any]:
@@ -51,25 +59,30 @@ def refuse_unexportable(run: Run) -> dict[str, Any]:
 
 def check_exportable(folder: Path, task: Task) -> None:
     """Let Optimum export a model of the kind in `folder` for this task; raise RecipeError (10) where it cannot."""
-    kind = _name_kind(folder)
-    if kind in CERTAIN[task.export_task]:
+    if _is_certain(folder, task):
         return
-    from optimum.exporters.onnx import model_configs  # noqa: F401  # registers what it knows
-    from optimum.exporters.tasks import TasksManager
+    from transformers import AutoConfig
 
-    try:
-        known = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
-    except KeyError:
-        known = {}
-    if known and not task.generates:
-        described_by = next(iter(known.values())).func
-        TasksManager.create_register("onnx")(kind, task.export_task)(described_by)
-    elif task.export_task not in known:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if not _register(config, task):
         raise RecipeError(
-            f"model.id: Optimum cannot export a model of kind {kind!r} for {task.name} to ONNX, so nothing could be "
-            f"released; name another model ({', '.join(sorted(CERTAIN[task.export_task]))}, …)"
+            f"model.id: Optimum cannot export a model of kind {config.model_type!r} for {task.name} to ONNX, without "
+            f"which nothing is released; name another model ({', '.join(sorted(CERTAIN[task.export_task]))}, …)"
         )
 
 
-def _name_kind(folder: Path) -> str:
-    return str(read_config(folder).get("model_type"))
+def _register(config: Any, task: Task) -> bool:
+    """Let Optimum know the task for models of this kind, unless it does; tell whether they can be exported."""
+    from optimum.exporters.onnx import model_configs  # noqa: F401  # registers what it knows
+    from optimum.exporters.tasks import TasksManager
+
+    kind = config.model_type
+    try:
+        known = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
+    except KeyError:
+        return False
+    if task.generates:
+        return task.export_task in known
+    described_by = next(iter(known.values())).func
+    TasksManager.create_register("onnx")(kind, task.export_task)(described_by)
+    return set(known[task.export_task](config).inputs) <= _INPUTS

@@ -23,6 +23,8 @@ from job.store.transfer import download_files, mirror_objects
 
 _HOSTILE_KEY = re.compile(r"auto_map|trust_remote_code|_attn_implementation.*|.*_internal|custom_pipelines")
 _HARMLESS_KEY = "_attn_implementation_autoset"  # a flag that transformers 4.46–4.56 wrote into every config
+_FP32_ONLY = ("deberta",)
+"""Kinds that write a number of fp32 into a mask of bf16 (transformers#35332); deberta-v2 does not."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 
 
@@ -112,6 +114,11 @@ def _fetch_from_store(origin: str, cache: Path, allow_http: bool) -> ModelSource
     if folder is None:
         raise NotFound(f"model.id: nothing lies under {uri}; check the address with `job show`")
     return ModelSource(origin, folder, None)
+
+
+def needs_fp32(folder: Path) -> bool:
+    """Tell whether transformers cannot compute a model of this kind in mixed precision."""
+    return read_config(folder).get("model_type") in _FP32_ONLY
 
 
 def read_config(folder: Path) -> dict[str, Any]:

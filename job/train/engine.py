@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from job.data.batching import BatchShape
 from job.errors import JobError, RecipeError, ResourceExhausted
 from job.recipe import Recipe
 from job.recipe.schema import Training
+from job.store.models import needs_fp32
 from job.tasks import get_task
 from job.train.memory import measure_device
 from job.train.versions import fit_arguments
@@ -31,8 +32,6 @@ _EVAL_ROWS_PER_TRAINED = {False: 4, True: 1}
 _BYTES_PER_PARAMETER = 16
 """fp32 weight + gradient + two Adam moments, or bf16 weight and gradient with an fp32 master copy."""
 _USABLE_MEMORY = 0.6
-_FP32_ONLY = ("deberta",)
-"""Kinds of models that write a number of fp32 into a mask of bf16 (transformers#35332); deberta-v2 is mended."""
 """Share of a device's memory for weights and optimizer; the rest is for activations."""
 
 
@@ -77,14 +76,11 @@ def repeat_bits(asked: bool) -> Iterator[None]:
 
 def decide_precision(asked: str, model: Path) -> str:
     """Return bf16, fp16 or fp32; `auto` is bf16 where the processor computes it natively and this model can."""
-    kind = str(PretrainedConfig.get_config_dict(model)[0].get("model_type"))
-    if kind in _FP32_ONLY and asked in ("bf16", "fp16"):
-        raise RecipeError(f"training.precision: transformers cannot compute {kind!r} in {asked}; use auto or fp32")
     if asked == "fp16" and not torch.cuda.is_available():
         raise RecipeError("training.precision: fp16 needs a GPU and this node has none; use auto, bf16 or fp32")
     if asked != "auto":
         return asked
-    if kind in _FP32_ONLY:
+    if needs_fp32(model):
         return "fp32"
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -231,9 +231,28 @@ def test_a_wrong_command_line_is_2() -> None:
     assert call_job("nonsense").code == 2
 
 
-def test_a_model_that_could_not_be_exported_is_refused_before_it_is_trained(
-    recipe: dict[str, Any], make_model: MakeModel, refuse: Callable[..., None]
-) -> None:
-    sizes = {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32}
-    recipe["model"]["id"] = str(make_model("xlnet", **sizes))
-    refuse(10, "model.id", "'xlnet' for text-classification", "name another model")
+XLNET = {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "changes", "code", "words"),
+    [
+        ("xlnet", XLNET, {}, 10, ["model.id", "'xlnet' for text-classification", "name another model"]),
+        ("bert", {}, {"task": "causal-lm"}, 11, ["model.id", "is an encoder (bert)", "name a decoder"]),
+        ("deberta", DEBERTA, {"training": {"precision": "bf16"}}, 10, ["training.precision", "auto or fp32"]),
+    ],
+    ids=["not exported", "of another task", "not computed in bf16"],
+)  # fmt: skip
+def test_what_a_model_cannot_do_is_refused_before_it_is_trained_and_by_check_alike(
+    recipe: dict[str, Any], make_model: MakeModel, refuse: Callable[..., None], tmp_path: Path,
+    kind: str, sizes: dict[str, Any], changes: dict[str, Any], code: int, words: list[str],
+) -> None:  # fmt: skip
+    recipe["model"]["id"] = str(make_model(kind, **sizes))
+    for section, value in changes.items():
+        recipe[section] = recipe[section] | value if isinstance(value, dict) else value
+    if "task" in changes:
+        recipe["baselines"] = []
+    refuse(code, *words)
+    checked = call_job("check", str(tmp_path / "recipe.yaml"), "--work-dir", str(tmp_path / "work"))
+    assert_refused(checked, code, *words)
