@@ -16,17 +16,8 @@ from job.store.models import read_config
 from job.tasks import Task, get_task
 
 _ENCODERS = {
-    "albert",
-    "bert",
-    "camembert",
-    "deberta",
-    "deberta-v2",
-    "distilbert",
-    "electra",
-    "mpnet",
-    "roberta",
-    "xlm-roberta",
-}
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta",
+}  # fmt: skip
 CERTAIN = {
     "fill-mask": _ENCODERS | {"modernbert"},
     "question-answering": _ENCODERS,
@@ -36,8 +27,6 @@ CERTAIN = {
     "text2text-generation-with-past": {"bart", "marian", "mbart", "mt5", "pegasus", "t5"},
 }
 """Optimum's name of a task → `model_type` of models that it exports."""
-
-
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 """What a tokenizer gives, and all that a model which does not write may ask for."""
 

@@ -31,7 +31,7 @@ from job.store.transfer import upload_sources
 
 log = logging.getLogger("job.store")
 
-NONE_HELD: Mapping[str, HeldFile] = MappingProxyType({})
+_NONE_HELD: Mapping[str, HeldFile] = MappingProxyType({})
 
 _POLL_S = 0.2
 _KEPT_EVENTS = 200
@@ -48,7 +48,7 @@ class CheckpointWriter:
         self._committed: dict[str, Manifest] | None = None
         self._events: list[Record] = []
 
-    def commit(self, folder: Path, step: int, about: Record, held: Mapping[str, HeldFile] = NONE_HELD) -> None:
+    def commit(self, folder: Path, step: int, about: Record, held: Mapping[str, HeldFile] = _NONE_HELD) -> None:
         """Upload this rank's files of `folder` (calls 8–9); on rank 0 also make them current (10–13).
 
         Those that are `held` (path → file) may lie in memory instead.

@@ -5,7 +5,6 @@ An outage of the store, or one that is slow, then costs what it always did: room
 
 from __future__ import annotations
 
-import hashlib
 import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Literal
 
-_CHUNK_BYTES = 1 << 20
+from job.store.manifest import hash_stream
 
 
 class HeldFile:
@@ -38,10 +37,7 @@ class HeldFile:
     @cached_property
     def sha256(self) -> str:
         """Digest (hex) of what the file holds."""
-        digest = hashlib.sha256()
-        for start in range(0, self.size, _CHUNK_BYTES):
-            digest.update(self.read(start, _CHUNK_BYTES))
-        return digest.hexdigest()
+        return hash_stream(self.open())
 
     def open(self, mode: Literal["rb"] = "rb") -> HeldReader:
         """Return a stream of what the file holds, from its beginning on; `mode` as in Path.open."""

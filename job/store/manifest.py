@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,16 @@ def _describe_file(path: str, key: str) -> ManifestEntry:
 
 
 def hash_file(path: str | Path) -> str:
-    """Return the sha256 (hex) of a file, read in chunks."""
-    digest = hashlib.sha256()
+    """Return the sha256 (hex) of a file."""
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        return hash_stream(file)
+
+
+def hash_stream(stream: RawIOBase) -> str:
+    """Return the sha256 (hex) of what a stream gives, read in chunks."""
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from job.errors import JobError, NotFound, SecurityRefused, contains_secret, redact
-from job.store.held import HeldFile
 
 if TYPE_CHECKING:
     from job.recipe.schema import Store as Address  # pydantic takes time that `job predict` has not
+    from job.store.held import HeldFile  # which is made of what this file and the manifest say
 
 MAX_KEY_LENGTH = 512
 MAX_PART_LENGTH = 200

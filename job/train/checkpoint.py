@@ -1,4 +1,4 @@
-"""The training state on disk: safetensors and JSON, no pickle.
+"""The files of a checkpoint: safetensors and JSON, no pickle.
 
 model.safetensors, config.json, tokenizer files    weights in fp32, gathered from all ranks     rank 0
                                                    (those that the method moves, no others)

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from threading import Thread
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary, finalize
 
@@ -96,7 +95,7 @@ class Snapshot:
         def write() -> Written:
             held = work()
             for file in held:
-                Thread(target=_give_way, args=[file, patience_s], name="give-way", daemon=True).start()
+                threading.Thread(target=_give_way, args=[file, patience_s], name="give-way", daemon=True).start()
             return Written(time.monotonic() - began, held)
 
         self._written = _work_beside(write)
@@ -155,7 +154,7 @@ def _work_beside(work: Callable[[], T]) -> Future[T]:
         except BaseException as error:  # crosses to whoever asks for the result
             future.set_exception(error)
 
-    Thread(target=run, name=_THREAD, daemon=True).start()
+    threading.Thread(target=run, name=_THREAD, daemon=True).start()
     return future
 
 
