@@ -19,7 +19,7 @@ import numpy as np
 
 from job.data import TokenTable
 from job.export.ladder import EMBEDDINGS, MATRICES, Rung
-from job.export.matrices import configure_blocks, shrink_embeddings, split_gemms, untie_weights
+from job.export.matrices import configure_blocks, forget_shapes, shrink_embeddings, split_gemms, untie_weights
 from job.export.measure import cut_micro_batches, select_inputs
 from job.export.onnx import move_model, onnx_size
 from job.export.rounding import replace_points, round_model
@@ -127,7 +127,9 @@ class Quantizer:
             calibration_tensors_range=self._ranges if static else None,
             use_external_data_format=onnx_size(self._model) > _LARGE_BYTES,
         )
-        move_model(scratch / f"{self._model.stem}_quantized.onnx", output)
+        written = scratch / f"{self._model.stem}_quantized.onnx"
+        forget_shapes(written)
+        move_model(written, output)
         shutil.rmtree(scratch)
 
     def _write_weights(self, rung: Rung, output: Path) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from conftest import Released, assert_refused, call_job, quickstart_options
 from processes import find_processes
@@ -227,3 +229,15 @@ def test_the_bundle_has_the_files_of_the_contract(bundle: Path) -> None:
     card = (bundle / "README.md").read_text()
     assert "/tmp" not in card
     assert str(Path.home()) not in card + (bundle / "metrics.json").read_text()
+
+
+def test_int8_files_are_not_fused_into_what_is_slower(bundle: Path, tmp_path: Path) -> None:
+    int8 = [path for path in (bundle / "onnx").glob("*.onnx") if path.name != "model.onnx"]
+    assert "model_quantized.onnx" in {path.name for path in int8}
+    for path in int8:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath, options.log_severity_level = str(tmp_path / path.name), 3
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        kinds = {node.op_type for node in onnx.load(tmp_path / path.name).graph.node}
+        assert "LayerNormalization" in kinds
+        assert "SkipLayerNormalization" not in kinds
