@@ -57,6 +57,10 @@ def test_a_verbs_help_and_a_wrong_command_import_only_what_typer_draws_in(words:
     assert list_heavy(*words) <= {"pydantic"}
 
 
+def test_a_store_is_verified_without_what_reads_recipes(tmp_path: Path) -> None:
+    assert list_heavy("verify", tmp_path / "store") <= {"pydantic"}, "by typer"
+
+
 @pytest.mark.parametrize("verb", ["run", "check"])
 def test_a_bad_recipe_is_refused_by_what_reads_recipes_alone(verb: str, tmp_path: Path) -> None:
     recipe = tmp_path / "bad.yaml"

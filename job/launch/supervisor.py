@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from job.errors import Interrupted, PeerLost
 from job.launch.memory import MemoryWatch
 from job.launch.pulse import Pulse
 from job.launch.signals import StopRequest
 from job.launch.verdict import Verdict, decide
-from job.recipe.schema import Launch
+
+if TYPE_CHECKING:
+    from job.recipe.schema import Launch  # pydantic takes time that most verbs have not
 
 log = logging.getLogger("job.launch")
 

@@ -15,9 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job.errors import RecipeError, ResourceExhausted
-from job.recipe.schema import Distributed
+
+if TYPE_CHECKING:
+    from job.recipe.schema import Distributed  # pydantic takes time that most verbs have not
 
 RENDEZVOUS_PORT = 29400
 """Where node 0 waits for the others in Kubernetes, where every pod has an address of its own."""

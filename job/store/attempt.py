@@ -6,6 +6,7 @@ written. The order of calls stands in `commit.py`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,6 @@ from pathlib import Path
 
 from job.errors import Fenced
 from job.failpoints import failpoint
-from job.recipe import hash_json
 from job.store.commit import NOTHING, fence, read_pointer, write_pointer
 from job.store.lease import Lease, acquire_lease
 from job.store.ledger import Ledger, describe_attempt, read_attempt
@@ -89,7 +89,7 @@ class Attempt:
     def begin(self, work: str, stages: list[str]) -> None:
         """Enter the ledger and sweep (calls 5–6); raise NoProgress (18). `work` is a hash of what is tried."""
         committed = {name: (read_stage(self.store.objects, name) or {}).get("outputs") for name in stages}
-        progress = hash_json([self._pointer["manifest"], committed])
+        progress = hashlib.sha256(dump({"current": self._pointer["manifest"], "stages": committed})).hexdigest()
         ledger = Ledger(self.store, self.epoch, work, progress)
         self._ledger = ledger
         ledger.begin()

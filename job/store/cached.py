@@ -16,12 +16,15 @@ import shutil
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job.errors import JobError, NoValidCheckpoint, SecurityRefused
-from job.recipe import Run
 from job.store.manifest import Manifest, describe_files, list_files
 from job.store.objects import Store, open_room
 from job.store.transfer import download_files, sweep_unfinished, upload_files
+
+if TYPE_CHECKING:
+    from job.recipe import Run  # pydantic takes time that most verbs have not
 
 log = logging.getLogger("job.store")
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from job.errors import CheckpointMismatch, Fenced, NotFound
-from job.recipe.schema import Store as Address
 from job.store.objects import PreconditionFailed, Store, check_key, open_room
 from job.store.records import Record, new_nonce, parse_leniently, swap
 from job.store.restore import require_manifest
+
+if TYPE_CHECKING:
+    from job.recipe.schema import Store as Address  # pydantic takes time that most verbs have not
 
 log = logging.getLogger("job.store")
 

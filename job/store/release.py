@@ -6,15 +6,18 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job.errors import CheckpointMismatch, SecurityRefused
 from job.failpoints import failpoint
-from job.recipe.schema import Store as Address
 from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_room, open_store
 from job.store.records import Record, parse
 from job.store.restore import require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
+
+if TYPE_CHECKING:
+    from job.recipe.schema import Store as Address  # pydantic takes time that most verbs have not
 
 log = logging.getLogger("job.store")
 

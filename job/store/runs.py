@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from job.recipe import Run
 from job.store.objects import PreconditionFailed, Store, open_store
 from job.store.records import Record, dump, parse
+
+if TYPE_CHECKING:
+    from job.recipe import Run  # pydantic takes time that most verbs have not
 
 
 class RunStore:
