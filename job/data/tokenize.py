@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -120,6 +120,15 @@ class TokenTable:
         if not self.per_token:
             return np.arange(len(self))
         return np.repeat(np.arange(len(self)), self.label_lengths)[np.asarray(self.labels) != IGNORED_LABEL]
+
+    def cut(self, positions: np.ndarray, max_tokens: int, max_rows: int | None = None) -> Iterator[np.ndarray]:
+        """Yield positions of rows of like length, longest first; a batch that is over `max_tokens` has one row."""
+        lengths = self.lengths
+        order = positions[np.argsort(-lengths[positions], kind="stable")]
+        while len(order):
+            count = min(max(max_tokens // int(lengths[order[0]]), 1), max_rows or len(order))
+            yield order[:count]
+            order = order[count:]
 
     def take(self, positions: np.ndarray) -> TokenTable:
         """Return a small table, in memory, of the rows at `positions` (int64), ascending."""

@@ -24,7 +24,7 @@ def compute_answers(model: Any, table: TokenTable, pad_id: int, task: Task) -> n
         return task.reduce(join_outputs(task, output), labels)
 
     return table.gather(
-        run_batches(partial(_run, place_model(model), table, pad_id, read), table, task.max_batch_tokens)
+        _run_batches(partial(_run, place_model(model), table, pad_id, read), table, task.max_batch_tokens)
     )
 
 
@@ -36,7 +36,7 @@ def compute_vectors(
     def read(output: Any, positions: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
         return pool(output, mask)
 
-    vectors = list(run_batches(partial(_run, place_model(model), table, pad_id, read), table, _VECTOR_TOKENS))
+    vectors = list(_run_batches(partial(_run, place_model(model), table, pad_id, read), table, _VECTOR_TOKENS))
     places = np.argsort(np.concatenate([positions for positions, _ in vectors]))
     return np.concatenate([part for _, part in vectors])[places]
 
@@ -44,16 +44,11 @@ def compute_vectors(
 _VECTOR_TOKENS = 8192
 
 
-def run_batches(
+def _run_batches(
     answer: Callable[[np.ndarray], np.ndarray], table: TokenTable, max_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (positions, answer(positions)) of batches of like length, at most `max_tokens` each, longest first."""
-    order = np.argsort(-table.lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        positions = order[start : start + max(max_tokens // int(table.lengths[order[start]]), 1)]
-        yield positions, answer(positions)
-        start += len(positions)
+    return ((positions, answer(positions)) for positions in table.cut(np.arange(len(table)), max_tokens))
 
 
 def place_model(model: Any) -> Any:

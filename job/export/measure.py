@@ -78,19 +78,8 @@ def run_micro_batches(
     answer: Callable[[dict[str, np.ndarray]], Any], rows: Rows, positions: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield (positions, answer) of micro-batches of like length, longest first."""
-    for part in cut_micro_batches(rows.table, positions, rows.task.max_batch_tokens):
+    for part in rows.table.cut(positions, rows.task.max_batch_tokens, MICRO_BATCH_ROWS):
         yield part, answer(rows.table.pad(part, rows.pad_id))
-
-
-def cut_micro_batches(table: TokenTable, positions: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Yield positions of rows of like length, longest first; a batch that is over `max_tokens` has one row."""
-    order = positions[np.argsort(-table.lengths[positions], kind="stable")]
-    start = 0
-    while start < len(order):
-        fitting = max(max_tokens // int(table.lengths[order[start]]), 1)
-        part = order[start : start + min(fitting, MICRO_BATCH_ROWS)]
-        yield part
-        start += len(part)
 
 
 def select_inputs(session: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

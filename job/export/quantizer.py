@@ -20,7 +20,7 @@ import numpy as np
 from job.data import TokenTable
 from job.export.ladder import EMBEDDINGS, MATRICES, Rung
 from job.export.matrices import configure_blocks, forget_shapes, shrink_embeddings, split_gemms, untie_weights
-from job.export.measure import cut_micro_batches, select_inputs
+from job.export.measure import MICRO_BATCH_ROWS, select_inputs
 from job.export.onnx import move_model, onnx_size
 from job.export.rounding import replace_points, round_model
 from job.export.sensitivity import (
@@ -178,7 +178,7 @@ class Quantizer:
         """Yield batches of so many train rows of like length, from all over the split."""
         table = TokenTable.open(self._train)
         chosen = np.linspace(0, len(table) - 1, min(rows, len(table))).astype(np.int64)
-        for part in cut_micro_batches(table, chosen, MAX_TOKENS):
+        for part in table.cut(chosen, MAX_TOKENS, MICRO_BATCH_ROWS):
             yield self.read(table, part)
 
 

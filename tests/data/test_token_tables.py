@@ -37,6 +37,20 @@ def test_answers_of_batches_come_back_in_order_whatever_the_batches(lengths: lis
     np.testing.assert_array_equal(table.truth.rows, table.unit_positions)
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 40), st.none() | st.integers(1, 5))
+def test_batches_of_like_length_hold_every_row_once_and_no_more_than_fits(
+    lengths: list[int], max_tokens: int, max_rows: int | None
+) -> None:
+    table = make_table(lengths)
+    batches = list(table.cut(np.arange(len(table)), max_tokens, max_rows))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(table)))
+    assert np.all(np.diff(table.lengths[np.concatenate(batches)]) <= 0), "the longest come first"
+    for batch in batches:
+        padded = len(batch) * int(table.lengths[batch].max())
+        assert padded <= max_tokens or len(batch) == 1
+        assert max_rows is None or len(batch) <= max_rows
+
+
 def test_rows_that_one_text_became_count_as_one() -> None:
     table = replace(make_table([3, 2, 4]), rows=np.array([7, 7, 9]))
     assert set(table.truth.rows) == {0, 1}
