@@ -99,8 +99,9 @@ def shrink_embeddings(graph: Any) -> None:
 def forget_shapes(model: Path) -> None:
     """Take out of a file the shapes of inner tensors that onnxruntime's quantizer has inferred.
 
-    Where they stand, onnxruntime fuses Add and LayerNormalization into SkipLayerNormalization, whose kernel takes
-    several times as long on a processor as the two do (1.32.0; BERT shapes in int8: the whole model 8-20 % longer).
+    With them, or where a session fixes the sizes of its inputs, onnxruntime fuses Add and LayerNormalization into
+    SkipLayerNormalization, whose kernel takes several times as long on a processor as the two do (1.32.0; BERT shapes
+    in int8: the whole model 8 to 20 % longer). What branches hold is left alone: no LayerNormalization lies there.
     """
     import onnx
 

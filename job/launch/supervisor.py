@@ -27,7 +27,7 @@ from job.launch.signals import StopRequest
 from job.launch.verdict import Verdict, decide
 
 if TYPE_CHECKING:
-    from job.recipe.schema import Launch  # pydantic takes time that most verbs have not
+    from job.recipe.schema import Launch  # to build its classes takes time that most verbs have not
 
 log = logging.getLogger("job.launch")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from job.errors import RecipeError, ResourceExhausted
 
 if TYPE_CHECKING:
-    from job.recipe.schema import Distributed  # pydantic takes time that most verbs have not
+    from job.recipe.schema import Distributed  # to build its classes takes time that most verbs have not
 
 RENDEZVOUS_PORT = 29400
 """Where node 0 waits for the others in Kubernetes, where every pod has an address of its own."""

@@ -24,7 +24,7 @@ from job.store.objects import Store, open_room
 from job.store.transfer import download_files, sweep_unfinished, upload_files
 
 if TYPE_CHECKING:
-    from job.recipe import Run  # pydantic takes time that most verbs have not
+    from job.recipe import Run  # to build its classes takes time that most verbs have not
 
 log = logging.getLogger("job.store")
 

@@ -20,7 +20,7 @@ from job.store.records import Record, new_nonce, parse_leniently, swap
 from job.store.restore import require_manifest
 
 if TYPE_CHECKING:
-    from job.recipe.schema import Store as Address  # pydantic takes time that most verbs have not
+    from job.recipe.schema import Store as Address  # to build its classes takes time that most verbs have not
 
 log = logging.getLogger("job.store")
 

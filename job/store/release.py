@@ -17,7 +17,7 @@ from job.store.restore import require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
 
 if TYPE_CHECKING:
-    from job.recipe.schema import Store as Address  # pydantic takes time that most verbs have not
+    from job.recipe.schema import Store as Address  # to build its classes takes time that most verbs have not
 
 log = logging.getLogger("job.store")
 

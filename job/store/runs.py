@@ -9,7 +9,7 @@ from job.store.objects import PreconditionFailed, Store, open_store
 from job.store.records import Record, dump, parse
 
 if TYPE_CHECKING:
-    from job.recipe import Run  # pydantic takes time that most verbs have not
+    from job.recipe import Run  # to build its classes takes time that most verbs have not
 
 
 class RunStore:

@@ -27,7 +27,7 @@ from job.recipe import Run
 
 TIMED_ROWS, BATCH = 512, 32
 TIMES_AS_MANY = 3
-"""Rounds: files of the same kernels are as fast as each other but for a hundredth, which few rounds cannot tell."""
+"""Rounds: files of the same kernels, as those of fp32, differ by a hundredth, which few rounds cannot tell."""
 TEXT = "a moving film, full of small surprises, and acted as if nobody was watching"
 PEERS = {"avx512_vnni": "--avx512_vnni", "avx2": "--avx2"}
 IN_ORDER = f"its batches of {BATCH} in file order"
