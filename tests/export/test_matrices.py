@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from job.export.matrices import shrink_embeddings, split_gemms, untie_weights
+from job.export.matrices import forget_shapes, shrink_embeddings, split_gemms, untie_weights
 
 
 @pytest.fixture
@@ -97,3 +97,34 @@ def test_embeddings_become_rows_of_int8_each_with_its_scale_unless_they_are_few(
     assert model.ByteSize() < 0.3 * before or rows == 20
     worst = np.abs(found - table).max(axis=1) / np.abs(table).max(axis=1)
     assert worst.max() <= (0.51 / 127 if rows == 300 else 0.0)
+
+
+def write_layers(path: Path, norm_first: bool) -> None:
+    """Write two residual layers and a last norm, with the shapes of all inner tensors."""
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float32), "weight")
+    scale, bias = (numpy_helper.from_array(array.astype(np.float32), name)
+                   for array, name in ((np.ones(8), "scale"), (np.zeros(8), "bias")))  # fmt: skip
+    nodes, stream = [], "x"
+    for layer in "ab":
+        normed, product, added = f"normed_{layer}", f"product_{layer}", f"added_{layer}"
+        read = normed if norm_first else stream
+        norm = helper.make_node("LayerNormalization", [stream if norm_first else added, "scale", "bias"], [normed])
+        rest = [helper.make_node("MatMul", [read, "weight"], [product]),
+                helper.make_node("Add", [product, stream], [added])]  # fmt: skip
+        nodes += [norm, *rest] if norm_first else [*rest, norm]
+        stream = added if norm_first else normed
+    nodes.append(helper.make_node("LayerNormalization", [stream, "scale", "bias"], ["y"]))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "tokens", 8]) for name in "xy")
+    graph = helper.make_graph(nodes, "test", [x], [y], [weight, scale, bias])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save_model(onnx.shape_inference.infer_shapes(model), path)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_shapes_are_forgotten_where_layers_end_in_a_norm_and_stay_where_they_begin_with_it(
+    norm_first: bool, tmp_path: Path
+) -> None:
+    write_layers(tmp_path / "model.onnx", norm_first)
+    forget_shapes(tmp_path / "model.onnx")
+    graph = onnx.load(str(tmp_path / "model.onnx")).graph
+    assert bool(graph.value_info) == norm_first
