@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,13 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64 [rows], those of its target included."""
         own = np.diff(self.offsets)
         return own if self.label_offsets is None else own + self.label_lengths
 
-    @property
+    @cached_property
     def label_lengths(self) -> np.ndarray:
         """Labels of each row whose tokens have labels, int64 [rows]."""
         return np.diff(self.offsets if self.label_offsets is None else self.label_offsets)
@@ -123,10 +123,9 @@ class TokenTable:
 
     def cut(self, positions: np.ndarray, max_tokens: int, max_rows: int | None = None) -> Iterator[np.ndarray]:
         """Yield positions of rows of like length, longest first; a batch that is over `max_tokens` has one row."""
-        lengths = self.lengths
-        order = positions[np.argsort(-lengths[positions], kind="stable")]
+        order = positions[np.argsort(-self.lengths[positions], kind="stable")]
         while len(order):
-            count = min(max(max_tokens // int(lengths[order[0]]), 1), max_rows or len(order))
+            count = min(max(max_tokens // int(self.lengths[order[0]]), 1), max_rows or len(order))
             yield order[:count]
             order = order[count:]
 

@@ -3,7 +3,7 @@
 A model with tied embeddings (most decoders, masked language models) is exported with one table for both, and a
 Transpose before the last product: the largest matrix of the model would be left out. That is right where weights alone
 are quantized, for it costs nothing beside the table. Others (GPT-2) have Gemm where MatMulNBits wants MatMul. And
-embeddings, which are tables that a Gather takes rows of.
+embeddings, which are tables that a Gather takes rows of; and what a quantizer leaves that a file is slower with.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ written. The order of calls stands in `commit.py`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -88,8 +87,10 @@ class Attempt:
 
     def begin(self, work: str, stages: list[str]) -> None:
         """Enter the ledger and sweep (calls 5–6); raise NoProgress (18). `work` is a hash of what is tried."""
+        from job.recipe import hash_json  # whoever begins has read a recipe; others should not wait for its classes
+
         committed = {name: (read_stage(self.store.objects, name) or {}).get("outputs") for name in stages}
-        progress = hashlib.sha256(dump({"current": self._pointer["manifest"], "stages": committed})).hexdigest()
+        progress = hash_json([self._pointer["manifest"], committed])
         ledger = Ledger(self.store, self.epoch, work, progress)
         self._ledger = ledger
         ledger.begin()

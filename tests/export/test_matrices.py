@@ -101,9 +101,8 @@ def test_embeddings_become_rows_of_int8_each_with_its_scale_unless_they_are_few(
 
 def write_layers(path: Path, norm_first: bool) -> None:
     """Write two residual layers and a last norm, with the shapes of all inner tensors."""
-    weight = numpy_helper.from_array(np.eye(8, dtype=np.float32), "weight")
-    scale, bias = (numpy_helper.from_array(array.astype(np.float32), name)
-                   for array, name in ((np.ones(8), "scale"), (np.zeros(8), "bias")))  # fmt: skip
+    constants = {"weight": np.eye(8), "scale": np.ones(8), "bias": np.zeros(8)}
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
     nodes, stream = [], "x"
     for layer in "ab":
         normed, product, added = f"normed_{layer}", f"product_{layer}", f"added_{layer}"
@@ -115,7 +114,7 @@ def write_layers(path: Path, norm_first: bool) -> None:
         stream = added if norm_first else normed
     nodes.append(helper.make_node("LayerNormalization", [stream, "scale", "bias"], ["y"]))
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "tokens", 8]) for name in "xy")
-    graph = helper.make_graph(nodes, "test", [x], [y], [weight, scale, bias])
+    graph = helper.make_graph(nodes, "test", [x], [y], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save_model(onnx.shape_inference.infer_shapes(model), path)
 
