@@ -78,7 +78,7 @@ def find_layout(model: Any, task: Task, table: TokenTable, precision: str) -> Fl
     pad_id = int(model.config.pad_token_id or 0)
     order = np.argsort(table.lengths, kind="stable")
     few = sorted({int(order[-1]), *order[:2].tolist()})
-    training, rows = model.training, FlatRows(model, task)
+    training, rows = model.training, FlatRows(model, task, int(table.lengths.max()))
     try:
         padded = _answer_padded(model.eval(), task, table, pad_id, few)
         for rows.layout in (Layout(False, 0), Layout(True, 0), Layout(False, pad_id + 1)):

@@ -36,6 +36,23 @@ class Layout:
     first_position: int
 
 
+@dataclass
+class Line:
+    """A micro-batch that is computed end to end: where rows begin and end, int32 [rows + 1]; where each token stands in
+    its row, int64 [1, tokens]; tokens that no row exceeds; whether a token sees those before it alone.
+    """
+
+    cu_seqlens: torch.Tensor
+    positions: torch.Tensor
+    limit: int
+    causal: bool
+
+
+_line: Line | None = None
+"""Global, as the function is that asks for it. What hangs at a model, or is frozen, torch.compile takes for constant,
+and would compile the model for each micro-batch anew."""
+
+
 class FlatCollator:
     """Positions → input_ids and position_ids int64 [1, all tokens], labels of tokens likewise or [rows], and
     `cu_seqlens` int32 [rows + 1], where rows begin and end. FILLER becomes a row that adds nothing to the loss.
@@ -76,24 +93,24 @@ class FlatCollator:
 class FlatRows:
     """Lets a model compute rows that lie end to end; outside of `apart` the model is what it was.
 
+    `limit`: tokens that no row exceeds; a kernel takes it for the longest row of every micro-batch, so that one which
+    torch.compile makes is good for all.
     `dropout`: the largest share of attention weights that the model has asked to drop; nothing is dropped. `calls`:
     how often it has asked for attention within `apart`.
     """
 
-    def __init__(self, model: Any, task: Task) -> None:
+    def __init__(self, model: Any, task: Task, limit: int) -> None:
+        self._limit = limit
         self.layout, self.dropout, self.calls = Layout(causal=False, first_position=0), 0.0, 0
         self._parameters = inspect.signature(model.forward).parameters
         self.with_types = "token_type_ids" in self._parameters
-        self._bounds: list[int] = []
-        self._cu_seqlens = self._positions = torch.empty(0)
-        self._longest = 0
         self._hooks: list[Any] = []
         if not task.per_token:
             last = Anatomy.of(model).layers[-1:]
-            self._hooks += [model.get_submodule(name).register_forward_hook(self._keep_first_tokens) for name in last]
+            self._hooks += [model.get_submodule(name).register_forward_hook(_keep_first_tokens) for name in last]
         if "position_ids" not in self._parameters:  # DistilBERT's would be 0, 1, 2, … in transformers 4.57
             embeddings = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
-            self._hooks += [module.register_forward_pre_hook(self._replace_positions) for module in embeddings]
+            self._hooks += [module.register_forward_pre_hook(_replace_positions) for module in embeddings]
 
     def remove(self) -> None:
         """Take the hooks out of the model."""
@@ -111,12 +128,13 @@ class FlatRows:
     @contextmanager
     def apart(self, batch: dict[str, Any], device: torch.device) -> Iterator[dict[str, Any]]:
         """Yield the keyword arguments for the model; it must be called, forward and backward, within."""
-        kept, self._longest, self.calls = dict(batch), self.measure_longest(batch), 0
-        cu_seqlens = kept.pop("cu_seqlens")
-        self._bounds = cu_seqlens.tolist()
-        self._cu_seqlens = cu_seqlens.to(device, non_blocking=True)
+        global _line
+        kept, self.calls = dict(batch), 0
+        bounds, positions = kept.pop("cu_seqlens"), kept["position_ids"].to(device, non_blocking=True)
+        bounds = bounds.to(device, non_blocking=True)
+        _line = Line(bounds, positions, self._limit, self.layout.causal)
         if "position_ids" not in self._parameters:
-            self._positions = kept.pop("position_ids").to(device, non_blocking=True)
+            del kept["position_ids"]
         if self.layout.causal:  # a mask of four dimensions is left alone; without, one of tokens × tokens is made
             kept["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device)
         if "use_cache" in self._parameters:
@@ -126,19 +144,7 @@ class FlatRows:
             yield kept
         finally:
             torch.nn.functional.scaled_dot_product_attention = _attend_padded
-            self._bounds = []
-
-    def _keep_first_tokens(self, layer: Any, args: Any, output: Any) -> Any:
-        """Behind the last layer every token is computed alone, and the head asks for the first of each row."""
-        if not self._bounds:
-            return output
-        starts = self._cu_seqlens[:-1]
-        if torch.is_tensor(output):
-            return output[0].index_select(0, starts)[:, None]
-        return tuple(part[0].index_select(0, starts)[:, None] if torch.is_tensor(part) else part for part in output)
-
-    def _replace_positions(self, embedding: Any, args: Any) -> Any:
-        return (self._positions,) if self._bounds else args
+            _line = None
 
     def _attend(
         self,
@@ -152,8 +158,8 @@ class FlatRows:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         """As torch's function: query, key, value [1, heads, tokens, width] → [1, heads, tokens, width]."""
-        if query.shape[0] != 1 or query.shape[2] != self._bounds[-1]:
-            raise ValueError(f"attention of {tuple(query.shape)} while {self._bounds[-1]} tokens are computed")
+        if _line is None or query.shape[0] != 1 or query.shape[2] != _line.positions.shape[1]:
+            raise ValueError(f"attention of {tuple(query.shape)}, which are not the rows that lie end to end")
         self.dropout, self.calls = max(self.dropout, dropout_p), self.calls + 1
         if enable_gqa:
             groups = query.shape[1] // key.shape[1]
@@ -161,23 +167,36 @@ class FlatRows:
         device = query.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
         if device == "cuda" and dtype in _HALF:
-            return self._run_kernel(query.to(dtype), key.to(dtype), value.to(dtype), scale)
-        rows = [slice(*span) for span in zip(self._bounds, self._bounds[1:], strict=False)]
-        parts = [
-            _attend_padded(
-                *(each[:, :, row] for each in (query, key, value)), is_causal=self.layout.causal, scale=scale
-            )
-            for row in rows
-        ]
-        return torch.cat(parts, dim=2)
+            return _run_kernel(_line, [query.to(dtype), key.to(dtype), value.to(dtype)], scale)
+        return _attend_by_row(_line, [query, key, value], scale)
 
-    def _run_kernel(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-    ) -> torch.Tensor:
-        from torch.nn.attention.varlen import varlen_attn
 
-        flat = [each[0].transpose(0, 1) for each in (query, key, value)]
-        bounds, longest = self._cu_seqlens, self._longest
-        window = (-1, 0) if self.layout.causal else (-1, -1)
-        out = varlen_attn(*flat, bounds, bounds, longest, longest, scale=scale, window_size=window)
-        return out.transpose(0, 1)[None]
+def _run_kernel(line: Line, states: list[torch.Tensor], scale: float | None) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    flat = [each[0].transpose(0, 1) for each in states]
+    window = (-1, 0) if line.causal else (-1, -1)
+    bounds, limit = line.cu_seqlens, line.limit
+    out = varlen_attn(*flat, bounds, bounds, limit, limit, scale=scale, window_size=window)
+    return out.transpose(0, 1)[None]
+
+
+@torch.compiler.disable  # what a loop over the rows compiles to holds for rows of these lengths alone
+def _attend_by_row(line: Line, states: list[torch.Tensor], scale: float | None) -> torch.Tensor:
+    lengths = line.cu_seqlens.diff().tolist()
+    rows = zip(*(each.split(lengths, dim=2) for each in states), strict=True)
+    return torch.cat([_attend_padded(*row, is_causal=line.causal, scale=scale) for row in rows], dim=2)
+
+
+def _keep_first_tokens(layer: Any, args: Any, output: Any) -> Any:
+    """Behind the last layer every token is computed alone, and the head asks for the first of each row."""
+    if _line is None:
+        return output
+    starts = _line.cu_seqlens[:-1]
+    if torch.is_tensor(output):
+        return output[0].index_select(0, starts)[:, None]
+    return tuple(part[0].index_select(0, starts)[:, None] if torch.is_tensor(part) else part for part in output)
+
+
+def _replace_positions(embedding: Any, args: Any) -> Any:
+    return args if _line is None else (_line.positions,)

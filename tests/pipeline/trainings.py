@@ -44,9 +44,18 @@ def run_trial_rank(run: Run) -> dict[str, Any]:
         _shrink_gpu(int(mib))
     if os.environ.get("TRIAL_OVERFLOW"):
         _overflow()
+    if run.recipe.training.torch_compile:
+        _fail_where_compiling_has_no_end()
     if accident := os.environ.get("TRIAL_ACCIDENT"):
         _arrange(accident, run)
     return run_rank(run)
+
+
+def _fail_where_compiling_has_no_end() -> None:
+    """Where each micro-batch would need kernels of its own, torch gives up after eight and goes on without any."""
+    import torch._dynamo
+
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def _add_noise() -> None:
