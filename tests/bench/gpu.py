@@ -255,6 +255,8 @@ def take_turn(trainer: Any, steps: int) -> Turn:
     trainer.args.max_steps = 10_000
     trainer.train()
     turn = trainer.clock.read()
+    # loading processes that stay are told to end now: left to the garbage collector, each is waited for in vain, 5 s
+    trainer.callback_handler.train_dataloader._iterator = None
     # in the last turns' memory nothing else may lie
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     return turn
@@ -286,6 +288,7 @@ def list_contenders(shape: Shape, table: TokenTable, folder: Path) -> dict[str, 
         f"job, padded, batch {wide.batch}": job(wide, "padded"),
         f"job, varlen, batch {wide.batch}": job(wide, "varlen"),
         f"job, padded, batch {wide.batch}, compiled": job(wide, "padded", compiled=True),
+        f"job, varlen, batch {wide.batch}, compiled": job(wide, "varlen", compiled=True),
     }
 
 
@@ -321,6 +324,7 @@ def release() -> None:
     """Give memory back before the next one takes its turn."""
     gc.collect()
     torch.compiler.reset()  # it counts how often a kind of model was compiled, and gives up
+    os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)  # Trainer leaves it there: whoever comes next would be compiled
     if GPU:
         torch.cuda.empty_cache()
 
