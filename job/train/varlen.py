@@ -39,18 +39,20 @@ class Layout:
 @dataclass
 class Line:
     """A micro-batch that is computed end to end: where rows begin and end, int32 [rows + 1]; where each token stands in
-    its row, int64 [1, tokens]; tokens that no row exceeds; whether a token sees those before it alone.
+    its row, int64 [1, tokens]; the rows' lengths; the most tokens that a row of any micro-batch has; whether a token
+    sees those before it alone.
     """
 
     cu_seqlens: torch.Tensor
     positions: torch.Tensor
+    lengths: list[int]
     limit: int
     causal: bool
 
 
 _line: Line | None = None
-"""Global, as the function is that asks for it. What hangs at a model, or is frozen, torch.compile takes for constant,
-and would compile the model for each micro-batch anew."""
+"""Global, as the function is that reads it. torch.compile takes numbers in a list, and tensors that hang at a module's
+hook, for constant, and would compile the model for each micro-batch anew."""
 
 
 class FlatCollator:
@@ -91,12 +93,10 @@ class FlatCollator:
 
 
 class FlatRows:
-    """Lets a model compute rows that lie end to end; outside of `apart` the model is what it was.
+    """Lets a model compute rows that lie end to end; outside of `apart` the model is what it was. It has one at a time.
 
-    `limit`: tokens that no row exceeds; a kernel takes it for the longest row of every micro-batch, so that one which
-    torch.compile makes is good for all.
-    `dropout`: the largest share of attention weights that the model has asked to drop; nothing is dropped. `calls`:
-    how often it has asked for attention within `apart`.
+    `limit`: the most tokens that a row has. `dropout`: the largest share of attention weights that the model has asked
+    to drop; nothing is dropped. `calls`: how often it has asked for attention within `apart`.
     """
 
     def __init__(self, model: Any, task: Task, limit: int) -> None:
@@ -130,15 +130,15 @@ class FlatRows:
         """Yield the keyword arguments for the model; it must be called, forward and backward, within."""
         global _line
         kept, self.calls = dict(batch), 0
-        bounds, positions = kept.pop("cu_seqlens"), kept["position_ids"].to(device, non_blocking=True)
-        bounds = bounds.to(device, non_blocking=True)
-        _line = Line(bounds, positions, self._limit, self.layout.causal)
-        if "position_ids" not in self._parameters:
-            del kept["position_ids"]
+        bounds, positions = kept.pop("cu_seqlens"), kept.pop("position_ids").to(device, non_blocking=True)
+        if "position_ids" in self._parameters:
+            kept["position_ids"] = positions
         if self.layout.causal:  # a mask of four dimensions is left alone; without, one of tokens × tokens is made
             kept["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device)
         if "use_cache" in self._parameters:
             kept["use_cache"] = False
+        lengths, bounds = bounds.diff().tolist(), bounds.to(device, non_blocking=True)
+        _line = Line(bounds, positions, lengths, self._limit, self.layout.causal)
         torch.nn.functional.scaled_dot_product_attention = self._attend
         try:
             yield kept
@@ -176,15 +176,15 @@ def _run_kernel(line: Line, states: list[torch.Tensor], scale: float | None) -> 
 
     flat = [each[0].transpose(0, 1) for each in states]
     window = (-1, 0) if line.causal else (-1, -1)
-    bounds, limit = line.cu_seqlens, line.limit
-    out = varlen_attn(*flat, bounds, bounds, limit, limit, scale=scale, window_size=window)
+    bounds = line.cu_seqlens
+    longest = line.limit if torch.compiler.is_compiling() else max(line.lengths)  # what is compiled is for all batches
+    out = varlen_attn(*flat, bounds, bounds, longest, longest, scale=scale, window_size=window)
     return out.transpose(0, 1)[None]
 
 
-@torch.compiler.disable  # what a loop over the rows compiles to holds for rows of these lengths alone
+@torch.compiler.disable  # a compiled loop over the rows would hold for rows of these lengths alone
 def _attend_by_row(line: Line, states: list[torch.Tensor], scale: float | None) -> torch.Tensor:
-    lengths = line.cu_seqlens.diff().tolist()
-    rows = zip(*(each.split(lengths, dim=2) for each in states), strict=True)
+    rows = zip(*(each.split(line.lengths, dim=2) for each in states), strict=True)
     return torch.cat([_attend_padded(*row, is_causal=line.causal, scale=scale) for row in rows], dim=2)
 
 

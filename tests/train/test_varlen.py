@@ -99,6 +99,23 @@ def test_more_tokens_than_the_model_has_positions_lie_in_one_line() -> None:
         assert model(**kept).logits.shape == (8, 2)
 
 
+@pytest.mark.parametrize(("kind", "task"), [("bert", "text-classification"), ("distilbert", "masked-lm"),
+                                            ("llama", "causal-lm")])  # fmt: skip
+def test_a_model_is_compiled_for_all_micro_batches_at_once(kind: str, task: str) -> None:
+    """torch gives up after eight kinds of a batch: without this each is one."""
+    import torch._dynamo
+
+    model, table = make_model(kind, task), make_table(get_task(task).per_token)
+    rows, compiled = find_layout(model, get_task(task), table, "fp32"), torch.compile(model, backend="eager")
+    torch._dynamo.reset()  # other models' layers count as well
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for count in range(1, 13):
+            batch = rows.collate(table)(([0, 1, 2, 3, 4, 5] * 2)[:count])
+            with rows.apart({n: batch[n] for n in batch if n not in ("row", "labels")}, model.device) as kept:
+                logits = compiled(**kept).logits
+            assert logits.shape[:2] in ((count, 2), batch["input_ids"].shape)
+
+
 def test_how_a_model_is_asked_is_found_out() -> None:
     table, task = make_table(True), get_task("token-classification")
     found = {
