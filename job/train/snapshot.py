@@ -107,7 +107,7 @@ def _allocate(size: int, gpu: int | None) -> torch.Tensor:
     """Return uint8 [size], each page of it written once: the first copy would else wait for the kernel."""
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(mmap.MADV_DONTFORK)  # a fork would copy what is pinned, for each loading process
-    with suppress(OSError):  # a kernel without them
+    with suppress(OSError):  # a kernel without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)  # page by page of 4 KiB, filling it takes five times as long
     memory = np.frombuffer(pages, np.uint8)
     _LIVING[memory.ctypes.data] = memory

@@ -84,8 +84,9 @@ def test_a_loading_process_does_not_get_the_memory_of_checkpoints() -> None:
     assert torch.equal(copy, torch.ones(1000)), "the training still has it"
 
 
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
 def test_the_memory_of_checkpoints_is_asked_for_in_huge_pages() -> None:
-    """A fifth of the time to fill it, where the kernel has them to give; nothing else of a rank is changed."""
+    """A fifth of the time to fill it, where the kernel has them to give."""
     snapshot = Snapshot(64 << 20)
     snapshot.begin()
     address = snapshot.keep(torch.ones(1000)).data_ptr()
