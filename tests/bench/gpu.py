@@ -1,6 +1,6 @@
 """Training on one GPU beside transformers.Trainer: real tokens a second, share of the GPU's peak, memory, checkpoints.
 
-`python tests/bench/gpu.py [MODEL…]` needs an NVIDIA GPU and the packages of training, no network, no files, about ten
+`python tests/bench/gpu.py [MODEL…]` needs an NVIDIA GPU and the packages of training, no network, no files, about nine
 minutes, and 50 GiB in TMPDIR for checkpoints. Weights are random, rows have the lengths of IMDB (cap 512, mean 263).
 Turns are interleaved, the first round is dropped where there is another, the clock runs between two synchronized
 steps; setting up does not count, nor does compiling, for rows of any length at once (ACCELERATE_DYNAMO_USE_DYNAMIC).
@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -254,6 +255,8 @@ def take_turn(trainer: Any, steps: int) -> Turn:
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.args.max_steps = 10_000
     trainer.train()
+    if trainer.accelerator.mixed_precision != ("bf16" if trainer.args.bf16 else "no"):
+        raise RuntimeError(f"asked for bf16: {trainer.args.bf16}, computed in {trainer.accelerator.mixed_precision}")
     turn = trainer.clock.read()
     # loading processes that stay are told to end now: left to the garbage collector, each is waited for in vain, 5 s
     trainer.callback_handler.train_dataloader._iterator = None
@@ -324,8 +327,10 @@ def release() -> None:
     """Give memory back before the next one takes its turn."""
     gc.collect()
     torch.compiler.reset()  # it counts how often a kind of model was compiled, and gives up
-    os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)  # Trainer leaves it there: whoever comes next would be compiled
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_MIXED_PRECISION"):
+        os.environ.pop(name, None)  # transformers 4 leaves there what a Trainer asked for, and the next would get it
     if GPU:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as does a compiled one
         torch.cuda.empty_cache()
 
 
@@ -433,7 +438,7 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--only", default="", help="a part of the names of those that take turns: 'job', 'batch 256'")
     parser.add_argument("--compiled", action="store_true", help="with those whose model torch compiles: takes long")
-    parser.add_argument("--minutes", type=float, default=8, help="no second round would end later; saves come after")
+    parser.add_argument("--minutes", type=float, default=6, help="no second round would end later; saves come after")
     parser.add_argument("--saves", action="store_true", help="no turns, only the checkpoints of the largest model")
     return parser.parse_args()
 
@@ -470,3 +475,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # on an H200 the interpreter took more than 20 s to end
