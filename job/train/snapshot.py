@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary, finalize
@@ -107,8 +106,6 @@ def _allocate(size: int, gpu: int | None) -> torch.Tensor:
     """Return uint8 [size], each page of it written once: the first copy would else wait for the kernel."""
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(mmap.MADV_DONTFORK)  # a fork would copy what is pinned, for each loading process
-    with suppress(OSError):  # a kernel without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE)  # page by page of 4 KiB, filling it takes five times as long
     memory = np.frombuffer(pages, np.uint8)
     _LIVING[memory.ctypes.data] = memory
     memory.fill(0)  # torch would start a team of threads for it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-import re
 import time
 from pathlib import Path
 from threading import Event, Thread
@@ -82,20 +81,6 @@ def test_a_loading_process_does_not_get_the_memory_of_checkpoints() -> None:
     os.waitpid(forked, 0)
     assert measure_memory() - int(os.read(reader, 100)) > 60 << 20
     assert torch.equal(copy, torch.ones(1000)), "the training still has it"
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
-def test_the_memory_of_checkpoints_is_asked_for_in_huge_pages() -> None:
-    """A fifth of the time to fill it, where the kernel has them to give."""
-    snapshot = Snapshot(64 << 20)
-    snapshot.begin()
-    address = snapshot.keep(torch.ones(1000)).data_ptr()
-    for region in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
-        begin, end = (int(each, 16) for each in region.split(" ", 1)[0].split("-"))
-        if begin <= address < end:
-            assert " hg" in re.search(r"VmFlags:(.*)", region)[1]  # type: ignore[index]
-            return
-    pytest.fail("no region has it")
 
 
 def test_a_loading_process_keeps_what_it_maps_where_that_memory_lay() -> None:
