@@ -330,7 +330,7 @@ def release() -> None:
     for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(name, None)  # transformers 4 leaves there what a Trainer asked for, and the next would get it
     if GPU:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as does a compiled one
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # left on by a compiled one
         torch.cuda.empty_cache()
 
 
