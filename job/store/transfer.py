@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from job.errors import JobError, NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
@@ -52,39 +53,45 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
     folder.mkdir(parents=True, exist_ok=True)
     if need > shutil.disk_usage(folder).free:
         raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
-    real = Path(os.path.realpath(folder))
-    # to hand a small file to a thread takes longer than to look at it
+    # to hand a small file to a thread takes longer than to look at it, and many lie in few folders
+    check = cache(partial(_check_place, os.path.realpath(folder)))
     others = [
         path
         for path, entry in wanted.items()
-        if entry.size > _SMALL_BYTES or not _lies_here(_find_target(path, folder, real), entry)
+        if entry.size > _SMALL_BYTES or not _lies_here(_find_target(path, folder, check), entry)
     ]
     run_parallel(PARALLEL_FILES, lambda path: _download_one(store, path, wanted[path], folder), others)
 
 
-def _find_target(path: str, folder: Path, real: Path) -> Path:
-    """Return where a file goes; `real` is `folder` without links."""
-    target = folder / check_key(path)
-    if not Path(os.path.realpath(target.parent)).is_relative_to(real) or target.is_symlink():
-        raise SecurityRefused(f"{path!r} would be written outside {folder}; refused")
+def _find_target(path: str, folder: Path, check: Callable[[str], None]) -> str:
+    """Return where a file goes; `check` is asked about the folder in which that is."""
+    target = f"{folder}/{check_key(path)}"
+    check(os.path.dirname(target))
     return target
 
 
+def _check_place(real: str, place: str) -> None:
+    """Refuse (19) a place to which links lead out of the folder that is really `real`."""
+    if not Path(os.path.realpath(place)).is_relative_to(real):
+        raise SecurityRefused(f"a file for {place!r} would be written outside {real}; refused")
+
+
 def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -> None:
-    target = _find_target(path, folder, Path(os.path.realpath(folder)))
-    if _lies_here(target, entry):
+    where = _find_target(path, folder, partial(_check_place, os.path.realpath(folder)))
+    if _lies_here(where, entry):
         return
+    target = Path(where)
     # Its own name in every process: several may fill one cache at the same time.
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):  # damaged on the way, perhaps: at rest it would come so again
-            store.download(entry.key, partial, size=entry.size)
-            if _matches(partial, entry):
+            store.download(entry.key, unfinished, size=entry.size)
+            if _matches(unfinished, entry):
                 break
         else:
             raise NoValidCheckpoint(f"{store.uri}/{entry.key}: does not match its manifest (damaged); not used")
-        os.replace(partial, target)
+        os.replace(unfinished, target)
     except SizeDiffers:
         raise NoValidCheckpoint(f"{store.uri}/{entry.key}: does not match its manifest (damaged); not used") from None
     except NotFound:
@@ -92,11 +99,20 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
     except OSError as error:
         raise ResourceExhausted(f"cannot write {target}: {error.strerror}; free space or move --work-dir") from None
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
-def _lies_here(target: Path, entry: ManifestEntry) -> bool:
-    return target.is_file() and _matches(target, entry)
+def _lies_here(target: str, entry: ManifestEntry) -> bool:
+    """Tell whether a file is here already; what cannot be read is fetched anew. Refuse (19) a link in its place."""
+    try:
+        about = os.lstat(target)
+        if stat.S_ISREG(about.st_mode):
+            return about.st_size == entry.size and hash_file(target) == entry.sha256
+    except OSError:
+        return False
+    if stat.S_ISLNK(about.st_mode):
+        raise SecurityRefused(f"{target!r} is a link and would be written outside of its folder; refused")
+    return False
 
 
 def _matches(path: Path, entry: ManifestEntry) -> bool:

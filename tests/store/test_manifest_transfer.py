@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -229,6 +230,22 @@ def test_a_file_that_is_there_already_is_kept_and_a_wrong_one_replaced(
     download_files(store, manifest, tmp_path / "target")
     assert (tmp_path / "target/config.json").read_bytes() == FILES["config.json"]
     assert (tmp_path / "target/onnx/model.onnx").stat().st_ino == kept.st_ino
+
+
+def test_a_file_that_cannot_be_read_any_more_is_fetched_anew(
+    stored: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, manifest = stored
+    download_files(store, manifest, tmp_path / "target")
+
+    def fail_on_old(path: str | Path) -> str:
+        if not str(path).endswith(".partial"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return hash_file(path)
+
+    monkeypatch.setattr("job.store.transfer.hash_file", fail_on_old)
+    download_files(store, manifest, tmp_path / "target")
+    assert {path: (tmp_path / "target" / path).read_bytes() for path in FILES} == FILES
 
 
 def test_a_symlink_in_the_target_leads_nothing_outside(stored: tuple[Store, Manifest], tmp_path: Path) -> None:
