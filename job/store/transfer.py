@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,6 +26,9 @@ log = logging.getLogger("job.store")
 
 PARALLEL_FILES = 4
 _SMALL_BYTES = 1 << 16
+_UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.partial")
+_DEAD_S = 3600.0
+"""A download to whose file nothing was written for so long has no process any more: it would have been given up."""
 
 
 def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry]) -> None:
@@ -53,13 +58,15 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
     folder.mkdir(parents=True, exist_ok=True)
     if need > shutil.disk_usage(folder).free:
         raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
-    # to hand a small file to a thread takes longer than to look at it, and many lie in few folders
-    check = cache(partial(_check_place, os.path.realpath(folder)))
+    check = cache(partial(_check_place, os.path.realpath(folder)))  # thousands of files lie in few places
+    targets = {path: _find_target(path, folder, check) for path in wanted}
     others = [
         path
-        for path, entry in wanted.items()
-        if entry.size > _SMALL_BYTES or not _lies_here(_find_target(path, folder, check), entry)
+        for path, entry in wanted.items()  # to hand a small file to a thread takes longer than to look at it
+        if entry.size > _SMALL_BYTES or not _lies_here(targets[path], entry)
     ]
+    for place in {os.path.dirname(targets[path]) for path in others}:
+        _remove_leftovers(place)
     run_parallel(PARALLEL_FILES, lambda path: _download_one(store, path, wanted[path], folder), others)
 
 
@@ -73,16 +80,24 @@ def _find_target(path: str, folder: Path, check: Callable[[str], None]) -> str:
 def _check_place(real: str, place: str) -> None:
     """Refuse (19) a place to which links lead out of the folder that is really `real`."""
     if not Path(os.path.realpath(place)).is_relative_to(real):
-        raise SecurityRefused(f"a file for {place!r} would be written outside {real}; refused")
+        raise SecurityRefused(f"{place!r} leads out of {real}, where files would be written; refused")
+
+
+def _remove_leftovers(place: str) -> None:
+    """Remove what killed processes left of their downloads."""
+    with suppress(OSError), os.scandir(place) as found:
+        for item in found:
+            if _UNFINISHED.fullmatch(item.name) and item.stat(follow_symlinks=False).st_mtime < time.time() - _DEAD_S:
+                os.unlink(item)
 
 
 def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -> None:
-    where = _find_target(path, folder, partial(_check_place, os.path.realpath(folder)))
-    if _lies_here(where, entry):
+    target = Path(_find_target(path, folder, partial(_check_place, os.path.realpath(folder))))
+    if _lies_here(target, entry):
         return
-    target = Path(where)
-    # Its own name in every process: several may fill one cache at the same time.
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    # Several may fill one cache at the same time, in containers that number their processes alike; and a link that
+    # lay under this name would be written through.
+    unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):  # damaged on the way, perhaps: at rest it would come so again
@@ -99,10 +114,11 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
     except OSError as error:
         raise ResourceExhausted(f"cannot write {target}: {error.strerror}; free space or move --work-dir") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
-def _lies_here(target: str, entry: ManifestEntry) -> bool:
+def _lies_here(target: str | Path, entry: ManifestEntry) -> bool:
     """Tell whether a file is here already; what cannot be read is fetched anew. Refuse (19) a link in its place."""
     try:
         about = os.lstat(target)
@@ -111,7 +127,7 @@ def _lies_here(target: str, entry: ManifestEntry) -> bool:
     except OSError:
         return False
     if stat.S_ISLNK(about.st_mode):
-        raise SecurityRefused(f"{target!r} is a link and would be written outside of its folder; refused")
+        raise SecurityRefused(f"{str(target)!r} is a link, and nothing is written through links; refused")
     return False
 
 

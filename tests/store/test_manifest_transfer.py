@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,37 @@ def test_a_file_that_cannot_be_read_any_more_is_fetched_anew(
     assert {path: (tmp_path / "target" / path).read_bytes() for path in FILES} == FILES
 
 
+def test_what_killed_downloads_left_is_removed_and_a_living_one_is_not(
+    stored: tuple[Store, Manifest], tmp_path: Path
+) -> None:
+    store, manifest = stored
+    (tmp_path / "target/onnx").mkdir(parents=True)
+    left, living, other = (
+        tmp_path / "target/onnx" / name
+        for name in (f"model.onnx.{'0' * 32}.partial", f"model.onnx.{'1' * 32}.partial", "model.partial")
+    )
+    for path in (left, living, other):
+        path.write_bytes(b"half")
+    for path in (left, other):
+        os.utime(path, (time.time() - 7200,) * 2)
+    download_files(store, manifest, tmp_path / "target")
+    assert [path.exists() for path in (left, living, other)] == [False, True, True]
+
+
+def test_a_link_under_the_name_of_an_unfinished_download_leads_nothing_outside(
+    stored: tuple[Store, Manifest], tmp_path: Path
+) -> None:
+    """Such names once had the number of the process alone, which who shares the folder can guess."""
+    store, manifest = stored
+    outside, target = tmp_path / "outside", tmp_path / "target"
+    outside.mkdir()
+    target.mkdir()
+    (target / f"config.json.{os.getpid()}.partial").symlink_to(outside / "config.json")
+    download_files(store, manifest, target)
+    assert list(outside.iterdir()) == []
+    assert not (target / "config.json").is_symlink()
+
+
 def test_a_symlink_in_the_target_leads_nothing_outside(stored: tuple[Store, Manifest], tmp_path: Path) -> None:
     store, manifest = stored
     outside, target = tmp_path / "outside", tmp_path / "target"
@@ -256,7 +288,7 @@ def test_a_symlink_in_the_target_leads_nothing_outside(stored: tuple[Store, Mani
     (target / "deep").symlink_to(outside)
     (target / "empty").symlink_to(outside / "empty")
     for path in ("deep/er/é.txt", "empty"):
-        with pytest.raises(SecurityRefused, match="would be written outside"):
+        with pytest.raises(SecurityRefused, match="refused"):
             download_files(store, manifest, target, only=[path])
     assert list(outside.iterdir()) == []
 
