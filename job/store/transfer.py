@@ -60,13 +60,13 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
         raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
     check = cache(partial(_check_place, os.path.realpath(folder)))  # thousands of files lie in few places
     targets = {path: _find_target(path, folder, check) for path in wanted}
+    for place in set(map(os.path.dirname, targets.values())):
+        _remove_leftovers(place)
     others = [
         path
         for path, entry in wanted.items()  # to hand a small file to a thread takes longer than to look at it
         if entry.size > _SMALL_BYTES or not _lies_here(targets[path], entry)
     ]
-    for place in {os.path.dirname(targets[path]) for path in others}:
-        _remove_leftovers(place)
     run_parallel(PARALLEL_FILES, lambda path: _download_one(store, path, wanted[path], folder), others)
 
 
