@@ -80,7 +80,16 @@ def _find_target(path: str, folder: Path, check: Callable[[str], None]) -> str:
 def _check_place(real: str, place: str) -> None:
     """Refuse (19) a place to which links lead out of the folder that is really `real`."""
     if not Path(os.path.realpath(place)).is_relative_to(real):
-        raise SecurityRefused(f"{place!r} leads out of {real}, where files would be written; refused")
+        raise SecurityRefused(f"what goes to {place!r} would be written outside {real}; refused")
+
+
+def _name_unfinished(path: Path) -> Path:
+    """Return what `path` is called until it is whole, in this process alone and known to nobody beforehand.
+
+    Several fill one cache at the same time, in containers that number their processes alike, and a link that lay under
+    this name would be written through.
+    """
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def _remove_leftovers(place: str) -> None:
@@ -95,9 +104,7 @@ def _download_one(store: Store, path: str, entry: ManifestEntry, folder: Path) -
     target = Path(_find_target(path, folder, partial(_check_place, os.path.realpath(folder))))
     if _lies_here(target, entry):
         return
-    # Several may fill one cache at the same time, in containers that number their processes alike; and a link that
-    # lay under this name would be written through.
-    unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    unfinished = _name_unfinished(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):  # damaged on the way, perhaps: at rest it would come so again
@@ -127,7 +134,7 @@ def _lies_here(target: str | Path, entry: ManifestEntry) -> bool:
     except OSError:
         return False
     if stat.S_ISLNK(about.st_mode):
-        raise SecurityRefused(f"{str(target)!r} is a link, and nothing is written through links; refused")
+        raise SecurityRefused(f"{str(target)!r} is a link, where it would be written outside its folder; refused")
     return False
 
 
@@ -165,7 +172,7 @@ def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cac
 @contextmanager
 def build_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder that is named `folder` once it is whole; where another process was faster, that one's stays."""
-    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    partial = _name_unfinished(folder)
     partial.mkdir(parents=True)
     yield partial
     try:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -440,14 +441,14 @@ def print_goals(lines: list[dict[str, Any]]) -> None:
 
     Both have as many rows; beside 8 of the tutorial's ours have the fewest that they have.
     """
-    rows = {line["rows"] for line in lines if "job" in line["contender"]}
+    ours, speed = [line for line in lines if "job" in line["contender"]], itemgetter("tokens_per_second")
+    rows = {line["rows"] for line in ours}
     for kind, goal in AGAINST.items():
-        theirs = max((line for line in lines if kind in line["contender"]), key=lambda line: line["tokens_per_second"])
+        theirs = max((line for line in lines if kind in line["contender"]), key=speed)
         like = theirs["rows"] if theirs["rows"] in rows else min(rows)
-        ours = max(line["tokens_per_second"] for line in lines if "job" in line["contender"] and line["rows"] == like)
-        ratio = ours / theirs["tokens_per_second"]
+        ratio = max(speed(line) for line in ours if line["rows"] == like) / speed(theirs)
         print(f"  {ratio:.2f}x of {theirs['contender']}: {'met' if ratio >= goal else 'missed'}, wanted {goal}x")
-    share, wanted = max(line["mfu"] for line in lines if "job" in line["contender"]), SHARES[lines[0]["model"]]
+    share, wanted = max(line["mfu"] for line in ours), SHARES[lines[0]["model"]]
     print(f"  {share:.1%} MFU: {'met' if share >= wanted else 'missed'}, wanted {wanted:.0%}")
 
 
