@@ -100,6 +100,10 @@ class FolderStore:
                     if stat.S_ISREG(about.st_mode):
                         yield ObjectInfo(key, about.st_size, about.st_mtime)
 
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        parts = (item.key.removeprefix(prefix).partition("/") for item in self.list(prefix))
+        yield from sorted({f"{prefix}{name}/" for name, slash, _ in parts if slash})
+
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             try:

@@ -87,6 +87,13 @@ class Store(Protocol):
         """Yield every object whose key starts with `prefix`, in no promised order."""
         ...
 
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """Yield every `prefix`…/ under which objects lie, without listing those; `prefix` is empty or ends with "/".
+
+        A server may go on naming one that is empty by now.
+        """
+        ...
+
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; absent ones are no error."""
         ...

@@ -19,7 +19,7 @@ from job.store.objects import Store
 
 log = logging.getLogger("job.store")
 
-_FOLDER = re.compile(r"(checkpoints/e(\d{4,})-s(\d{8,})-[0-9a-f]{8})/.+")
+_FOLDER = re.compile(r"checkpoints/e(\d{4,})-s(\d{8,})-[0-9a-f]{8}/")
 
 
 class Retention:
@@ -27,6 +27,7 @@ class Retention:
 
     def __init__(self, objects: Store, epoch: int, nonce: str) -> None:
         self._objects, self._epoch, self._nonce = objects, epoch, nonce
+        self._left: dict[str, set[str]] = {}  # in each folder that nobody writes any more: it is listed once
         self._warned = False
 
     def retire(self, kept: dict[str, Manifest]) -> None:
@@ -35,7 +36,9 @@ class Retention:
         What cannot be deleted costs space, not the run: it is told once. Raises Fenced (76) when another owns the run.
         """
         try:
-            self._delete(self._find_doomed(kept))
+            doomed = self._find_doomed(kept)
+            self._delete(doomed)
+            self._left = {folder: keys.difference(doomed) for folder, keys in self._left.items()}
         except Fenced:
             raise
         except JobError as error:
@@ -45,21 +48,22 @@ class Retention:
 
     def _find_doomed(self, kept: dict[str, Manifest]) -> list[str]:
         needed = {entry.key for manifest in kept.values() for entry in manifest.files.values()}
-        kept_folders = {key.rpartition("/")[0] for key in kept}
-        newest = int(next(iter(kept.values())).about["step"])
-        keys = [item.key for item in self._objects.list("checkpoints/")]
-        return [key for key in keys if key not in needed and self._is_over(key, newest, kept_folders)]
+        stay, newest = {key.removesuffix("manifest.json") for key in kept}, int(next(iter(kept.values())).about["step"])
+        folders = (folder for folder in self._objects.list_folders("checkpoints/") if folder not in stay)
+        over = [folder for folder in folders if self._is_over(folder, newest)]
+        for folder in over:
+            if folder not in self._left:
+                self._left[folder] = {item.key for item in self._objects.list(folder)}
+        return [key for folder in over for key in sorted(self._left[folder] - needed)]
 
-    def _is_over(self, key: str, newest: int, kept_folders: set[str]) -> bool:
-        """Tell whether nobody needs or writes the folder of `key` any more.
+    def _is_over(self, folder: str, newest: int) -> bool:
+        """Tell whether nobody writes the folder any more.
 
         All ranks upload the same steps in the same order: what this attempt began before the newest was retired. Later
         steps are being written.
         """
-        match = _FOLDER.fullmatch(key)
-        if match is None or match.group(1) in kept_folders:
-            return False
-        return (int(match.group(2)), int(match.group(3))) < (self._epoch, newest)
+        match = _FOLDER.fullmatch(folder)
+        return match is not None and (int(match.group(1)), int(match.group(2))) < (self._epoch, newest)
 
     def _delete(self, doomed: list[str]) -> None:
         if not doomed:

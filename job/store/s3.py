@@ -261,15 +261,14 @@ class S3Store:
             raise
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        token: dict[str, str] = {}
-        while True:
-            page = self._call(f"list {prefix}", partial(self._list_page, check_prefix(prefix), token))
+        for page in self._list_pages(prefix):
             for item in page.get("Contents", []):
                 key, written = item["Key"].removeprefix(self._prefix), item.get("LastModified")
                 yield ObjectInfo(key, item["Size"], written.timestamp() if written else 0.0, item.get("ETag", ""))
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        for page in self._list_pages(prefix, Delimiter="/"):
+            yield from (item["Prefix"].removeprefix(self._prefix) for item in page.get("CommonPrefixes", []))
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), 1000):
@@ -311,8 +310,14 @@ class S3Store:
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _list_page(self, prefix: str, token: dict[str, str]) -> dict[str, Any]:
-        return dict(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix + prefix, **token))
+    def _list_pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        wanted = {"Bucket": self.bucket, "Prefix": self._prefix + check_prefix(prefix)} | options
+        while True:
+            page = self._call(f"list {prefix}", partial(self._client.list_objects_v2, **wanted))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     def _call(self, what: str, request: Callable[[], Result]) -> Result:
         """Make one request, over and over while the store is unreachable, until DEADLINE_S."""

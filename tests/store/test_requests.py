@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from job.store import RunStore
 from job.store.checkpoints import CheckpointWriter
+from job.store.objects import ObjectInfo
 from job.store.restore import fetch_checkpoint
 from job.store.s3 import S3Store, _parse_time
 
@@ -71,6 +72,29 @@ def test_a_checkpoint_in_which_nothing_has_changed_sends_none_of_its_files(
     first, _, third = needed
     assert first > FILES, "every file is sent once"
     assert third <= 12, "its list, the manifest, the pointer, who owns the run, what is said of it, and what is deleted"
+
+
+def test_files_of_checkpoints_are_listed_once_and_only_where_one_goes(
+    store: RunStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    whole = store.objects.list
+
+    def watch(prefix: str) -> Iterator[ObjectInfo]:
+        for item in whole(prefix):
+            listed.append(item.key)
+            yield item
+
+    monkeypatch.setattr(store.objects, "list", watch)
+    writer = CheckpointWriter(store, 0, 1, ATTEMPT)
+    for step in (1, 2):
+        writer.commit(folder, step, {"world_size": 1})
+    assert listed == []
+    for step in (3, 4, 5, 6):
+        writer.commit(folder, step, {"world_size": 1})
+    counts = Counter(key.split("/")[1][:15] for key in listed)
+    whole_one, pointing_one = FILES + 2, 2  # its files, its list of them and its manifest
+    assert counts == {f"e0001-s0000000{step}": whole_one if step < 3 else pointing_one for step in (1, 2, 3, 4)}
 
 
 def test_files_that_lie_there_already_cost_one_request_for_all_of_them(

@@ -96,12 +96,25 @@ def test_listing_finds_every_key_with_the_prefix_and_no_other(store: Store) -> N
     assert list(store.list("absent/")) == []
 
 
+def test_folders_are_listed_without_what_lies_in_them(store: Store) -> None:
+    for key in ("a/one/x", "a/one/deep/y", "a/two é/z", "a/file", "ab/four/x", "b"):
+        store.write(key, b"")
+    assert set(store.list_folders("a/")) == {"a/one/", "a/two é/"}
+    assert set(store.list_folders("")) == {"a/", "ab/"}
+    assert list(store.list_folders("absent/")) == []
+
+
 def test_listing_goes_on_past_a_thousand_keys(store: Store) -> None:
     keys = {f"many/{number:04d}" for number in range(1005)}
     for key in sorted(keys):
         store.write(key, b"")
     assert {item.key for item in store.list("many/")} == keys
+    folders = {f"{key}/" for key in keys}
     store.delete(sorted(keys))
+    for folder in sorted(folders):
+        store.write(f"{folder}file", b"")
+    assert set(store.list_folders("many/")) == folders
+    store.delete([f"{folder}file" for folder in sorted(folders)])
     assert list(store.list("many/")) == []
 
 
@@ -195,8 +208,9 @@ def test_a_hostile_key_is_refused_by_every_call(store: Store, tmp_path: Path, ke
 
 @pytest.mark.parametrize("prefix", ["/", "/etc/", "../", "a/../../", "a//", "a\x00/"], ids=ascii)
 def test_a_hostile_prefix_lists_nothing_outside(store: Store, prefix: str) -> None:
-    with pytest.raises(SecurityRefused):
-        list(store.list(prefix))
+    for call in (store.list, store.list_folders):
+        with pytest.raises(SecurityRefused):
+            list(call(prefix))
 
 
 @settings(max_examples=300)

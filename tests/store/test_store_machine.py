@@ -51,6 +51,9 @@ class MortalStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self._inside.list(prefix)
 
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        return self._inside.list_folders(prefix)
+
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         self._inside.download(key, path, size=size)
 
