@@ -88,6 +88,7 @@ def judge_saves(turns: dict[str, list[Turn]], steps: int) -> list[Row]:
     whole = [stall + sent for stall, sent in zip(theirs["stall_s"], theirs["sent_s"], strict=True)]
     still = [turn.wall_s for turn in turns[STILL]]
     added = [turn.wall_s - bare for turn, bare in zip(turns[SAVING], still, strict=True)]
+    added_cpu = [turn.cpu_s - bare.cpu_s for turn, bare in zip(turns[SAVING], turns[STILL], strict=True)]
     share = measure([100 * more / (bare / steps * STEPS_PER_SAVE) for more, bare in zip(added, still, strict=True)])
     stall, disk, both, durable = (np.median(x) for x in (ours["stall_s"], theirs["stall_s"], whole, ours["durable_s"]))
     size = f"{sizes[0]:.0f} MB"
@@ -99,7 +100,8 @@ def judge_saves(turns: dict[str, list[Turn]], steps: int) -> list[Row]:
         Row("Trainer + upload_file in a callback: durable in the store", "×", compare(whole, ours["durable_s"]), 1.3,
             f"{durable:.2f} : {both:.2f} s"),
         Row(f"step time that a save in {STEPS_PER_SAVE} steps costs", "%", share, 2.0,
-            f"{np.median(added):+.2f} s a save, steps of {np.median(still) / steps:.2f} s"),
+            f"{np.median(added):+.2f} s a save, of which the job computes {np.median(added_cpu):.2f} CPU s; "
+            f"steps of {np.median(still) / steps:.2f} s"),
     ]  # fmt: skip
 
 
