@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from job.data.targets import (
     read_messages,
     read_number,
     read_tags,
+    spell_date,
 )
 from job.errors import DataError
 from job.recipe.schema import Data
@@ -40,6 +43,8 @@ _TARGETS = {"tags", "answers", "messages", "labels", "number"}
 """Columns by which a row is to be answered with more than an id."""
 _KINDS_OF_LABELS = {"multi_label_classification": "labels", "regression": "number"}
 """What the column `label` is called from here on, where data.problem_type says that it holds no single names."""
+_TRUTHS = {"false", "true"}
+"""Values that programs spell with small and capital letters."""
 _MAX_FRACTIONS = 20
 """So many different labels may be numbers with a fraction and yet names of classes: half stars, versions."""
 
@@ -69,7 +74,11 @@ class RawColumns:
         split = {"tags": list_values, "labels": list_labels}.get(self.columns[2] or "")
         if split is None:
             return list(self.labels or ())
-        return [label for row in self.labels or () if row is not None for label in split(row)]
+        labels = []
+        for row in self.labels or ():
+            with suppress(ValueError):  # said of the row when it is read
+                labels += split(row)
+        return labels
 
 
 def pick_columns(rows: Any, data: Data, split: str) -> RawColumns:
@@ -102,10 +111,12 @@ class LabelMap:
     def __init__(self, names: list[str], ids: dict[str, int]) -> None:
         self.names = names
         self._ids = ids
+        self._truths = {value.casefold(): found for value, found in ids.items() if value.casefold() in _TRUTHS}
 
     def find(self, value: Any) -> int | None:
         """Return the id of a source value (name or number), or None outside the map."""
-        return self._ids.get(_canonical(value))
+        found = self._ids.get(_canonical(value))
+        return self._truths.get(_canonical(value).casefold()) if found is None else found
 
     @staticmethod
     def build(data: Data, train: RawColumns, model_names: list[str] | None) -> LabelMap:
@@ -132,8 +143,8 @@ class LabelMap:
                 f"data: split {train.split!r} has the single label {', '.join(map(repr, order))}; "
                 "classification needs at least two"
             )
-        ids = {value: order.index(name) for value, name in zip(values, names, strict=True)}
-        ids |= {name: index for index, name in enumerate(order) if name not in ids}
+        numbers = {name: index for index, name in enumerate(order)}
+        ids = numbers | {value: numbers[name] for value, name in zip(values, names, strict=True)}
         return LabelMap(order, ids)
 
 
@@ -177,8 +188,8 @@ def _name_values(data: Data, train: RawColumns) -> tuple[list[str], list[str]]:
         return ordered, ordered
     names = [str(name) for name in (data.labels or train.declared or [])]
     found = _find_values(train)
-    if found <= {"false", "true"} and len(names) == 2 and not found & set(names):
-        return ["false", "true"], names
+    if {value.casefold() for value in found} <= _TRUTHS and not _TRUTHS & {name.casefold() for name in names}:
+        return (["false", "true"], names) if len(names) == 2 else (names, names)
     if all(map(_is_number, found)) and not any(map(_is_number, names)):
         return [str(index) for index in range(len(names))], names
     return names, names
@@ -280,10 +291,10 @@ def _find_text_problem(value: Any) -> str | None:
 
 
 def _as_text(value: Any) -> str | None:
-    """Numbers are texts too: a CSV column of years is read as int."""
+    """Numbers and dates are texts too: where all of a column look like it, they are read as such."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not _is_missing(value):
         return str(value)
-    return value if isinstance(value, str) else None
+    return spell_date(value) if isinstance(value, (str, date)) else None
 
 
 def _canonical(value: Any) -> str:
@@ -292,7 +303,7 @@ def _canonical(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return str(spell_date(value)).strip()
 
 
 def _is_missing(value: Any) -> bool:

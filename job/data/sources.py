@@ -5,13 +5,18 @@ Formats are CSV, TSV, JSON lines, JSON, parquet and text. Data set scripts are n
 
 from __future__ import annotations
 
+import csv
+import glob
 import logging
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from job.errors import DataError, JobError, NotFound, ResourceExhausted
+from job.recipe import hash_json
 from job.recipe.schema import Data
 from job.store.hub import download_snapshot, is_repository, resolve_commit
 from job.store.objects import open_store, split_uri
@@ -37,7 +42,7 @@ def locate_data(data: Data, cache: Path, *, allow_http: bool = False) -> DataSou
     origin, path = data.source, Path(data.source)
     if origin.startswith("s3://"):
         return DataSource(origin, _download_objects(origin, cache, allow_http), None, cache)
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, it takes a name that is too long for one that is not there
         return DataSource(origin, path.absolute(), None, cache)
     if path.suffix in FORMATS or not is_repository(origin):
         raise NotFound(
@@ -51,11 +56,11 @@ def read_split(source: DataSource, data: Data, split: str) -> Any:
     """Return the rows of one split as a `datasets.Dataset`; `split` is a name or a file."""
     file = _as_file(source, split)
     if file:
-        return _load(source, _format_of(file), {"train": [str(file)]}, split)["train"]
+        return _load_files(source, data, {"train": [file]}, split)["train"]
     if source.path.is_file():
-        splits = _load(source, _format_of(source.path), {"train": [str(source.path)]}, split)
+        splits = _load_files(source, data, {"train": [source.path]}, split)
     else:
-        splits = _load_folder(source, data.config, split)
+        splits = _load_folder(source, data, split)
     if split not in splits:
         known = ", ".join(map(repr, splits))
         raise DataError(
@@ -77,7 +82,7 @@ def _as_file(source: DataSource, split: str) -> Path | None:
         return None
     folder = source.path if source.path.is_dir() else source.path.parent
     for candidate in (folder / split, Path(split)):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate.absolute()
     raise NotFound(f"data: split file {split!r} is neither in {folder} nor at that path; correct it")
 
@@ -90,18 +95,45 @@ def _format_of(file: Path) -> str:
     return FORMATS[file.suffix]
 
 
-def _load_folder(source: DataSource, config: str | None, split: str) -> Any:
-    """Read a folder: files or sub-folders named after the split, else whatever its README or `datasets` finds."""
-    files = sorted(path for path in source.path.rglob("*") if path.suffix in FORMATS and path.is_file())
+def _load_folder(source: DataSource, data: Data, split: str) -> Any:
+    """Read a folder: files or sub-folders named after the split, else whatever its README or `datasets` finds.
+
+    What is hidden (`.ipynb_checkpoints`) is not looked at.
+    """
+    files = [path for path in _list_visible(source.path) if path.suffix in FORMATS]
     if not files:
         raise DataError(f"data.source: no {', '.join(FORMATS)} file in {source.origin!r}; correct the path")
-    by_label = sorted((source.path / split).glob("*/*.txt"))
-    if by_label:
-        return {split: _read_label_folders(by_label)}
+    texts = [path for path in files if path.suffix == ".txt" and path.parent.parent == source.path / split]
+    if texts:
+        return {split: _read_label_folders(texts)}
     shards = [path for path in files if _belongs_to(path.relative_to(source.path), split)]
-    if shards and config is None and not _declares_files(source.path):
-        return _load(source, _format_of(shards[0]), {split: [str(path) for path in shards]}, split)
-    return _load(source, str(source.path), None, split, config)
+    if shards and data.config is None and not _declares_files(source.path):
+        _warn_of_several_folders(shards, source.path, split)
+        return _load_files(source, data, {split: shards}, split)
+    if glob.has_magic(str(source.path)):
+        raise DataError(
+            f"data.source: the folder's name {str(source.path)!r} has one of * ? [, by which `datasets` finds none of "
+            "its files; rename it, or name the files in data.train, data.validation and data.test"
+        )
+    options: dict[str, Any] = {"name": data.config} if data.config else {}
+    if all(FORMATS[path.suffix] == "csv" for path in files):
+        options |= _choose_csv_options(data, [])
+    return _load(source, str(source.path), files, split, options)
+
+
+def _list_visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and is_visible(path.relative_to(folder)))
+
+
+def is_visible(path: Path) -> bool:
+    """Tell whether no part of a relative path is hidden."""
+    return not any(part.startswith(".") for part in path.parts)
+
+
+def _warn_of_several_folders(shards: list[Path], root: Path, split: str) -> None:
+    folders = sorted({path.parent.relative_to(root).as_posix() for path in shards})
+    if len({folder.count("/") + (folder != ".") for folder in folders}) > 1:
+        log.warning("split %r is read from several folders, one in another: %s", split, ", ".join(folders[:5]))
 
 
 def _declares_files(folder: Path) -> bool:
@@ -125,32 +157,95 @@ def _read_label_folders(files: list[Path]) -> Any:
     """Return texts labelled by their folder: train/pos/1.txt, train/neg/2.txt, …"""
     from datasets import Dataset
 
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files]
-    return Dataset.from_dict({"text": texts, "label": [path.parent.name for path in files]})
+    return Dataset.from_dict({"text": list(map(_read_text, files)), "label": [path.parent.name for path in files]})
 
 
-def _load(
-    source: DataSource, what: str, files: dict[str, list[str]] | None, split: str, config: str | None = None
-) -> Any:
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data.source: {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
+        ) from None
+
+
+def _load_files(source: DataSource, data: Data, files: dict[str, list[Path]], split: str) -> Any:
+    """Read named files of one format as they are now, whatever their names spell."""
+    paths = next(iter(files.values()))
+    kind = _format_of(paths[0])
+    options: dict[str, Any] = {"data_files": {name: [glob.escape(str(path)) for path in paths] for name in files}}
+    if kind == "csv":
+        options |= _choose_csv_options(data, paths)
+    splits = _load(source, kind, paths, split, options)
+    return {name: _drop_blank_lines(rows) for name, rows in splits.items()} if kind == "text" else splits
+
+
+def _drop_blank_lines(rows: Any) -> Any:
+    """Return the lines of a text that hold something: blank ones stand between paragraphs."""
+    return rows.select([index for index, text in enumerate(rows["text"]) if text.strip()])
+
+
+def _choose_csv_options(data: Data, files: list[Path]) -> dict[str, Any]:
+    """Return how CSV is read: every cell as it is spelled. pandas would read 007 as 7, and NA as missing.
+
+    It decides over thousands of rows at a time, so a number in the first and a word in the last would not fit together.
+    """
+    separator = "\t" if files and files[0].suffix == ".tsv" else ","
+    columns = {*data.columns.values(), *(_read_header(files[0], separator) if files else ())}
+    converters: dict[str, Any] = dict.fromkeys(sorted(columns), str)
+    if "label" in data.columns:
+        converters[data.columns["label"]] = _read_label
+    options = {"keep_default_na": False, "converters": converters}
+    if not files:
+        return options
+    # the texts of a TSV often stand as they are, and a quotation mark that begins one would swallow the next rows
+    bare = separator == "\t" and not all(map(_is_well_quoted, files))
+    return options | {"sep": separator} | ({"quoting": csv.QUOTE_NONE} if bare else {})
+
+
+def _read_header(file: Path, separator: str) -> list[str]:
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        return next(csv.reader(lines, delimiter=separator), [])
+
+
+def _read_label(cell: str) -> str:
+    """Return a label as it is spelled, but 1.0 as 1: so pandas writes whole numbers where one is missing."""
+    whole = re.fullmatch(r"(-?\d+)\.0", cell)
+    return whole[1] if whole else cell
+
+
+def _is_well_quoted(file: Path) -> bool:
+    """Tell whether the quotation marks at the beginning of cells all end one too, as a program writes them."""
+    csv.field_size_limit(1 << 30)
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            for _ in csv.reader(lines, delimiter="\t", strict=True):
+                pass
+            return True
+    except csv.Error:
+        return False
+
+
+def _load(source: DataSource, what: str, files: Iterable[Path], split: str, options: dict[str, Any]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
-    options: dict[str, Any] = {"name": config} if config else {}
-    if files:
-        options["data_files"] = files
-    if what == "csv":
-        # without keep_default_na=False the text "null" or "NA" would be read as missing
-        separator = "\t" if files and next(iter(files.values()))[0].endswith(".tsv") else ","
-        options |= {"keep_default_na": False, "sep": separator}
+    cache = source.cache / "datasets" / _name_state(files)
     try:
-        return datasets.load_dataset(what, cache_dir=str(source.cache / "datasets"), **options)
+        return datasets.load_dataset(what, cache_dir=str(cache), **options)
     except OSError as error:
         if getattr(error, "errno", None) == 28:
             raise ResourceExhausted(f"{source.cache}: disk is full; free space or move --work-dir") from None
         raise _unreadable(source, split, error) from None
     except Exception as error:  # the formats' readers raise errors of many libraries
         raise _unreadable(source, split, error) from None
+
+
+def _name_state(files: Iterable[Path]) -> str:
+    """Return a name for files as they are now. `datasets` goes by their times alone, which a copy may keep."""
+    states = [(path, path.stat()) for path in files]
+    return hash_json([[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in states])[:16]
 
 
 def _unreadable(source: DataSource, split: str, error: Exception) -> JobError:
@@ -161,12 +256,21 @@ def _unreadable(source: DataSource, split: str, error: Exception) -> JobError:
 
 def _download_objects(uri: str, cache: Path, allow_http: bool) -> Path:
     """Copy one object, or all data files below a prefix, into the cache; return file or folder."""
-    parent, name = split_uri(uri) if Path(uri).suffix in FORMATS else (uri.rstrip("/"), "")
+    is_file = Path(uri).suffix in FORMATS and not uri.endswith("/")
+    parent, name = split_uri(uri) if is_file else (uri.rstrip("/"), "")
 
     def wanted(key: str) -> bool:
-        return key == name if name else Path(key).suffix in FORMATS or key == "README.md"
+        if name or key.endswith("/"):  # consoles and Spark mark a folder so
+            return key == name
+        return (Path(key).suffix in FORMATS and is_visible(Path(key))) or key == "README.md"
 
-    folder = mirror_objects(open_store(parent, allow_http=allow_http), name, wanted, cache / "objects")
+    try:
+        folder = mirror_objects(open_store(parent, allow_http=allow_http), name, wanted, cache / "objects")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(
+            f"data.source: below {uri} an object and a folder have one name ({Path(str(error.filename)).name!r}), "
+            "which no file system takes; rename one, or name a file"
+        ) from None
     if folder is None:
         raise NotFound(f"data.source: no {', '.join(FORMATS)} object at {uri}; check the address")
     return folder / name

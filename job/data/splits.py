@@ -7,6 +7,7 @@ depend on the seed and the rows alone.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,27 +24,30 @@ _MIN_SPREAD = 5e-4
 """Standard deviation by the largest label: of the seven digits of fp32 three are to be left for the differences."""
 
 
-def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+def hold_out(examples: Examples, fraction: float, seed: int, *, by_source: bool = False) -> tuple[Examples, Examples]:
     """Return (rest, held-out), stratified by label, rows with equal texts on one side; order is kept.
 
+    Of pairs both texts must be equal, or the first alone (`by_source`) where the second is what is to be written.
     Shares of labels are rounded so that their sum is right (largest remainder), and no label loses all of its rows.
     """
-    groups = _group_texts(examples)
+    groups = _group_texts(replace(examples, pairs=None) if by_source else examples)
     rng = np.random.default_rng(seed)
     first_of_group = np.unique(groups, return_index=True)[1]
     chosen = np.zeros(len(first_of_group), dtype=bool)
     labels = examples.labels[first_of_group]
-    for label, count in _share_out(labels, fraction, rng).items():
-        members = np.flatnonzero(labels == label)
+    counts = np.unique(labels, return_counts=True)[1]
+    of_each_label = np.split(np.argsort(labels, kind="stable"), counts.cumsum()[:-1])
+    for count, members in zip(_share_out(counts, fraction, rng), of_each_label, strict=True):
         rng.shuffle(members)
         chosen[members[:count]] = True
     held = chosen[groups]
     return examples.take(np.flatnonzero(~held)), examples.take(np.flatnonzero(held))
 
 
-def _share_out(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> dict[int, int]:
-    """Return how many rows of each label are held out: one at least of all, and none of a label's last."""
-    found, counts = np.unique(labels, return_counts=True)
+def _share_out(counts: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Return how many rows of each label, which has `counts` of them, are held out: one at least of all, and none of a
+    label's last.
+    """
     wanted = fraction * counts
     shares = np.minimum(np.floor(wanted), counts - 1).astype(int)
     open_ = np.flatnonzero(shares < counts - 1)
@@ -51,7 +55,7 @@ def _share_out(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
     order = order[np.argsort(-(wanted - shares)[order], kind="stable")]
     missing = max(round(float(wanted.sum())), 1) - int(shares.sum())
     shares[order[: max(missing, 0)]] += 1
-    return dict(zip(found.tolist(), shares.tolist(), strict=True))
+    return shares
 
 
 def cut_train(train: Examples, limit: int | None, seed: int) -> Examples:
@@ -93,6 +97,12 @@ def check_splits(splits: Splits, names: list[str]) -> None:
     """Raise DataError for a split without rows, or a train split with one label only (`names`, if any)."""
     for name, examples in splits.items():
         if len(examples) == 0:
+            rows = splits["train"].labels
+            if len(names) == len(rows) == len(np.unique(rows)):
+                raise DataError(
+                    f"data.{name}: each of the {len(names):,} labels has a single row, so none can be held out; "
+                    "correct data.columns.label, or give more rows of each"
+                )
             raise DataError(f"data.{name}: no rows are left in this split; give it more rows or a larger fraction")
     train = splits["train"]
     several = [label for target in train.targets or () for label in target] if names else []

@@ -5,12 +5,18 @@ Each reader returns what `Examples.targets` holds, in JSON, or raises ValueError
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+_LOOSE = re.compile(r"""['"]\s+['"]""")
+"""Two strings without a comma between them: numpy spells lists so, and Python would join them."""
 _TOO_LARGE = 1e30
 """Squares of numbers in a model must be numbers still."""
 
@@ -47,20 +53,34 @@ def read_tags(words: Any, value: Any, find: Callable[[Any], int | None]) -> list
 def list_values(value: Any) -> list[Any]:
     """Return the labels of one row: those of a list, of a JSON list, or the words of a string; one alone as a list."""
     if isinstance(value, str):
-        value = parse_json(value) if value.lstrip().startswith("[") else value.split()
+        found = parse_json(value) if _LIST.fullmatch(value) else value
+        value = found.split() if isinstance(found, str) else found
     if value is None:
         raise ValueError("label is missing")
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def list_labels(value: Any) -> list[Any]:
-    """Return the labels of one text: those of a list, of a JSON list, of words between commas, else of the words.
+    """Return the labels of one text: those of a list, of a JSON list, of words between , ; or |, else of the words.
 
     An empty string, as CSV has it, is a text without a label.
     """
-    if isinstance(value, str) and "," in value and not value.lstrip().startswith("["):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list_values(value)
+    if isinstance(value, str):
+        if _LIST.fullmatch(value):
+            value = _parse_list(value)
+        elif mark := next((mark for mark in ",;|" if mark in value), ""):
+            return [part.strip() for part in value.split(mark) if part.strip()]
+    labels = list_values(value)
+    if any(isinstance(label, (list, tuple, dict)) for label in labels):
+        raise ValueError(f"label {str(value)[:40]!r} holds a list in a list")
+    return labels
+
+
+def _parse_list(text: str) -> Any:
+    found = parse_json(text)
+    if isinstance(found, str):
+        raise ValueError(f'label {text[:40]!r} begins like a list and is none; write ["one", "another"]')
+    return found
 
 
 def read_labels(value: Any, find: Callable[[Any], int | None]) -> list[int]:
@@ -84,7 +104,8 @@ def read_number(value: Any) -> float:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError("label is missing")
     try:
-        number = float("nan" if isinstance(value, bool) else value)
+        # Python would read 1_000 as a thousand
+        number = float("nan" if isinstance(value, bool) or "_" in str(value) else value)
     except (TypeError, ValueError):
         number = math.nan
     if not abs(number) < _TOO_LARGE:
@@ -100,6 +121,7 @@ def read_answers(context: str, value: Any) -> list[list[Any]]:
     """
     found = []
     for text, start in _list_answers(value):
+        text, start = spell_date(text), int(start) if isinstance(start, float) and start.is_integer() else start
         if not isinstance(text, str) or not text.strip():
             raise ValueError("an answer is empty; a question without one has an empty list")
         if not isinstance(start, int) or context[start : start + len(text)] != text:
@@ -136,10 +158,20 @@ def join_messages(messages: list[dict[str, str]]) -> str:
 
 def has_answer(value: Any) -> bool:
     """Tell whether a question has an answer, however it is written; see `read_answers`."""
-    return bool(_list_answers(value))
+    try:
+        return bool(_list_answers(value))
+    except ValueError:  # said of the row when it is read
+        return True
 
 
 def _list_answers(value: Any) -> list[tuple[Any, Any]]:
+    try:
+        return _unfold_answers(value)
+    except RecursionError:
+        raise ValueError("answers are lists in lists, over and over") from None
+
+
+def _unfold_answers(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         value = parse_json(value)
     if value is None or value == "":
@@ -151,13 +183,31 @@ def _list_answers(value: Any) -> list[tuple[Any, Any]]:
             return list(zip(texts, starts, strict=True))
         return [(texts, starts)] if texts else []
     if isinstance(value, (list, tuple)):
-        return [answer for part in value for answer in _list_answers(part)]
+        return [answer for part in value for answer in _unfold_answers(part)]
     return [(value, None)]
 
 
 def parse_json(text: Any) -> Any:
-    """Return what a text says as JSON, or what was given."""
+    """Return what a text says as JSON, or as Python spells lists and maps (pandas writes them so); else `text`."""
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
+        return _parse_python(text)
+
+
+def _parse_python(text: Any) -> Any:
+    if not isinstance(text, str) or text.lstrip()[:1] not in ("[", "{") or _LOOSE.search(text):
         return text
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return found if isinstance(found, (list, dict)) else text
+
+
+def spell_date(value: Any) -> Any:
+    """Return a date as text, and anything else as it is: JSON lines whose strings all look like dates become such."""
+    if not isinstance(value, datetime):
+        return value
+    is_day = value.time() == datetime.min.time()
+    return value.date().isoformat() if is_day else value.isoformat(sep=" ")

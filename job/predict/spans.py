@@ -12,7 +12,7 @@ from tokenizers import Encoding
 from job.errors import DataError
 from job.predict.reader import Reader
 from job.predict.tokens import Text
-from job.tasks import SpanColumn, Task, Window, cut_at, find_spans, measure_stride, share_out
+from job.tasks import SpanColumn, Task, Window, cut_at, find_spans, measure_question, measure_stride, share_out
 
 
 class Answerer(Reader):
@@ -41,7 +41,7 @@ class Answerer(Reader):
             if isinstance(text, str):
                 raise DataError(f"text {row}: has no context; give a question and a context (a pair, see --pairs)")
             spans = self.tokenizer.find_spans(text[0])
-            pairs.append((cut_at(text[0], spans, self._max_length // 2), text[1]))
+            pairs.append((cut_at(text[0], spans, measure_question(self._max_length)), text[1]))
         return [[encoding, *encoding.overflowing] for encoding in self.tokenizer.encode(pairs)]
 
     def answer(self, text: Text, rows: Sequence[tuple[Encoding, np.ndarray]]) -> dict[str, Any]:

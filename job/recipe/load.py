@@ -54,13 +54,13 @@ _HINTS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the floats (`1e-4`) and booleans (not `no`, not `on`) of YAML 1.2.
+    """SafeLoader with the floats (`1e-4`), booleans (not `no`, not `on`) and integers (not `010`, `12:30`) of YAML 1.2.
 
     It refuses duplicate keys, integers beyond 64 bits, and aliases, which can recurse or grow without bound.
     """
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -92,6 +92,11 @@ def _reject(problem: str, marked: Any) -> NoReturn:
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

@@ -151,7 +151,7 @@ class Data(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _name_booleans(cls, labels: Any) -> Any:
-        """YAML's true and false are label values here, and pydantic would read them as 1 and 0."""
+        """YAML's true, false and fractions are label values here, and pydantic would read the first two as 1 and 0."""
         if isinstance(labels, dict):
             return {_spell(value): _spell(name) for value, name in labels.items()}
         return [_spell(name) for name in labels] if isinstance(labels, list) else labels
@@ -186,6 +186,8 @@ class Data(Section):
 
 
 def _spell(value: Any) -> Any:
+    if isinstance(value, float):
+        return str(int(value) if value.is_integer() else value)
     return str(value).lower() if isinstance(value, bool) else value
 
 

@@ -17,7 +17,7 @@ from job.tasks.loading import load_model, open_trained
 from job.tasks.one_label import share_out
 from job.tasks.onnx_files import DECODER, ENCODER, MODEL, list_parts, name_file
 from job.tasks.protocol import IGNORED_LABEL, Examples, Task, Truth, cut_at, join_outputs
-from job.tasks.question_answering import SpanColumn, Window, find_spans, measure_stride
+from job.tasks.question_answering import SpanColumn, Window, find_spans, measure_question, measure_stride
 from job.tasks.registry import get_task
 from job.tasks.token_classification import find_entities
 from job.tasks.units import Units, find_head
@@ -25,6 +25,7 @@ from job.tasks.units import Units, find_head
 __all__ = [
     "DECODER", "ENCODER", "IGNORED_LABEL", "MODEL", "Examples", "SpanColumn", "Task", "Truth", "Units", "Window",
     "bound_mean", "configure_greedy", "cut_at", "encode_prompt", "estimate_margin", "find_end", "find_entities",
-    "find_head", "find_spans", "get_task", "join_outputs", "list_parts", "list_turns", "load_model", "measure_stride",
-    "name_file", "open_trained", "render_chat", "share_out", "weigh_labels", "write_greedily",
+    "find_head", "find_spans", "get_task", "join_outputs", "list_parts", "list_turns", "load_model",
+    "measure_question", "measure_stride", "name_file", "open_trained", "render_chat", "share_out", "weigh_labels",
+    "write_greedily",
 ]  # fmt: skip

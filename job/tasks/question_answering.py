@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _BITS = 15
 _MASK = (1 << _BITS) - 1
+_SPECIAL_TOKENS = 4
+"""At most so many stand around and between two texts: RoBERTa has <s> question </s></s> context </s>."""
 _MAX_STRIDE, _MAX_ANSWER_TOKENS, _EXAMPLES_AT_ONCE = 128, 30, 200
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 """Letters and digits in a row; Chinese and Japanese are written without blanks, so each character is one."""
@@ -77,7 +79,7 @@ class QuestionAnswering(Task):
         """Yield windows of at most `max_length` tokens over each context, the question before each of them."""
         for start in range(0, len(examples), _EXAMPLES_AT_ONCE):
             span = slice(start, start + _EXAMPLES_AT_ONCE)
-            questions = _cut_questions(tokenizer, examples.texts[span], max_length // 2)
+            questions = _cut_questions(tokenizer, examples.texts[span], measure_question(max_length))
             batch = tokenizer(
                 questions, (examples.pairs or [])[span], truncation=self.truncation, max_length=max_length,
                 stride=measure_stride(max_length), return_overflowing_tokens=True, return_offsets_mapping=True,
@@ -255,9 +257,14 @@ def _find_window(spans: Sequence[Sequence[int]], inside: np.ndarray, answer: Seq
     return Window(context, end, start, stop) if start <= stop else Window(context, end, 0, 0)
 
 
+def measure_question(max_length: int) -> int:
+    """Return how many tokens of a row a question may take; at least two are left for its context."""
+    return min(max_length // 2, max_length - _SPECIAL_TOKENS - 2)
+
+
 def measure_stride(max_length: int) -> int:
-    """Return by how many tokens rows of `max_length` tokens overlap."""
-    return min(_MAX_STRIDE, max_length // 4)
+    """Return by how many tokens rows of `max_length` tokens overlap: fewer than are left for the context."""
+    return min(_MAX_STRIDE, max_length // 4, max_length - measure_question(max_length) - _SPECIAL_TOKENS - 1)
 
 
 def _cut_questions(tokenizer: Any, texts: list[str], max_tokens: int) -> list[str]:
