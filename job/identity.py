@@ -48,10 +48,14 @@ def name_run(recipe: Recipe) -> str:
     return f"{recipe.name}-{digest[:8]}"
 
 
-def describe_run(run_id: str, recipe: Recipe, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what run.json holds: recipe, what decides the training, sources, versions."""
+def describe_run(run_id: str, recipe: Recipe, identity: dict[str, Any], parent: str | None) -> dict[str, Any]:
+    """Return what run.json holds: recipe, what decides the training, sources, versions.
+
+    `parent` is the release that is trained from, if it is one: another attempt takes the same.
+    """
     return {
         "run_id": run_id,
+        "parent": parent,
         "recipe": recipe.model_dump(mode="json"),
         "material": material_sections(recipe, DEFINES_TRAINING),
         "identity": identity,

@@ -71,7 +71,8 @@ class Member:
         """Fetch the sources and join (call a); False where the training is committed already."""
         self._run.save()
         self._node.start_ahead(stages.STAGES[0].target, self._run, list_environments(self._run, self._topology))
-        identity = self._node.run_process(stages.FETCH, self._run, {"TOKENIZERS_PARALLELISM": "true"}, self._guest)
+        variables = stages.list_fetch_variables(self._fresh)
+        identity = self._node.run_process(stages.FETCH, self._run, variables, self._guest)
         looked = -_LOOK_S
         while not self._guest.has_joined:
             self._check()

@@ -30,6 +30,7 @@ from job.plan import refuse_few_rows, refuse_missing_trackers, refuse_precision
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.releasing import find_order, find_unchanged, release_bundle
 from job.report import assemble_result
+from job.report.result import hide_paths
 from job.stages import Stage
 from job.status import Status
 from job.store import Attempt, RunStore
@@ -84,9 +85,10 @@ class Pipeline:
         self._node.transfer(store.prove_reachable)
         log.info("run %s, store %s", run.run_id, store.uri)
         run.save()
-        identity = self._node.run_process(stages.FETCH, run, {"TOKENIZERS_PARALLELISM": "true"})
+        identity = self._node.run_process(stages.FETCH, run, stages.list_fetch_variables(self._fresh))
         self._refuse_early()
-        self._about, inputs = describe_run(run.run_id, recipe, identity), hash_json(identity)
+        parent = hide_paths(run.read("sources.json")["model"]["release"])
+        self._about, inputs = describe_run(run.run_id, recipe, identity, parent), hash_json(identity)
         run.write("about.json", self._about)
         if not self._fresh:
             self._node.transfer(lambda: self._compare(store))

@@ -24,6 +24,13 @@ class Stage:
 
 
 FETCH = "job.data:fetch_sources"
+
+
+def list_fetch_variables(fresh: bool) -> dict[str, str]:
+    """Return what the process that fetches is told; a run that begins `fresh` does not look at what it was made of."""
+    return {"TOKENIZERS_PARALLELISM": "true", "JOB_FRESH": "1" if fresh else ""}
+
+
 EXPORTABLE = "job.export:refuse_unexportable"
 STAGES = (
     Stage("train", "job.train:run_rank", DEFINES_TRAINING, ("final/config.json", "final/model.safetensors")),

@@ -55,7 +55,7 @@ def list_keys(model: type[BaseModel] = Recipe, path: str = "") -> list[str]:
 
 
 def describe(recipe: dict[str, Any]) -> dict[str, Any]:
-    return describe_run("run-1", Recipe.model_validate(recipe), IDENTITY)
+    return describe_run("run-1", Recipe.model_validate(recipe), IDENTITY, None)
 
 
 def recipe_with(key: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,13 @@ from job.data.splits import (
     take_shots,
 )
 from job.data.tokenize import Encoder, TokenTable, identify_tokenizer, tokenize_split
-from job.errors import CheckpointMismatch, DataError, RecipeError
+from job.errors import CheckpointMismatch, DataError, NotFound, RecipeError
 from job.recipe import Recipe, Run, hash_json
 from job.store.cached import SharedFolders
 from job.store.manifest import hash_file
 from job.store.models import ModelSource, fetch_model, read_config
+from job.store.release import latest_release
+from job.store.runs import RunStore
 from job.tasks import Examples, Task, find_end, get_task
 
 log = logging.getLogger("job.data")
@@ -51,7 +55,7 @@ def fetch_sources(run: Run) -> dict[str, Any]:
     """
     recipe = run.recipe
     allow_http = recipe.store.allow_http
-    model = fetch_model(recipe.model.id, recipe.model.revision, run.cache, allow_http=allow_http)
+    model = _fetch_model(run)
     source = locate_data(recipe.data, run.cache, allow_http=allow_http)
     run.write("sources.json", {"model": _describe(model), "data": _describe(source)})
     key = name_inputs(run, model, source)
@@ -62,6 +66,28 @@ def fetch_sources(run: Run) -> dict[str, Any]:
         if name_inputs(run, model, source) == key:  # else somebody has changed a file while it was read
             keep_prepared(run, key, fingerprints, warnings)
     return _identify(model, source, fingerprints)
+
+
+def _fetch_model(run: Run) -> ModelSource:
+    """Bring the model here; where a run that goes on follows a model's releases, the one that it began with."""
+    model, allow_http = run.recipe.model, run.recipe.store.allow_http
+    begun = None if os.environ.get("JOB_FRESH") else _recall_release(run)
+    if begun:
+        try:
+            return replace(fetch_model(begun, model.revision, run.cache, allow_http=allow_http), origin=model.id)
+        except NotFound as error:
+            log.warning("%s; it is what this run began with, so the current release is looked at instead", error)
+    return fetch_model(model.id, model.revision, run.cache, allow_http=allow_http)
+
+
+def _recall_release(run: Run) -> str | None:
+    """Return the address of the release that run.json says this run began with, None where it follows none."""
+    origin, allow_http = run.recipe.model.id.rstrip("/"), run.recipe.store.allow_http
+    is_place = origin.startswith("s3://") or os.path.isdir(origin)
+    if not is_place or latest_release(origin, allow_http=allow_http) == origin:
+        return None
+    version = str((RunStore.of(run).read_json("run.json") or {}).get("parent") or "").rpartition("/")[2]
+    return f"{origin}/{version}" if version else None
 
 
 def _prepare(run: Run, model: ModelSource, source: DataSource) -> dict[str, Any]:
@@ -109,9 +135,9 @@ def read_splits(recipe: Recipe, source: DataSource, config: dict[str, Any]) -> t
         fraction = getattr(data, split)
         if not isinstance(fraction, str):
             # a share of all rows, of which test may have taken its part already
-            splits["train"], splits[split] = hold_out(
-                splits["train"], fraction * total / max(len(splits["train"]), 1), seed
-            )
+            share = fraction * total / max(len(splits["train"]), 1)
+            by_source = raw["train"].columns[1] == "target"
+            splits["train"], splits[split] = hold_out(splits["train"], share, seed, by_source=by_source)
     classes = labels.names if raw["train"].columns[2] in ("label", "labels") else []
     check_splits(splits, classes)
     before = {name: len(split) for name, split in splits.items()}

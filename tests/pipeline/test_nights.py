@@ -25,7 +25,7 @@ class Nights:
         self.recipe = str(write_recipe(folder / "recipe.yaml", **recipe | {"release": release, "store": store}))
 
     def run(self, night: str, *options: str, env: dict[str, str] | None = None) -> Answer:
-        words = [word for option in options for word in ("--set", option)]
+        words = [word for option in options for word in ([option] if option[0] == "-" else ["--set", option])]
         return call_job("run", self.recipe, "--run-id", night, "--work-dir", str(self.folder / "work"), *words, env=env)
 
     def current(self) -> str:
@@ -106,3 +106,21 @@ def test_a_night_on_which_nothing_is_new_ends_at_once_and_old_nights_are_deleted
     assert {path.relative_to(runs).parts[0] for path in runs.rglob("*.json")} >= {"wednesday", "thursday"}
     assert not [path for path in (runs / "monday").rglob("*") if path.is_file()]
     assert "monday" not in nights.call("release", "list", nights.model)
+
+
+def test_a_run_goes_on_from_the_release_it_began_with_though_another_is_current_by_now(nights: Nights) -> None:
+    quick = ("training.max_steps=2", "release.promote_if=proven")
+    first = nights.run("monday", *quick).result["release"]
+    chain = (f"model.id={nights.model}", "name=chained", "training.save_steps=1", *quick, "training.max_steps=4")
+    assert nights.run("chain", *chain, env={"JOB_FAILPOINT": "files-upload=kill@3"}).code == 79
+    second = nights.run("tuesday", *quick, "training.seed=7").result["release"]
+    assert nights.current() == second
+
+    again = nights.run("chain", *chain)
+    assert again.code == 0, again.stderr
+    about = json.loads((Path(again.result["release"]) / "manifest.json").read_text())["about"]
+    assert about["parent"] == Path(first).name
+
+    afresh = nights.run("chain", *chain, "training.seed=3", "--fresh")
+    about = json.loads((Path(afresh.result["release"]) / "manifest.json").read_text())["about"]
+    assert about["parent"] == Path(second).name
