@@ -32,11 +32,12 @@ def compare_with_current(run: Run) -> dict[str, Any]:
     table = TokenTable.open(run.tokens("test"))
     ours = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
     theirs, their_truth = _answer_current(run, folder, task, table)
-    paired = task.per_row_score(ours, table.truth) - task.per_row_score(theirs, their_truth)
-    gain, margin = bound_mean(paired)
+    paired = task.per_row_score(theirs, their_truth) - task.per_row_score(ours, table.truth)
+    changed = task.per_row_counts(theirs, their_truth) != task.per_row_counts(ours, table.truth)
+    loss, margin = bound_mean(paired, int(changed.any(axis=1).sum()))
     return {
-        "gain": round(gain, 6),
-        "gain_bound": round(gain - margin, 6),
+        "gain": round(-loss, 6),
+        "gain_bound": round(-loss - margin, 6),
         "n": len(paired),
         "metric": {
             "ours": task.score(ours, table.truth)[task.metric],

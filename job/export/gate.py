@@ -78,7 +78,8 @@ def compare_quality(task: Task, fp32: np.ndarray, int8: np.ndarray, truth: Truth
         return {"metric": 0.0, "drop": 1.0, "margin": 0.0, "drop_bound": 1.0, "agreement": 0.0, "n": rows}
     scores = task.per_row_score(int8, truth)
     paired = task.per_row_score(fp32, truth) - scores
-    drop, margin = bound_mean(paired)
+    changed = task.per_row_counts(fp32, truth) != task.per_row_counts(int8, truth)
+    drop, margin = bound_mean(paired, int(changed.any(axis=1).sum()))
     return {
         "metric": round(float(scores.mean()), 6),
         "drop": round(drop, 6),

@@ -187,6 +187,10 @@ class Task(Protocol):
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return the metric text by text, float64 [texts], higher is better: what gates compare in pairs."""
 
+    def per_row_counts(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
+        """Return numbers [texts, k] of each text alone, which are the same where it is judged the same."""
+        return self.per_row_score(answers, truth)[:, None]
+
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return `metric`, `<metric>_interval` (95 %), n (texts) and what else is worth knowing."""
 

@@ -87,11 +87,11 @@ class TokenClassification(OneLabel):
 
         F1 is 2 · hits over entities said and there, a ratio of sums.
         """
-        return _spread_f1(self._count(answers, truth))
+        return _spread_f1(self.per_row_counts(answers, truth))
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return F1, precision and recall of entities, and the share of words that are labelled rightly."""
-        counts = self._count(answers, truth)
+        counts = self.per_row_counts(answers, truth)
         texts, (hits, said, there) = _spread_f1(counts), (int(count) for count in counts.sum(axis=0))
         return {
             "f1": round(float(texts.mean()), 6),
@@ -118,7 +118,7 @@ class TokenClassification(OneLabel):
                     return False
         return True
 
-    def _count(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
+    def per_row_counts(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return int64 [texts, 3]: entities that are right, said, there."""
         names, counts = truth.about["names"], []
         tags = [*names, "O"]  # the last: what another model says that is no label of ours

@@ -245,6 +245,12 @@ def test_a_quotation_mark_that_begins_a_text_of_a_tsv_swallows_no_row(tmp_path: 
     assert [row["text"] for row in read(quoted)] == ["two\nlines", 'a "word"']
 
 
+def test_a_csv_whose_texts_hold_bare_commas_is_refused_and_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nGood, but long,a\nFine, ok,b\n")
+    with pytest.raises(DataError, match="one cell more"):
+        read(tmp_path / "rows.csv")
+
+
 def test_blank_lines_of_a_text_are_no_rows(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("one\n\n  \ntwo\n\n")
     assert [row["text"] for row in read(tmp_path / "book.txt")] == ["one", "two"]
