@@ -179,8 +179,8 @@ def _load_files(source: DataSource, data: Data, files: dict[str, list[Path]], sp
     splits = _load(source, kind, paths, split, options)
     if kind == "csv" and any("__index_level_0__" in rows.column_names for rows in splits.values()):
         raise DataError(
-            f"data.source: the rows of split {split!r} of {source.origin!r} have one cell more than its header names, so "
-            "their texts would be cut; quote texts that hold the separator, or name the first column"
+            f"data.source: the rows of split {split!r} of {source.origin!r} have one cell more than its header, "
+            "so texts would be cut; quote those that hold the separator, or name the first column"
         )
     return {name: _drop_blank_lines(rows) for name, rows in splits.items()} if kind == "text" else splits
 
