@@ -142,7 +142,9 @@ class PeerLost(JobError):
 PERMANENT = frozenset(range(10, 20)) | {2}
 """Codes that no retry can mend: somebody must change something first."""
 
-_NO_MEMORY = re.compile(r"can(?:'t|not) allocate memory|bad_alloc|failed to allocate memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"can(?:'t|not) allocate memory|bad_alloc|failed to allocate memory|can't start new thread", re.IGNORECASE
+)
 
 
 def lacks_memory(error: BaseException | str) -> bool:
@@ -150,9 +152,11 @@ def lacks_memory(error: BaseException | str) -> bool:
     return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_DISK = re.compile(rf"os error ({'|'.join(map(str, _FULL))})\b")
-"""How safetensors and tokenizers, which are Rust, report a full disk and an exhausted quota: it is no OSError."""
+"""How safetensors and tokenizers, which are Rust, report a full disk, an exhausted quota and a file that is too large
+for RLIMIT_FSIZE: it is no OSError.
+"""
 
 
 def lacks_disk(error: BaseException) -> bool:

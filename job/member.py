@@ -13,7 +13,7 @@ from job import stages
 from job.errors import Interrupted, JobError, NoValidCheckpoint, PeerLost
 from job.launch import Guest, Place, StopRequest, Topology, Verdict, decide, find_topology
 from job.launch.line import Message
-from job.node import Node
+from job.node import Node, provide_temporary_folder
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.store import RunStore
 from job.store.attempt import read_stage
@@ -32,6 +32,7 @@ def run_member(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Plac
     run = Run(run_id, recipe, work.absolute())
     stop = StopRequest(recipe.launch.time_limit_min)
     try:
+        provide_temporary_folder(work)
         run = run.lock_folder(place.node_rank)
         verdict = Member(run, stop, fresh, find_topology(recipe.distributed, place)).take_part()
     except Exception as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from job.errors import Interrupted, Unreachable
@@ -22,6 +25,19 @@ _LEAVING_SHARE = 0.25
 """Of the grace, for saying goodbye to the store; the rest is the ranks'."""
 _GIVE_UP_S = 1.0
 """How long a call to the store may still take after a stop signal; most end well before."""
+
+
+def provide_temporary_folder(work: Path) -> None:
+    """Have this process and those that it starts use one in `work` where the system has none that can be written to.
+
+    Python would take the current folder, or none: of a container that is read-only, `work` alone may be written to.
+    """
+    named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    if any(os.access(folder, os.W_OK | os.X_OK) for folder in (*named, "/tmp", "/var/tmp", "/usr/tmp")):
+        return
+    folder = work.absolute() / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 class Node:

@@ -25,7 +25,7 @@ from job.export import build_bundle, has_onnx, is_certain
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
 from job.launch import Place, StopRequest, Verdict, decide, find_topology
-from job.node import Node
+from job.node import Node, provide_temporary_folder
 from job.plan import refuse_few_rows, refuse_missing_trackers, refuse_precision
 from job.recipe import Recipe, Run, hash_json, write_json
 from job.releasing import find_order, find_unchanged, release_bundle
@@ -51,6 +51,7 @@ def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Pl
     run = Run(run_id, recipe, work.absolute())
     pipeline = Pipeline(run, StopRequest(recipe.launch.time_limit_min), fresh, records)
     try:
+        provide_temporary_folder(work)
         outcome = pipeline.run(place)
     except Exception as error:
         outcome = pipeline.judge(error)

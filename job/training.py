@@ -29,6 +29,7 @@ from job.recipe import Recipe, Run, hash_json
 from job.recipe.schema import DEFINES_TRAINING
 from job.stages import Stage
 from job.store import Attempt
+from job.store.ledger import WAITED_IN_VAIN
 from job.store.models import count_parameters
 from job.store.restore import read_manifest
 
@@ -98,8 +99,14 @@ class Lead:
         return record | about | {"attempts": self._node.transfer(attempt.list_attempts)}
 
     def _gather(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> None:
-        if self._host:
+        if not self._host:
+            return
+        try:
             self._host.gather(hash_json(about["identity"]), join_timeout_s(run), lambda: self._check(attempt))
+        except PeerLost:
+            if self._host.find_missing():
+                attempt.note(WAITED_IN_VAIN)
+            raise
 
     def _give(self, run: Run, attempt: Attempt, order: dict[str, Any]) -> None:
         if self._host:

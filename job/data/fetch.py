@@ -318,6 +318,8 @@ def _tokenize(run: Run, splits: Splits, encoder: Encoder) -> dict[str, Any]:
     days = run.recipe.store.keep_tokens_days
     shared = SharedFolders(run, "tokens", days) if days else None
     folders = {name: tokenize_split(split, encoder, run.cache, shared) for name, split in splits.items()}
+    # to use it leaves the length at which it cuts in its file; where all tables were there already, nobody has
+    next(iter(encoder.task.encode(tokenizer, splits["train"].take(np.arange(1)), encoder.max_length)), None)
     tokenizer.save_pretrained(run.tokenizer)
     lengths = TokenTable.open(folders["train"]).lengths
     return {

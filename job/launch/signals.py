@@ -8,14 +8,17 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
+_SAME_REQUEST_S = 0.25
+"""A terminal sends Ctrl-C to all processes, a scheduler its signal to all of a step; who stands above passes it on."""
 _MIN_RESERVE_S = 5.0
 _UNMEASURED_S = 60.0
 """What is kept in reserve before any checkpoint was saved."""
 
 
 class StopRequest:
-    """Counts stop signals from the moment it is made; must be made in the main thread.
+    """Counts stop requests from the moment it is made; must be made in the main thread.
 
+    Signals that follow each other at once are one request, which came on two ways.
     `time_limit_min` counts as a stop signal when it is over (SIGALRM), or `apply_deadline` finds that
     what is left of it is needed for saving.
     """
@@ -23,6 +26,7 @@ class StopRequest:
     def __init__(self, time_limit_min: float | None = None) -> None:
         self.count = 0
         self.name = ""
+        self._heard_at = -_SAME_REQUEST_S
         self._limit_s = 60.0 * time_limit_min if time_limit_min else None
         self._began = time.monotonic()
         for number in (*STOP_SIGNALS, signal.SIGALRM):
@@ -44,5 +48,8 @@ class StopRequest:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGALRM and self.count:
             return  # whoever was told before is saving by now, and a second request would cut that short
+        before, self._heard_at = self._heard_at, time.monotonic()
+        if self.count and self._heard_at - before < _SAME_REQUEST_S:
+            return
         self.count += 1
         self.name = "launch.time_limit_min" if number == signal.SIGALRM else signal.Signals(number).name

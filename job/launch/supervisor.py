@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("job.launch")
 
+_CHECKOUT = "" if __file__.startswith(sysconfig.get_path("purelib")) else str(Path(__file__).parents[2])
+"""Where this package lies when it is not installed; a process that is started is to find the same one."""
 _POLL_S = 0.05
 _PEERS_FOLLOW_S = 5.0
 """How long the others may take to report after one process failed, before they are killed."""
@@ -134,7 +137,11 @@ class Supervisor:
             for member in group:
                 member.kill()
         own = watch.ended_by or decide([self._judge(member, len(group), watch) for member in group])
-        return decide([own, *peers.wait_for_verdicts()]) if own.code else own
+        if not own.code:
+            return own
+        others = peers.wait_for_verdicts()
+        # of two that weigh the same the first counts: what was killed because a peer had left explains nothing
+        return decide([*others, own] if watch.followed_peers else [own, *others])
 
     def _start(self, target: str, folder: Path, index: int, environment: Mapping[str, str]) -> _Member:
         outcome = _find_outcome(target, folder, index)
@@ -192,6 +199,7 @@ class _Watch:
         self._heard, self._deadline = 0, float("inf")
         self._polled = time.monotonic()
         self.was_told, self.why_told = False, "a process was told to stop"
+        self.followed_peers = False
         self.ended_by: Verdict | None = None
 
     def goes_on(self) -> bool:
@@ -225,6 +233,7 @@ class _Watch:
         """When one has left otherwise than well, the others follow: asked to stop if it was, else killed soon."""
         left = [verdict for verdict in self._peers.verdicts() if verdict.code]
         codes = [member.process.returncode for member in self._group if member.process.returncode]
+        self.followed_peers = self.followed_peers or bool(left and not codes)
         codes += [verdict.code for verdict in left]
         if not codes:
             return
@@ -266,7 +275,10 @@ def _start_process(
     heartbeat.unlink(missing_ok=True)
     heartbeat.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
+    # else `-m` would put the folder that job is called in before the libraries: a job.py or queue.py there would be run
     own = {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), _CHECKOUT])),
         "JOB_HEARTBEAT": str(heartbeat),
         "JOB_SUPERVISOR_PID": str(os.getpid()),
         "JOB_AHEAD": "1" if ahead else "",

@@ -114,13 +114,13 @@ def _read_kubeflow(environment: Mapping[str, str]) -> Place | None:
     """Kubeflow Trainer sets what torchrun would read."""
     if "PET_NNODES" not in environment:
         return None
-    host, _, port = environment.get("PET_RDZV_ENDPOINT", "").partition(":")
+    host, _, port = environment.get("PET_RDZV_ENDPOINT", "").rpartition(":")
     processes = environment.get("PET_NPROC_PER_NODE", "auto")
     return Place(
         nodes=_read_number(environment, "PET_NNODES"),
         node_rank=_read_number(environment, "PET_NODE_RANK", "0"),
-        host=environment.get("PET_MASTER_ADDR") or host,
-        port=_read_number(environment, "PET_MASTER_PORT", port or str(RENDEZVOUS_PORT)),
+        host=environment.get("PET_MASTER_ADDR") or host.strip("[]"),
+        port=_read_port(environment, "PET_MASTER_PORT", port or str(RENDEZVOUS_PORT)),
         processes_per_node=int(processes) if processes.isdecimal() else None,
     )
 
@@ -161,7 +161,7 @@ def _read_indexed_job(environment: Mapping[str, str], host_name: str) -> Place |
         nodes=nodes,
         node_rank=index,
         host=f"{job_name}-0.{domain}".rstrip("."),
-        port=_read_number(environment, "JOB_RENDEZVOUS_PORT", str(RENDEZVOUS_PORT)),
+        port=_read_port(environment, "JOB_RENDEZVOUS_PORT", str(RENDEZVOUS_PORT)),
         run_id=job_name if job_name != own else None,
     )
 
@@ -189,6 +189,13 @@ def _read_number(environment: Mapping[str, str], name: str, default: str = "") -
     if not value.isdecimal():
         raise RecipeError(f"{name}: {value!r} is no number; set by the scheduler, or by hand where it is missing")
     return int(value)
+
+
+def _read_port(environment: Mapping[str, str], name: str, default: str) -> int:
+    port = _read_number(environment, name, default)
+    if not 0 < port < 1 << 16:
+        raise RecipeError(f"{name}: {port} is no port; it is between 1 and 65535, the same on every node")
+    return port
 
 
 def find_topology(distributed: Distributed, place: Place) -> Topology:

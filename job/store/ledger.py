@@ -16,13 +16,16 @@ from typing import Any
 
 from job.errors import Fenced, Interrupted, JobError, NoProgress, NoValidCheckpoint, Unreachable
 from job.failpoints import failpoint
-from job.store.records import Record
+from job.store.records import Record, dig
 from job.store.runs import RunStore
 
 log = logging.getLogger("job.store")
 
 MAX_FRUITLESS = 3
 """So many attempts in a row without a newer checkpoint or stage record, and the next refuses (18)."""
+
+WAITED_IN_VAIN = "not all nodes came"
+"""The event of an attempt whose work has not begun, so that it does not count: a cluster may be full for long."""
 
 _NOT_COUNTED = (Interrupted.exit_code, Fenced.exit_code, Unreachable.exit_code)
 _LOOK_BACK = 20
@@ -75,6 +78,8 @@ class Ledger:
         for epoch in range(self._epoch - 1, max(self._epoch - 1 - _LOOK_BACK, 0), -1):
             record = read_attempt(self._store, epoch)
             if record is None or record.get("retried") or record.get("exit_code") in _NOT_COUNTED:
+                continue
+            if any(dig(event, "event") == WAITED_IN_VAIN for event in record.get("events") or []):
                 continue
             same = all(record.get(key) == self._record[key] for key in ("work", "progress"))
             if not same or record.get("exit_code") in (0, NoProgress.exit_code):

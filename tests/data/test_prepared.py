@@ -163,3 +163,11 @@ def test_rows_that_change_while_they_are_read_are_not_kept(place: Place, monkeyp
     monkeypatch.setattr(job.data.fetch, "read_splits", read_and_be_overtaken)
     fetch_sources(place.run())
     assert not (place.work / "cache" / "prepared").exists()
+
+
+def test_the_tokenizer_that_is_released_does_not_depend_on_what_was_cached(place: Place) -> None:
+    fetch_sources(place.run("first"))
+    place.set("data", "num_workers", 1)  # so it is prepared anew, from the tables that are there
+    fetch_sources(place.run("second"))
+    first, second = ((place.run(name).tokenizer / "tokenizer.json").read_bytes() for name in ("first", "second"))
+    assert first == second

@@ -312,6 +312,30 @@ def test_who_does_not_stop_within_the_grace_is_killed_and_what_was_committed_cou
     wait_until_gone(int((folder / "ready-0.txt").read_text()))
 
 
+def test_one_request_that_comes_on_two_ways_does_not_shorten_the_grace(folder: Path, stop: StopRequest) -> None:
+    """Ctrl-C reaches every process of a terminal, and whoever stands above passes it on as well."""
+
+    def pass_on_too(pid: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with once(folder / "ready-0.txt", pass_on_too):
+        verdict = supervise("wait_politely", folder, stop, limits=Limits(30, 900, 900))
+    assert stop.count == 1
+    assert verdict.code == 75
+
+
+@pytest.mark.parametrize("name", ["job.py", "queue.py", "tokenizers.py"])
+def test_a_file_where_job_is_called_is_not_taken_for_a_library(
+    folder: Path, stop: StopRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / name).write_text("raise SystemExit('taken')")
+    monkeypatch.chdir(tmp_path / "project")
+    assert supervise("fine", folder, stop).code == 0
+
+
 def test_a_second_signal_shortens_the_grace(folder: Path, stop: StopRequest) -> None:
     def ask_twice(pid: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

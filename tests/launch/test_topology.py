@@ -98,6 +98,11 @@ def test_a_pod_of_a_single_node_job_needs_no_subdomain() -> None:
     assert (place.nodes, place.run_id) == (1, "finetune-29401380")
 
 
+def test_nodes_may_meet_at_an_address_of_version_6() -> None:
+    place = read_place({"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_RDZV_ENDPOINT": "[fd00::1]:23477"}, "pod")
+    assert (place.host, place.port) == ("fd00::1", 23477)
+
+
 @pytest.mark.parametrize(
     ("environment", "host_name", "word"),
     [
@@ -107,6 +112,8 @@ def test_a_pod_of_a_single_node_job_needs_no_subdomain() -> None:
         (INDEXED_JOB | {"JOB_NODES": "many"}, POD, "JOB_NODES"),
         (INDEXED_JOB | {"JOB_NODES": "1"}, POD, "JOB_NODES"),
         (TRAIN_JOB | {"PET_NNODES": "1:4"}, POD, "PET_NNODES"),
+        (TRAIN_JOB | {"PET_MASTER_PORT": "65536"}, POD, "PET_MASTER_PORT: 65536 is no port"),
+        (INDEXED_JOB | {"JOB_RENDEZVOUS_PORT": "0"}, POD, "JOB_RENDEZVOUS_PORT: 0 is no port"),
     ],
 )
 def test_what_cannot_be_a_run_is_refused_with_what_to_change(

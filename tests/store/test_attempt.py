@@ -13,6 +13,7 @@ from job.store.checkpoints import CheckpointWriter
 from job.store.commit import write_pointer
 from job.store.inventory import follow_events
 from job.store.lease import Lease
+from job.store.ledger import WAITED_IN_VAIN
 from job.store.records import Record
 from job.store.restore import list_manifests
 
@@ -75,6 +76,15 @@ def test_a_death_without_a_word_is_named_in_the_refusal(run: RunStore) -> None:
 def test_an_interrupted_fenced_or_cut_off_attempt_is_not_counted(run: RunStore, code: int) -> None:
     for _ in range(8):
         assert attempt_once(run, code) == code
+
+
+def test_a_cluster_that_is_full_for_long_does_not_use_up_the_attempts(run: RunStore) -> None:
+    for _ in range(4):
+        attempt = Attempt(run, 1, lambda: None)
+        attempt.begin("w", STAGES)
+        attempt.note(WAITED_IN_VAIN)
+        attempt.leave({"status": "failed", "exit_code": 79, "reason": "node(s) 1 did not join"})
+    assert attempt_once(run, 0) == 0
 
 
 def test_interruptions_between_crashes_do_not_hide_that_nothing_goes_forward(run: RunStore) -> None:
