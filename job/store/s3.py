@@ -81,19 +81,24 @@ _DENIED = {
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 _FAILED_CONDITION = {"PreconditionFailed", "412"}
 _AGAIN = {
-    "SlowDown",
-    "RequestTimeout",
-    "ConditionalRequestConflict",
-    "OperationAborted",
-    "IncompleteBody",
-    "NoSuchUpload",
-}
+    "SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "NoSuchUpload",
+    "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",  # other bytes came than were sent
+    "InternalError", "ServiceUnavailable",  # of one key of many, without a status
+}  # fmt: skip
 _TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png", ".json": "application/json"}
 """What a browser must know to show an object instead of saving it."""
 _NO_BULK_DELETE = (400, 405, 501)
 """How servers answer that lack the call, or that want the MD5 which boto3 no longer sends with it (since 1.36)."""
+
+
+class NotS3(BotoCoreError):
+    """A success lacks what every S3 server says with it: something else answered, a portal or a gateway."""
+
+    fmt = "the answer is a success but has no {name}"
+
+
 _TRANSIENT = (
-    ConnectTimeoutError, EndpointConnectionError, HTTPClientError, IncompleteReadError, ReadTimeoutError,
+    ConnectTimeoutError, EndpointConnectionError, HTTPClientError, IncompleteReadError, NotS3, ReadTimeoutError,
     ResponseStreamingError,
 )  # fmt: skip
 
@@ -147,7 +152,7 @@ class S3Store:
             try:
                 answer = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
                 check_read_size(self.uri, key, answer.get("ContentLength", 0))
-                return Blob(answer["Body"].read(), answer["ETag"])
+                return Blob(answer["Body"].read(), _demand(answer, "ETag"))
             except ClientError as error:
                 if _code(error) in _ABSENT:
                     return None
@@ -165,14 +170,16 @@ class S3Store:
 
         def put() -> str:
             try:
-                answer = self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
+                return self._put(self._full(key), data, condition)
             except ClientError as error:
                 if if_match is not None and _code(error) == "NoSuchKey":  # AWS' answer where the object is gone
                     raise PreconditionFailed(f"{self.uri}: cannot write {key}: the object is gone") from None
                 raise
-            return str(answer["ETag"])
 
         return self._call(f"write {key}", put)
+
+    def _put(self, full: str, data: bytes, extra: dict[str, Any]) -> str:
+        return str(_demand(self._client.put_object(Bucket=self.bucket, Key=full, Body=data, **extra), "ETag"))
 
     def _check_condition(self, key: str, if_match: str | None) -> None:
         """Check by reading what the server would check in the write itself; enough where nobody else writes."""
@@ -188,7 +195,7 @@ class S3Store:
         if size <= _ONE_REQUEST_BYTES:
             with source.open("rb") as file:
                 data = file.read()
-            self._call(what, lambda: self._client.put_object(Bucket=self.bucket, Key=full, Body=data, **extra))
+            self._call(what, partial(self._put, full, data, extra))
             return
         how = {"Bucket": self.bucket, "Key": full, "Config": self._transfer, "ExtraArgs": extra}
         if isinstance(source, HeldFile):
@@ -254,7 +261,7 @@ class S3Store:
         """Return how many bytes an object has, and its ETag."""
         try:
             answer = self._client.head_object(Bucket=self.bucket, Key=full)
-            return int(answer["ContentLength"]), answer.get("ETag")
+            return int(_demand(answer, "ContentLength")), answer.get("ETag")
         except ClientError as error:
             if _code(error) in ("400", "403"):  # an answer to HEAD has no body: a GET tells the reason
                 self._client.get_object(Bucket=self.bucket, Key=full, Range="bytes=0-0")["Body"].close()
@@ -313,11 +320,23 @@ class S3Store:
     def _list_pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         wanted = {"Bucket": self.bucket, "Prefix": self._prefix + check_prefix(prefix)} | options
         while True:
-            page = self._call(f"list {prefix}", partial(self._client.list_objects_v2, **wanted))
+            page = self._call(f"list {prefix}", partial(self._list_page, wanted))
             yield page
-            if not page.get("IsTruncated"):
+            if not page["IsTruncated"]:
                 return
             wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _list_page(self, wanted: dict[str, str]) -> dict[str, Any]:
+        """Return a page of a listing; what is none must not look like an empty one, which proves absence."""
+        page: dict[str, Any] = self._client.list_objects_v2(**wanted)
+        if _demand(page, "IsTruncated"):
+            _demand(page, "NextContinuationToken")
+        for item in page.get("Contents", []):
+            _demand(item, "Key")
+            _demand(item, "Size")
+        for item in page.get("CommonPrefixes", []):
+            _demand(item, "Prefix")
+        return page
 
     def _call(self, what: str, request: Callable[[], Result]) -> Result:
         """Make one request, over and over while the store is unreachable, until DEADLINE_S."""
@@ -432,6 +451,13 @@ def _check_ca_bundle() -> None:
         raise NotFound(f"AWS_CA_BUNDLE: file {bundle!r} does not exist; correct the variable or unset it")
 
 
+def _demand(answer: dict[str, Any], name: str) -> Any:
+    """Return what an answer says under `name`; raise NotS3 where it says nothing."""
+    if answer.get(name) in (None, ""):
+        raise NotS3(name=name)
+    return answer[name]
+
+
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
@@ -489,7 +515,7 @@ def _translate_code(code: str, status: int, what: str, bucket: str) -> JobError:
         return NotFound(f"{what}: no such object")
     if code in _DENIED or status in (401, 403):
         return AccessDenied(f"{what}: {code or status}; check the credentials and their permissions on the prefix")
-    if status in (301, 307, 400):
+    if status in (301, 307, 400) and code not in _AGAIN:
         return RecipeError(f"{what}: {code or status}; check AWS_REGION and AWS_ENDPOINT_URL_S3 against the bucket")
     return Unreachable(f"{what}: {code or status}; the store answers with errors, run again later")
 

@@ -1,0 +1,190 @@
+"""What speaks for the store answers 200 and no S3, or says that bytes changed on the way: never absence, never 10 or 1.
+
+A captive portal, a gateway in maintenance, a proxy that drops headers: no real S3 server can be made to answer so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from job.errors import Unreachable
+from job.store import Store, open_store
+
+
+class Answer(NamedTuple):
+    """What is answered; without `length`, it has no Content-Length."""
+
+    status: int = 200
+    headers: dict[str, str] = {}  # never changed
+    body: bytes = b""
+    length: bool = True
+
+
+class Liar(ThreadingHTTPServer):
+    """Gives its `answers` one after the other, and then the last one for ever; counts the `requests`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.answers = [Answer()]
+        self.requests = 0
+
+    def say(self, *answers: Answer) -> None:
+        """Begin anew with other answers."""
+        self.answers, self.requests = list(answers), 0
+
+
+class _Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Liar
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests += 1
+        given = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        self.send_response_only(given.status)
+        for name, value in given.headers.items():
+            self.send_header(name, value)
+        if given.length:
+            self.send_header("Content-Length", str(len(given.body)))
+        else:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(given.body)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
+
+
+@pytest.fixture
+def liar(monkeypatch: pytest.MonkeyPatch) -> Iterator[Liar]:
+    """A server that `s3://bucket` leads to."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # back-off only costs time here
+    with Liar() as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+            monkeypatch.setenv(name, "made-up")
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def store(liar: Liar) -> Store:
+    return open_store("s3://bucket/prefix")
+
+
+def in_xml(root: str, inside: str) -> bytes:
+    return f'<?xml version="1.0"?><{root}>{inside}</{root}>'.encode()
+
+
+def listing(inside: str) -> Answer:
+    return Answer(body=in_xml("ListBucketResult", inside))
+
+
+def error(code: str, status: int = 400) -> Answer:
+    return Answer(status, body=in_xml("Error", f"<Code>{code}</Code><Message>m</Message>"))
+
+
+PAGE = Answer(body=b"<html><body>maintenance</body></html>")
+WHOLE = "<IsTruncated>false</IsTruncated>"
+KEY = "<Contents><Key>prefix/a</Key><Size>1</Size></Contents>"
+
+NO_LISTINGS = {
+    "a page": PAGE,
+    "nothing": Answer(),
+    "no end": listing(KEY),
+    "no token": listing(f"<IsTruncated>true</IsTruncated>{KEY}"),
+    "no size": listing(f"{WHOLE}<Contents><Key>prefix/a</Key></Contents>"),
+    "no key": listing(f"{WHOLE}<Contents><Size>1</Size></Contents>"),
+}
+
+
+@pytest.mark.parametrize("lie", NO_LISTINGS.values(), ids=NO_LISTINGS)
+def test_an_answer_that_is_no_listing_is_no_proof_of_absence(
+    liar: Liar, store: Store, lie: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar.say(lie, lie, listing(WHOLE + KEY))
+    assert [item.key for item in store.list("")] == ["a"], "it is asked for again"
+    assert liar.requests == 3
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    liar.say(lie)
+    with pytest.raises(Unreachable, match="has no"):
+        list(store.list(""))
+
+
+@pytest.mark.parametrize("lie", [PAGE, listing(f"{WHOLE}<CommonPrefixes></CommonPrefixes>")], ids=["page", "no name"])
+def test_an_answer_that_lists_no_folders_is_asked_for_again(liar: Liar, store: Store, lie: Answer) -> None:
+    liar.say(lie, listing(f"{WHOLE}<CommonPrefixes><Prefix>prefix/a/</Prefix></CommonPrefixes>"))
+    assert list(store.list_folders("")) == ["a/"]
+
+
+def test_an_empty_listing_is_proof_of_absence(liar: Liar, store: Store) -> None:
+    liar.say(listing(WHOLE))
+    assert list(store.list("")) == []
+
+
+TAGGED = Answer(headers={"ETag": '"e"'}, body=b"")
+CALLS: dict[str, Callable[[Store, Path], Any]] = {
+    "read": lambda store, file: store.read("a"),
+    "write": lambda store, file: store.write("a", b""),
+    "upload": lambda store, file: store.upload(file, "a"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_answer_without_an_etag_is_asked_for_again_then_77(
+    liar: Liar, store: Store, tmp_path: Path, call: Callable[[Store, Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    liar.say(PAGE, TAGGED)
+    call(store, tmp_path / "file")
+    assert liar.requests == 2
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    liar.say(PAGE)
+    with pytest.raises(Unreachable, match="has no ETag"):
+        call(store, tmp_path / "file")
+
+
+def test_an_object_whose_size_is_not_told_is_asked_for_again_then_77(
+    liar: Liar, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar.say(TAGGED._replace(length=False), TAGGED._replace(body=b"1234"))
+    store.download("a", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"1234"
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    liar.say(TAGGED._replace(length=False))
+    with pytest.raises(Unreachable, match="has no ContentLength"):
+        store.download("a", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("code", ["BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"])
+def test_bytes_that_changed_on_their_way_are_sent_again_then_77(
+    liar: Liar, store: Store, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar.say(error(code), error(code), TAGGED)
+    assert store.write("a", b"{}") == '"e"'
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    liar.say(error(code))
+    with pytest.raises(Unreachable, match=code):
+        store.write("a", b"{}")
+
+
+@pytest.mark.parametrize("code", ["InternalError", "ServiceUnavailable", "SlowDown"])
+def test_one_key_of_many_that_could_not_be_deleted_now_is_deleted_later(liar: Liar, store: Store, code: str) -> None:
+    failed = in_xml("DeleteResult", f"<Error><Key>prefix/a</Key><Code>{code}</Code></Error>")
+    liar.say(Answer(body=failed), Answer(body=in_xml("DeleteResult", "")))
+    store.delete(["a", "b"])
+    assert liar.requests == 2
