@@ -28,6 +28,7 @@ from job.store.objects import (
     check_key,
     check_prefix,
     check_read_size,
+    is_plain,
 )
 
 _PARTIAL = ".partial-"
@@ -85,7 +86,7 @@ class FolderStore:
         except OSError as error:
             self._raise(f"download {key}", error)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, every: bool = False) -> Iterator[ObjectInfo]:
         parent = check_prefix(prefix).rpartition("/")[0]
         base = self._path(parent) if parent else self.root
         for folder, names, files in os.walk(base, onerror=self._raise_unlistable):
@@ -93,7 +94,7 @@ class FolderStore:
             for name in sorted(files):
                 path = Path(folder, name)
                 key = path.relative_to(self.root).as_posix()
-                if not key.startswith(prefix) or name.startswith(_PARTIAL):
+                if not key.startswith(prefix) or name.startswith(_PARTIAL) or not (every or is_plain(key)):
                     continue
                 with suppress(FileNotFoundError):  # deleted meanwhile
                     about = path.lstat()

@@ -28,9 +28,8 @@ def list_inventory(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
         return
     keys = {item.key: item.size for item in store.list("")}
     runs = sorted({key.split("/")[1] for key in keys if key.startswith("runs/") and key.count("/") > 1})
-    models = sorted(
-        {tuple(key.split("/")[1:3]) for key in keys if key.startswith("models/") and key.endswith("/manifest.json")}
-    )
+    parts = [key.split("/") for key in keys if key.startswith("models/") and key.endswith("/manifest.json")]
+    models = sorted((each[1], each[2]) for each in parts if len(each) == 4)
     if not runs and not models:
         raise NotFound(f"{uri}: neither runs nor releases lie there; check the address (store.uri of the recipe)")
     yield "runs", ["run", "phase", "checkpoint", "MiB"], [_describe_run(store, run, keys) for run in runs]

@@ -83,8 +83,12 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with `prefix`, in no promised order."""
+    def list(self, prefix: str, *, every: bool = False) -> Iterator[ObjectInfo]:
+        """Yield the objects whose key starts with `prefix`, in no promised order.
+
+        Those whose key does not pass `check_key` are passed over unless `every` is asked for: nobody here wrote them,
+        and no call could name them. Consoles mark a folder by an empty object `folder/`.
+        """
         ...
 
     def list_folders(self, prefix: str) -> Iterator[str]:
@@ -146,12 +150,17 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 def check_key(key: str) -> str:
     """Return `key` if it is a plain relative posix path, else raise SecurityRefused (19)."""
+    if not is_plain(key):
+        raise SecurityRefused(f"key {key[:80]!r} is not a plain relative path; refused, nothing was written")
+    return key
+
+
+def is_plain(key: str) -> bool:
+    """Tell whether `key` is a plain relative posix path, neither too long nor too deep."""
     parts = key.split("/")
     # Lone surrogates (from JSON escapes) are no file name; other bytes of a file name fit in 255 with a suffix.
     hostile = re.search(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]", key) or any(part in ("", ".", "..") for part in parts)
-    if hostile or len(parts) > MAX_KEY_DEPTH or _too_long(key, parts):
-        raise SecurityRefused(f"key {key[:80]!r} is not a plain relative path; refused, nothing was written")
-    return key
+    return not (hostile or len(parts) > MAX_KEY_DEPTH or _too_long(key, parts))
 
 
 def check_read_size(uri: str, key: str, size: int) -> None:

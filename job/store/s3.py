@@ -52,6 +52,7 @@ from job.store.objects import (
     check_key,
     check_prefix,
     check_read_size,
+    is_plain,
     is_safe,
 )
 from job.store.parallel import run_parallel
@@ -267,15 +268,17 @@ class S3Store:
                 self._client.get_object(Bucket=self.bucket, Key=full, Range="bytes=0-0")["Body"].close()
             raise
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, every: bool = False) -> Iterator[ObjectInfo]:
         for page in self._list_pages(prefix):
             for item in page.get("Contents", []):
                 key, written = item["Key"].removeprefix(self._prefix), item.get("LastModified")
-                yield ObjectInfo(key, item["Size"], written.timestamp() if written else 0.0, item.get("ETag", ""))
+                if every or is_plain(key):
+                    yield ObjectInfo(key, item["Size"], written.timestamp() if written else 0.0, item.get("ETag", ""))
 
     def list_folders(self, prefix: str) -> Iterator[str]:
         for page in self._list_pages(prefix, Delimiter="/"):
-            yield from (item["Prefix"].removeprefix(self._prefix) for item in page.get("CommonPrefixes", []))
+            folders = (item["Prefix"].removeprefix(self._prefix) for item in page.get("CommonPrefixes", []))
+            yield from (folder for folder in folders if is_plain(folder.removesuffix("/")))
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), 1000):

@@ -155,9 +155,11 @@ def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cac
     """Return a folder with the objects below `prefix` whose key is `wanted`, as they are now; None where none is.
 
     The folder is named after keys, sizes and ETags, so what changed is fetched anew and what was removed is not
-    there; it appears only when it is whole.
+    there; it appears only when it is whole. Raises SecurityRefused (19) where a wanted key is no path, rather than
+    leave its object out.
     """
-    found = sorted((item.key, item.size, item.etag) for item in store.list(prefix) if wanted(item.key))
+    listed = (item for item in store.list(prefix, every=True) if not _marks_folder(item.key) and wanted(item.key))
+    found = sorted((item.key, item.size, item.etag) for item in listed)
     if not found:
         return None
     folder = cache / hashlib.sha256(json.dumps(found).encode()).hexdigest()
@@ -167,6 +169,11 @@ def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cac
                 (partial / check_key(key)).parent.mkdir(parents=True, exist_ok=True)
                 store.download(key, partial / key)
     return folder
+
+
+def _marks_folder(key: str) -> bool:
+    """Tell whether an object is what consoles write to show an empty folder."""
+    return not key or key.endswith("/")
 
 
 @contextmanager
