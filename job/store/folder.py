@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, ResourceExhausted, SecurityRefused, Unreachable
 from job.store.held import HeldFile
@@ -36,6 +36,8 @@ _LOCK_WAIT_S = 60.0
 """A lock is held for the time of a rename; who waits longer waits for a process that was stopped in it."""
 _LOCK_POLL_S = 0.01
 _COPY_BYTES = 1 << 20
+_TRIES = 100
+"""Other processes remove empty folders; none does so again and again just before something is written there."""
 
 
 class FolderStore:
@@ -106,14 +108,25 @@ class FolderStore:
         yield from sorted({f"{prefix}{name}/" for name, slash, _ in parts if slash})
 
     def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
+        paths = {key: self._path(key) for key in keys}
+        for key, path in paths.items():
             try:
-                self._path(key).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             except OSError as error:
                 self._raise(f"delete {key}", error)
+        for folder in {path.parent for path in paths.values()}:
+            self._remove_empty(folder)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove a folder and those above it as far as they hold nothing; the store's own stays."""
+        with suppress(OSError):  # it holds something
+            while folder != self.root:
+                folder.rmdir()
+                folder = folder.parent
 
     def sweep(self, wanted: Callable[[str], bool] = lambda key: True) -> int:
-        leftovers = self.root.rglob(f"{_PARTIAL}*")
+        found = os.walk(self.root, onerror=self._raise_unlistable)  # unlike rglob, it bears folders that go meanwhile
+        leftovers = (Path(place, name) for place, _, names in found for name in names if name.startswith(_PARTIAL))
         return sum(_remove_leftover(path) for path in leftovers if wanted(path.relative_to(self.root).as_posix()))
 
     def _path(self, key: str) -> Path:
@@ -130,8 +143,7 @@ class FolderStore:
         """
         temporary = path.with_name(_PARTIAL + uuid.uuid4().hex)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as held:
+            with _open_new(temporary) as held:
                 self._lock(held.fileno())  # tells `sweep` that somebody alive is at it
                 fill(temporary)
                 os.fsync(held.fileno())
@@ -197,6 +209,19 @@ def _translate(error: OSError, what: str) -> JobError:
     return ResourceExhausted(f"{what}; free some space or choose another store.uri")
 
 
+def _open_new(path: Path) -> BinaryIO:
+    """Create a file and the folders above it, which go where another process deletes the last that lay in them."""
+    tried = 0
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+        except (FileNotFoundError, FileExistsError):  # the latter of a folder that was there and then was not
+            tried += 1
+            if tried == _TRIES:
+                raise
+
+
 def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,7 +243,10 @@ def _remove_leftover(path: Path) -> bool:
 
 def _flush_folder(folder: Path) -> None:
     """Make a rename outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # what was written is deleted by now, and it was the last in its folder
+        return
     try:
         os.fsync(handle)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,58 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, error: int, monk
     with pytest.raises(RecipeError, match="file system without locks") as caught:
         FolderStore(tmp_path / "store").write("a", b"1", if_absent=True)
     assert caught.value.exit_code == 10
+
+
+def test_deleting_leaves_no_empty_folder_but_the_store_itself(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    for key in ("a/b/c/one", "a/b/two", "d/three", "e/stays", "e/goes"):
+        store.write(key, b"")
+    store.delete(["a/b/c/one", "a/b/two", "d/three", "e/goes", "absent/key"])
+    assert sorted(path.relative_to(store.root).as_posix() for path in store.root.rglob("*")) == ["e", "e/stays"]
+    store.delete(["e/stays"])
+    assert list(store.root.iterdir()) == []
+
+
+def test_a_folder_that_is_emptied_just_before_something_is_written_there_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one run is pruned while another releases."""
+    store, make, emptied = FolderStore(tmp_path / "store"), Path.mkdir, []
+    store.write("a/b/old", b"")
+
+    def make_then_empty(path: Path, *words: Any, **options: Any) -> None:
+        make(path, *words, **options)
+        if path.name == "b" and not emptied:
+            emptied.append(path)
+            FolderStore(tmp_path / "store").delete(["a/b/old"])
+
+    monkeypatch.setattr(Path, "mkdir", make_then_empty)
+    store.write("a/b/new", b"", if_absent=True)
+    assert emptied
+    assert [item.key for item in store.list("")] == ["a/b/new"]
+
+
+def test_folders_that_are_emptied_meanwhile_fail_no_write_listing_or_sweep(tmp_path: Path) -> None:
+    ready, errors = threading.Barrier(4), []
+
+    def work(change: Callable[[FolderStore, int], object]) -> None:
+        store = FolderStore(tmp_path / "store")
+        ready.wait()
+        try:
+            for number in range(300):
+                change(store, number)
+        except Exception as error:
+            errors.append(error)
+
+    changes: list[Callable[[FolderStore, int], object]] = [
+        lambda store, number: store.write("a/b/one", b"", if_absent=store.read("a/b/one") is None),
+        lambda store, number: store.delete(["a/b/one"]),
+        lambda store, number: list(store.list("")),
+        lambda store, number: store.sweep(lambda key: False),
+    ]
+    threads = [threading.Thread(target=work, args=(change,)) for change in changes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
