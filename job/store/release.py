@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.errors import CheckpointMismatch, SecurityRefused
+from job.errors import CheckpointMismatch, Fenced, JobError, SecurityRefused
 from job.failpoints import failpoint
 from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_room, open_store
+from job.store.promotion import ModelPointer
 from job.store.records import Record, parse
 from job.store.restore import require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
@@ -42,19 +43,52 @@ def publish_release(
     name, run_id = about["name"], about["run_id"]
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     version = f"{run_id}-{manifest.sha256[:8]}"
-    objects = open_room(address, f"models/{name}/{version}")
+    objects, model = open_room(address, f"models/{name}/{version}"), open_room(address, f"models/{name}")
     own = re.compile(re.escape(run_id) + "-[0-9a-f]{8}/")  # versions that earlier attempts of this run began to upload
-    sweep_unfinished(open_room(address, f"models/{name}"), lambda key: bool(own.match(key)))
+    sweep_unfinished(model, lambda key: bool(own.match(key)))
+    _delete_halves(model, lambda folder: folder != f"{version}/" and bool(own.fullmatch(folder)), verify)
     failpoint("release-files")
     upload_files(objects, folder, entries)
     verify()
     failpoint("release-manifest")
-    try:
-        objects.write("manifest.json", manifest.to_bytes(), if_absent=True)
-    except PreconditionFailed:
-        log.info("release %s is already there", version)
+    _write_manifest(objects, manifest.to_bytes())
     failpoint("release-manifest-written")
     return version
+
+
+def _delete_halves(model: Store, is_own: Callable[[str], bool], verify: Verify) -> None:
+    """Delete the versions that were never finished: they have no manifest, so nobody lists, follows or prunes them.
+
+    What cannot be deleted costs space, not the run. Raises Fenced (76) where the caller does not own its run any more.
+    """
+    try:
+        standing = ModelPointer(model).read()
+        followed = {f"{version}/" for version in (standing.version, *standing.before)}  # one whose manifest was lost
+        for folder in [folder for folder in model.list_folders("") if is_own(folder) and folder not in followed]:
+            if model.read(f"{folder}manifest.json") is None:
+                keys = [item.key for item in model.list(folder)]
+                verify()
+                model.delete(keys)
+    except Fenced:
+        raise
+    except JobError as error:
+        log.warning("%s; what an attempt before left half uploaded stays, which costs space but not the run", error)
+
+
+def _write_manifest(objects: Store, data: bytes) -> None:
+    """Write a version's manifest; one that lies there already stays as it is, but a damaged one is replaced."""
+    etag = None
+    while True:
+        try:
+            objects.write("manifest.json", data, if_absent=etag is None, if_match=etag)
+            return
+        except PreconditionFailed:
+            found = objects.read("manifest.json")
+        if found and found.data == data:
+            log.info("%s is already there", objects.uri)
+            return
+        log.warning("%s/manifest.json is not what this run wrote (damaged): it is written anew", objects.uri)
+        etag = found.etag if found else None
 
 
 def _refuse_changed(folder: Path, found: dict[str, str], proven: dict[str, str]) -> None:
