@@ -31,6 +31,7 @@ from job.report import tell_promotion
 from job.report.result import hide_paths
 from job.store import Attempt, ModelPointer, Pruner, publish_release
 from job.store.promotion import Standing, take_order
+from job.store.records import parse_leniently
 from job.store.release import read_release_manifest
 
 log = logging.getLogger("job.pipeline")
@@ -40,13 +41,21 @@ Promotion = dict[str, Any]
 
 
 def find_order(run: Run, attempt: Attempt) -> int:
-    """Return this run's number among those of its model, which it takes when it begins (call 5a)."""
-    saved = attempt.store.read_json("order.json") or {}
-    if saved.get("model") != run.recipe.name:
-        saved = {"model": run.recipe.name, "order": take_order(run.recipe.store, run.recipe.name)}
-        attempt.verify()
-        attempt.store.write_json("order.json", saved)
-    return int(saved["order"])
+    """Return this run's number among those of its model, which it takes when it begins (call 5a).
+
+    A damaged one is replaced by the next that nobody has, as if the run had begun now.
+    """
+    found = attempt.store.objects.read("order.json")
+    saved = parse_leniently(found)
+    model, order = saved.get("model"), saved.get("order")
+    if model == run.recipe.name and type(order) is int:
+        return order
+    if found and not (isinstance(model, str) and type(order) is int):
+        log.warning("%s/order.json is damaged; this run counts as begun now", attempt.store.uri)
+    order = take_order(run.recipe.store, run.recipe.name)
+    attempt.verify()
+    attempt.store.write_json("order.json", {"model": run.recipe.name, "order": order})
+    return order
 
 
 def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str] | None, key: str) -> dict[str, Any]:
@@ -92,9 +101,9 @@ def _prune(node: Node, run: Run, attempt: Attempt) -> None:
     store, keep = run.recipe.store, run.recipe.store.keep_releases
     if keep is None:
         return
-    attempt.verify()
     pruner = Pruner(f"{store.uri}/models/{run.recipe.name}", allow_http=store.allow_http)
     try:
+        attempt.verify()
         releases, runs = node.transfer(lambda: pruner.prune(keep))
     except JobError as error:
         log.warning("%s; old releases stay, `job release prune` deletes them", error)
