@@ -13,7 +13,7 @@ from pathlib import Path
 
 from job.errors import Fenced
 from job.failpoints import failpoint
-from job.store.commit import NOTHING, fence, read_pointer, write_pointer
+from job.store.commit import NOTHING, fence, read_pointer, read_since, write_pointer
 from job.store.lease import Lease, acquire_lease
 from job.store.ledger import Ledger, describe_attempt, read_attempt
 from job.store.objects import PreconditionFailed, Store
@@ -163,8 +163,11 @@ class Attempt:
 
 
 def read_stage(objects: Store, name: str) -> Record | None:
-    """Return a stage's record; None where there is none, or where it is not what was written."""
+    """Return a stage's record; None where there is none, where it is not what was written, or of what was given up."""
     record = parse_leniently(objects.read(f"stages/{name}.json"))
     if record and not has_seal(record):
         log.warning("stages/%s.json is damaged: the stage is done again", name)
-    return record if has_seal(record) else None
+    if not has_seal(record):
+        return None
+    # the pointer is read after the record, as `start_over` first writes the one and then deletes the other
+    return record if record.get("epoch", 0) >= read_since(objects) else None

@@ -54,7 +54,7 @@ from __future__ import annotations
 from job.errors import Fenced, NoValidCheckpoint
 from job.failpoints import failpoint
 from job.store.lease import has_overtaken, verify_owner
-from job.store.objects import PreconditionFailed, Store
+from job.store.objects import Blob, PreconditionFailed, Store
 from job.store.records import Record, has_seal, new_nonce, parse_leniently, seal, swap
 
 POINTER = "current.json"
@@ -70,8 +70,7 @@ def fence(objects: Store, epoch: int, attempt: str) -> tuple[Record, str]:
     gone, for no attempt writes below checkpoints/ before it has fenced.
     """
     while True:
-        found = objects.read(POINTER)
-        standing = parse_leniently(found)
+        found, standing = _read_twice(objects)
         if not _is_pointer(standing):
             lost = {"lost": True} if found or any(True for _ in objects.list("checkpoints/")) else {}
             standing = NOTHING | {"epoch": standing.get("epoch", 0)} | lost
@@ -113,13 +112,29 @@ def write_pointer(objects: Store, pointer: Record, etag: str | None) -> str:
 
 def read_pointer(objects: Store) -> Record | None:
     """Return {epoch, step, manifest, manifest_sha256, nonce}, or None before the first commit; 17 when damaged."""
-    found = objects.read(POINTER)
+    found, pointer = _read_twice(objects)
     if found is None:
         return None
-    pointer = parse_leniently(found)
     if not _is_pointer(pointer):
         raise NoValidCheckpoint(f"{objects.uri}/{POINTER}: damaged; run again, which takes the newest valid checkpoint")
     return None if pointer["manifest"] is None else pointer
+
+
+def read_since(objects: Store) -> int:
+    """Return the epoch with which the training of this run began, 0 where nothing can be said of it.
+
+    What attempts before it left was given up (`--fresh`), but may lie there still.
+    """
+    _, pointer = _read_twice(objects)
+    return int(pointer.get("since", 0)) if _is_pointer(pointer) else 0
+
+
+def _read_twice(objects: Store) -> tuple[Blob | None, Record]:
+    """Return what lies at current.json, and its record; what is damaged is read again: on the way, perhaps."""
+    found = objects.read(POINTER)
+    if found and not _is_pointer(parse_leniently(found)):
+        found = objects.read(POINTER)
+    return found, parse_leniently(found)
 
 
 def _is_pointer(record: Record) -> bool:

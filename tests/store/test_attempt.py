@@ -158,6 +158,33 @@ def test_fresh_forgets_records_and_manifests_and_says_so_in_the_pointer(run: Run
     attempt.leave({"exit_code": 0, "reason": ""})
 
 
+def test_a_fresh_start_that_was_killed_right_after_it_gave_up_the_past_is_not_taken_for_finished(
+    run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt_once(run, 0, stage={"key": "k", "outputs": "o"})
+    killed = Attempt(run, 60, lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(killed, "verify", raise_killed)
+        with pytest.raises(Killed):
+            killed.start_over(STAGES)
+    die(killed)
+    assert run.objects.read("stages/train.json"), "it lies there still"
+    assert read_stage(run.objects, "train") is None
+    again = Attempt(run, 60, lambda: None)
+    assert again.restore(tmp_path / "resume", 1 << 20) is None
+    again.commit_record("train", {"key": "k", "outputs": "new"})
+    assert (read_stage(run.objects, "train") or {})["outputs"] == "new"
+    die(again)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def raise_killed() -> None:
+    raise Killed
+
+
 def test_an_attempt_that_was_retried_at_once_is_not_counted(run: RunStore) -> None:
     for _ in range(4):
         attempt = Attempt(run, 1, lambda: None)

@@ -472,6 +472,33 @@ def test_a_damaged_pointer_is_17_and_no_proof_of_absence(run: RunStore, tmp_path
     assert verify_current(run, tmp_path / "scratch") == 10
 
 
+def damage_once(run: RunStore, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next answer to reading `key` be damaged on its way."""
+    read, damaged = run.objects.read, []
+
+    def read_damaged(asked: str) -> Blob | None:
+        found = read(asked)
+        if asked == key and found and not damaged:
+            damaged.append(asked)
+            return Blob(found.data[:-9], found.etag)
+        return found
+
+    monkeypatch.setattr(run.objects, "read", read_damaged)
+
+
+def test_a_pointer_that_was_damaged_on_its_way_is_read_again(
+    run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_alone(run, tmp_path, 10, 20)
+    standing = read_pointer(run.objects)
+    damage_once(run, "current.json", monkeypatch)
+    assert read_pointer(run.objects) == standing
+    damage_once(run, "current.json", monkeypatch)
+    pointer, _ = fence(run.objects, 2, "f" * 16)
+    assert standing
+    assert (pointer["manifest"], list_older(pointer)) == (standing["manifest"], list_older(standing))
+
+
 @pytest.mark.parametrize("key", ["checkpoints/gone/manifest.json", "stages/train.json"])
 def test_a_manifest_that_is_gone_or_none_is_17(run: RunStore, tmp_path: Path, key: str) -> None:
     run.write_json("stages/train.json", {"kind": "no manifest"})
