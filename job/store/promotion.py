@@ -5,7 +5,7 @@ models/<name>/current.json  {version, order, before, why, nonce}: `before` are t
 order/<name>.json           {last, nonce}: how many runs have begun to make a release of this model
 
 A run takes a number when it begins. Its release never takes the pointer from that of a run with a higher number, so
-an older night that ends late changes nothing. No clock is asked.
+an older night that ends late changes nothing, whoever promoted that release. No clock is asked.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from job.errors import CheckpointMismatch, Fenced, NotFound
+from job.store.manifest import Manifest
 from job.store.objects import PreconditionFailed, Store, check_key, open_room
 from job.store.records import Record, new_nonce, parse_leniently, swap
 from job.store.restore import require_manifest
@@ -79,9 +80,10 @@ class ModelPointer:
 
     def promote(self, version: str) -> Standing:
         """Let a person name the current version; NotFound (13) for one that is no release."""
-        self._require(version)
-        while not self.move(self.read(), version, 0, {"reason": "promoted by hand"}):
+        order = _number(self._require(version).about, "order")
+        while not self.move(self.read(), version, order, {"reason": "promoted by hand"}):
             pass
+        self._require(version)  # asked again: a pruning may have deleted it before it could see the pointer there
         return self.read()
 
     def rollback(self) -> Standing:
@@ -102,12 +104,14 @@ class ModelPointer:
             )
         return self.read()
 
-    def _require(self, version: str) -> None:
+    def _require(self, version: str) -> Manifest:
         key = f"{check_key(version)}/manifest.json"
         if "/" in version:
             raise NotFound(f"{version}: is no version; `job release list` shows what there is")
-        if require_manifest(self._objects, key).kind != "release":
+        manifest = require_manifest(self._objects, key)
+        if manifest.kind != "release":
             raise NotFound(f"{self._objects.uri}/{key}: is no release; `job release list` shows what there is")
+        return manifest
 
 
 def take_order(address: Address, name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,31 @@ def test_going_back_by_hand_keeps_older_nights_away_and_lets_newer_ones_come(poi
     pointer.move(pointer.read(), "a", 1, {})
     pointer.move(pointer.read(), "b", 2, {})
     assert pointer.rollback().order == 2
+
+
+def test_a_release_that_was_promoted_by_hand_keeps_away_the_nights_that_began_before_its_run(
+    pointer: ModelPointer, store_uri: str
+) -> None:
+    entry = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+    objects = open_store(f"{store_uri}/models/tiny")
+    objects.write("fifth/manifest.json", Manifest("release", entry, {"order": 5}).to_bytes())
+    pointer.move(pointer.read(), "a", 1, {})
+    assert pointer.promote("fifth").order == 5
+    assert pointer.promote("a").order == 5, "going back to an older one keeps them away as well"
+
+
+def test_a_release_that_is_deleted_while_it_is_promoted_is_told(
+    pointer: ModelPointer, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = pointer.move
+
+    def move_late(*words: Any) -> bool:
+        open_store(f"{store_uri}/models/tiny").delete(["a/manifest.json"])
+        return move(*words)
+
+    monkeypatch.setattr(pointer, "move", move_late)
+    with pytest.raises(NotFound, match=r"a/manifest\.json: no such object"):
+        pointer.promote("a")
 
 
 @pytest.mark.parametrize(
