@@ -151,6 +151,9 @@ def _decide(node: Node, run: Run, standing: Standing, order: int, weights: str |
     wanted = run.recipe.release.promote_if
     if wanted == "never":
         return {"promoted": False, "reason": "release.promote_if: never"}
+    if standing.damaged:  # whose order and model these were is lost: it may be a later night's, or a better one
+        reason = "the model's current.json is damaged, so what is current is not known; `job release promote` names it"
+        return {"promoted": False, "reason": reason}
     own = re.fullmatch(re.escape(run.run_id) + "-[0-9a-f]{8}", standing.version or "")
     if standing.order > order:
         return {"promoted": False, "reason": f"{standing.version} is current, and its run began later"}

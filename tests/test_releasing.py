@@ -39,6 +39,15 @@ def test_the_first_release_and_one_after_an_older_run_are_promoted(smallest_reci
 
 
 @pytest.mark.parametrize("promote_if", ["proven", "better", "never"])
+def test_where_the_pointer_is_damaged_a_run_does_not_count_as_the_first(
+    smallest_recipe: Recipe, promote_if: str
+) -> None:
+    decided = decide(smallest_recipe, Standing(None, 0, [], {}, "e", damaged=True), promote_if=promote_if)
+    assert not decided["promoted"]
+    assert promote_if == "never" or "`job release promote`" in decided["reason"]
+
+
+@pytest.mark.parametrize("promote_if", ["proven", "better", "never"])
 @pytest.mark.parametrize("current", ["other-0123abcd", "nightly-2-0123abcd", "nightly-0123abcd-0123abcd"])
 def test_a_run_that_began_earlier_stays_behind_whatever_the_names_are(
     smallest_recipe: Recipe, current: str, promote_if: str

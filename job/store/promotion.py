@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from job.errors import CheckpointMismatch, Fenced, NotFound
+from job.errors import CheckpointMismatch, Fenced, NotFound, NoValidCheckpoint
 from job.store.manifest import Manifest
 from job.store.objects import PreconditionFailed, Store, check_key, open_room
 from job.store.records import Record, new_nonce, parse_leniently, swap
@@ -31,13 +31,17 @@ _KEPT_VERSIONS = 50
 
 @dataclass(frozen=True)
 class Standing:
-    """What the pointer says, and the ETag that a change of it must name; `version` None: nothing is current."""
+    """What the pointer says, and the ETag that a change of it must name; `version` None: nothing is current.
+
+    `damaged`: something lies there that is no whole pointer, so anything may be current, or nothing.
+    """
 
     version: str | None
     order: int
     before: list[str]
     why: Record
     etag: str | None
+    damaged: bool = False
 
 
 class ModelPointer:
@@ -52,21 +56,33 @@ class ModelPointer:
         return ModelPointer(open_room(address, f"models/{name}"))
 
     def read(self) -> Standing:
-        """Return what is current now; a damaged pointer names nothing, and the next promotion mends it."""
+        """Return what is current now; of a damaged pointer what can be read, and `job release promote` mends it."""
         blob = self._objects.read(POINTER)
         record = parse_leniently(blob)
         if "manifest" in record:
             raise CheckpointMismatch(f"{self._objects.uri}: is a run, not a model; name …/models/<name>")
-        version, before, why = record.get("version"), record.get("before"), record.get("why")
-        if blob and not isinstance(version, str):
-            log.warning("%s/%s is damaged; the next promotion mends it", self._objects.uri, POINTER)
+        version, before, why = record.get("version"), record.get("before", []), record.get("why")
+        whole = isinstance(version, str) and isinstance(before, list) and type(record.get("order", 0)) is int
+        if blob and not whole:
+            log.warning("%s/%s is damaged; `job release promote` mends it", self._objects.uri, POINTER)
         return Standing(
             version if isinstance(version, str) else None,
             _number(record, "order"),
             [str(other) for other in before] if isinstance(before, list) else [],
             why if isinstance(why, dict) else {},
             blob.etag if blob else None,
+            blob is not None and not whole,
         )
+
+    def read_whole(self) -> Standing:
+        """Return what is current now; NoValidCheckpoint (17) where the pointer is damaged."""
+        standing = self.read()
+        if standing.damaged:
+            raise NoValidCheckpoint(
+                f"{self._objects.uri}/{POINTER}: is damaged, so what is current is not known; name it with "
+                "`job release promote`, then again"
+            )
+        return standing
 
     def move(self, standing: Standing, version: str, order: int, why: Record) -> bool:
         """Let the pointer name `version`; False, and nothing is changed, where it is not `standing` any more."""
@@ -89,9 +105,10 @@ class ModelPointer:
     def rollback(self) -> Standing:
         """Go back to the version that was current before this one; return what is current then.
 
-        Raises NotFound (13) where there is none, Fenced (76) where another moved the pointer at the same time.
+        Raises NotFound (13) where there is none, Fenced (76) where another moved the pointer at the same time,
+        NoValidCheckpoint (17) where it is damaged.
         """
-        standing = self.read()
+        standing = self.read_whole()
         if not standing.before:
             raise NotFound(f"{self._objects.uri}: no version was current before; `job release list` shows all")
         version, *before = standing.before

@@ -45,11 +45,14 @@ class Pruner:
         self._pointer = ModelPointer(self._objects)
 
     def plan(self, keep: int) -> list[Version]:
-        """Return all releases, newest first: the newest `keep` stay, and what is needed; NotFound (13) for none."""
+        """Return all releases, newest first: the newest `keep` stay, and what is needed.
+
+        Raises NotFound (13) where there is none, NoValidCheckpoint (17) where a damaged pointer hides what is current.
+        """
         return self._plan(keep, list(_list_origins(self._whole)))
 
     def _plan(self, keep: int, origins: list[Origin]) -> list[Version]:
-        standing = self._pointer.read()
+        standing = self._pointer.read_whole()
         kept = dict.fromkeys(_find_parents(origins, self._name), "chained")
         kept |= dict.fromkeys(standing.before[:1], "rollback")
         kept |= {standing.version: "current"} if standing.version else {}
@@ -73,7 +76,7 @@ class Pruner:
         return gone, [run for run, _ in over if self._delete_run(run)]
 
     def _delete_release(self, version: str) -> bool:
-        standing = self._pointer.read()  # asked again for each: a person may have gone back to it meanwhile
+        standing = self._pointer.read_whole()  # asked again for each: a person may have gone back to it meanwhile
         if version in (standing.version, *standing.before[:1]):
             return False
         self._objects.delete([f"{version}/manifest.json"])

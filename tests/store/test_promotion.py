@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from job.errors import CheckpointMismatch, Fenced, NotFound, SecurityRefused
+from job.errors import CheckpointMismatch, Fenced, NotFound, NoValidCheckpoint, SecurityRefused
 from job.recipe.schema import Store as Address
 from job.store import ModelPointer, latest_release, open_store
 from job.store.manifest import Manifest, ManifestEntry
@@ -126,7 +126,11 @@ def test_a_damaged_pointer_is_mended_by_the_next_promotion(
 ) -> None:
     open_store(f"{store_uri}/models/tiny").write("current.json", content)
     assert pointer.read().version in (None, "a")
+    assert pointer.read().damaged
+    with pytest.raises(NoValidCheckpoint, match=r"current\.json: is damaged.*`job release promote`"):
+        pointer.rollback()
     assert pointer.promote("b").version == "b"
+    assert not pointer.read().damaged
     assert latest_release(f"{store_uri}/models/tiny").endswith("/b")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from job.errors import Interrupted, NotFound
+from job.errors import Interrupted, NotFound, NoValidCheckpoint
 from job.store import ModelPointer, Pruner, open_store
 from job.store.lease import acquire_lease
 from job.store.manifest import Manifest, ManifestEntry
@@ -74,6 +74,18 @@ def test_what_is_followed_gone_back_to_or_built_on_stays_however_old_it_is(shop:
     assert shop.pruner("tiny").prune(1) == ([versions[5]], ["tiny-6"])
     assert shop.list("models/tiny/") >= set(versions[:5])
     assert shop.list("models/child/") and shop.list("runs/") >= {"going", "child-1"}
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"version": 7}', b'{"version": "tiny-2-00000002", "before": 3}'])
+def test_nothing_is_deleted_where_the_pointer_is_damaged(shop: Shop, content: bytes) -> None:
+    versions = [shop.add("tiny", night) for night in (1, 2, 3)]
+    shop.objects.write("models/tiny/current.json", content)
+    for call in (shop.pruner("tiny").plan, shop.pruner("tiny").prune):
+        with pytest.raises(NoValidCheckpoint, match=r"current\.json: is damaged.*`job release promote`"):
+            call(1)
+    assert shop.list("models/tiny/") == {*versions, "current.json"}
+    shop.pointer("tiny").promote(versions[1])
+    assert shop.pruner("tiny").prune(1) == ([versions[0]], ["tiny-1"])
 
 
 def test_a_run_without_a_release_and_one_that_somebody_owns_are_left_alone(shop: Shop, monkeypatch: Any) -> None:
