@@ -2,7 +2,8 @@
 
 Kept are the newest, the current one, the one that a rollback leads to, and every release that another release or a
 run that goes on was made of. A manifest goes before the objects that it names, so that half a release is none. Of a
-run nothing is touched but where its release is gone or goes, and nobody owns it.
+run nothing is touched but where its release is gone or goes, and nobody owns it. What was listed is asked for once more
+before it goes: other nights release, and people promote, meanwhile.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from job.store.records import dig, parse_leniently
 from job.store.restore import read_manifest
 
 log = logging.getLogger("job.store")
+
+RELEASED = "stages/release.json"
+"""By its record of this stage a run is known to have released, and is found where its release is gone."""
 
 _TTL_S = 30.0
 
@@ -69,34 +73,54 @@ class Pruner:
         origins = list(_list_origins(self._whole))
         going = [version.name for version in self._plan(keep, origins) if not version.why]
         gone = [version for version in going if self._delete_release(version)]
-        left, pinned = {version for version, _ in _list_releases(self._objects)}, set(_find_pinned_runs(origins))
-        over = [each for each in _list_over(self._whole, self._name, left) if each[0] not in pinned]
-        for _, version in over:  # what a pruning that was cut short has left of it
-            self._objects.delete([item.key for item in self._objects.list(f"{version}/")])
-        return gone, [run for run, _ in over if self._delete_run(run)]
+        pinned = set(_find_pinned_runs(origins))
+        made = [each for each in _list_made(self._whole, self._name) if each[0] not in pinned]
+        over = [(run, version) for run, version in made if self._is_gone(version)]
+        return gone, [run for run, version in over if self._delete_run(run, version)]
+
+    def _is_followed(self, version: str) -> bool:
+        """Tell whether users follow a version now, or would after a rollback: a person may have just promoted it."""
+        standing = self._pointer.read_whole()
+        return version in (standing.version, *standing.before[:1])
+
+    def _is_gone(self, version: str) -> bool:
+        """Tell whether a version is no release any more; no list is asked, for it may be older than the release."""
+        return self._objects.read(f"{version}/manifest.json") is None and not self._is_followed(version)
 
     def _delete_release(self, version: str) -> bool:
-        standing = self._pointer.read_whole()  # asked again for each: a person may have gone back to it meanwhile
-        if version in (standing.version, *standing.before[:1]):
+        """Delete a release that nobody follows; False, and it is whole, where somebody does."""
+        key = f"{version}/manifest.json"
+        manifest = self._objects.read(key)
+        if manifest is None or self._is_followed(version):
             return False
-        self._objects.delete([f"{version}/manifest.json"])
+        self._objects.delete([key])
+        if self._is_followed(version):  # promoted between the two calls
+            self._objects.write(key, manifest.data)
+            return False
         self._objects.delete([item.key for item in self._objects.list(f"{version}/")])
         return True
 
-    def _delete_run(self, run: str) -> bool:
-        """Delete a run that nobody owns, `owner.json` last; False where somebody does."""
+    def _delete_run(self, run: str, version: str) -> bool:
+        """Delete a run that nobody owns and whose last release was `version`, which is gone; else False."""
         objects = self._open(f"/runs/{run}")
         try:
             lease = acquire_lease(objects, _TTL_S, lambda: None)
         except Fenced as error:
             log.warning("%s; it is left alone", error)
             return False
-        keys = [item.key for item in objects.list("") if item.key != OWNER]
-        objects.delete([key for key in keys if key.endswith("manifest.json") or key == "current.json"])
-        lease.verify()
-        objects.delete(keys)
-        lease.release()
+        try:
+            # it may have released anew before the lease was had
+            if _read_made(objects, self._name) != version or not self._is_gone(version):
+                return False
+            self._objects.delete([item.key for item in self._objects.list(f"{version}/")])  # a pruning was cut short
+            keys = [item.key for item in objects.list("") if item.key not in (OWNER, RELEASED)]
+            objects.delete([key for key in keys if key.endswith("manifest.json") or key == "current.json"])
+            lease.verify()
+            objects.delete(keys)
+        finally:
+            lease.release()
         objects.delete([OWNER])
+        objects.delete([RELEASED])  # the last of it: by this the run is found again where anything above fails
         return True
 
     def _open(self, prefix: str) -> Store:
@@ -139,7 +163,7 @@ def _list_origins(whole: Store) -> Iterator[Origin]:
             yield Origin(str(dig(about, "parent") or ""), str(dig(about, "model", "id")))
         if parts[0] == "runs" and parts[2:] == ["run.json"]:
             model = str(dig(parse_leniently(whole.read(key)), "recipe", "model", "id"))
-            yield Origin("", model, f"runs/{parts[1]}/stages/release.json" not in keys)
+            yield Origin("", model, f"runs/{parts[1]}/{RELEASED}" not in keys)
 
 
 def _find_parents(origins: list[Origin], name: str) -> Iterator[str]:
@@ -158,14 +182,16 @@ def _find_pinned_runs(origins: list[Origin]) -> Iterator[str]:
             yield from re.findall(r"/runs/([^/]+)/checkpoints/", uri)
 
 
-def _list_over(whole: Store, name: str, left: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield (run, version) of the runs of model `name` that have made a release which is no more."""
-    releases = {}
+def _list_made(whole: Store, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (run, version) of the runs that have made a release of model `name`."""
     for item in list(whole.list("runs/")):
-        parts = item.key.split("/")
-        if parts[2:] == ["stages", "release.json"]:
-            releases[parts[1]] = str(dig(parse_leniently(whole.read(item.key)), "record", "release") or "")
-    for run, release in releases.items():
-        model, _, version = release.rpartition("/")
-        if model.endswith(f"/models/{name}") and version not in left:
+        run, _, key = item.key.removeprefix("runs/").partition("/")
+        if key == RELEASED and (version := _read_made(whole, name, f"runs/{run}/")):
             yield run, version
+
+
+def _read_made(objects: Store, name: str, run: str = "") -> str:
+    """Return the version of model `name` that a run, whose prefix is `run`, has made last, "" for none."""
+    release = str(dig(parse_leniently(objects.read(f"{run}{RELEASED}")), "record", "release") or "")
+    model, _, version = release.rpartition("/")
+    return version if model.endswith(f"/models/{name}") else ""

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from job.errors import Interrupted, NotFound, NoValidCheckpoint
-from job.store import ModelPointer, Pruner, open_store
-from job.store.lease import acquire_lease
+from job.errors import Interrupted, NotFound, NoValidCheckpoint, Unreachable
+from job.store import ModelPointer, Pruner, Store, open_store
+from job.store.lease import Lease, acquire_lease
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.records import dump
+from job.store.restore import read_manifest
 
 ENTRY = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
 
@@ -76,6 +77,103 @@ def test_what_is_followed_gone_back_to_or_built_on_stays_however_old_it_is(shop:
     assert shop.list("models/child/") and shop.list("runs/") >= {"going", "child-1"}
 
 
+def damage(shop: Shop, version: str) -> None:
+    """Change a byte of a release's manifest."""
+    key = f"models/tiny/{version}/manifest.json"
+    manifest = shop.objects.read(key)
+    assert manifest is not None
+    shop.objects.write(key, manifest.data.replace(b"release", b"releasf"))
+
+
+def test_releases_whose_manifest_is_damaged_stay_with_their_objects_and_their_runs(shop: Shop) -> None:
+    versions = [shop.add("tiny", night) for night in (1, 2, 3)]
+    for version in (versions[0], versions[2]):
+        shop.pointer("tiny").promote(version)
+    for version in versions[1:]:
+        damage(shop, version)
+    before = {item.key for item in shop.objects.list("")}
+    assert shop.pruner("tiny").prune(10) == ([], [])
+    assert {item.key for item in shop.objects.list("")} == before
+
+
+@pytest.mark.parametrize("moment", range(1, 25))
+def test_what_another_night_releases_during_a_pruning_stays(tmp_path: Path, moment: int, monkeypatch: Any) -> None:
+    shop = Shop(str(tmp_path / "store"))
+    for night in (1, 2, 3):
+        shop.pointer("tiny").promote(shop.add("tiny", night))
+    pruner, kind, left, added = shop.pruner("tiny"), type(shop.objects), iter(range(moment)), []
+
+    def come_between(name: str) -> None:
+        call = getattr(kind, name)
+
+        def wrapped(self: Any, *words: Any, **options: Any) -> Any:
+            found = call(self, *words, **options)
+            found = iter(list(found)) if name == "list" else found
+            if not added and next(left, None) is None:
+                added.append("")
+                added[0] = shop.add("tiny", 4)
+                shop.pointer("tiny").promote(added[0])
+            return found
+
+        monkeypatch.setattr(kind, name, wrapped)
+
+    for name in ("read", "list", "delete"):
+        come_between(name)
+    pruner.prune(2)
+    assert added, "some moments later, the pruning is over"
+    assert shop.pointer("tiny").read().version == added[0]
+    assert {item.key for item in shop.objects.list(f"models/tiny/{added[0]}/")} == {
+        f"models/tiny/{added[0]}/{name}" for name in ("config.json", "manifest.json")
+    }
+    assert len(list(shop.objects.list("runs/tiny-4/"))) == 3
+
+
+def test_a_list_that_wrongly_comes_back_empty_deletes_no_release_that_was_to_stay(tmp_path: Path) -> None:
+    shop = Shop(str(tmp_path / "store"))
+    for night in (1, 2, 3):
+        shop.pointer("tiny").promote(shop.add("tiny", night))
+    before, pruner = {item.key for item in shop.objects.list("")}, shop.pruner("tiny")
+    answers = iter([list(pruner._objects.list(""))])
+    pruner._objects.list = lambda prefix: iter(next(answers, []))  # type: ignore[method-assign]
+    assert pruner.prune(10) == ([], [])
+    assert {item.key for item in shop.objects.list("")} == before
+
+
+def test_a_release_that_a_person_promotes_while_it_is_being_deleted_is_put_back(shop: Shop, monkeypatch: Any) -> None:
+    versions = [shop.add("tiny", night) for night in (1, 2, 3)]
+    shop.pointer("tiny").promote(versions[2])
+    kind, delete = type(shop.objects), type(shop.objects).delete
+
+    def promote_first(self: Any, keys: Any) -> None:
+        if list(keys) == [f"{versions[0]}/manifest.json"]:
+            shop.pointer("tiny").promote(versions[0])
+        delete(self, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "delete", promote_first)
+        assert shop.pruner("tiny").prune(1) == ([versions[1]], ["tiny-2"])
+    assert shop.pointer("tiny").read().version == versions[0]
+    assert read_manifest(shop.objects, f"models/tiny/{versions[0]}/manifest.json").kind == "release"
+    assert shop.objects.read(f"models/tiny/{versions[0]}/config.json") and shop.list("runs/") == {"tiny-1", "tiny-3"}
+
+
+def test_a_run_that_released_anew_before_its_turn_came_is_left_alone(shop: Shop, monkeypatch: Any) -> None:
+    for night in (1, 2):
+        shop.add("tiny", night)
+
+    def release_anew(objects: Store, *words: Any) -> Lease:
+        if objects.uri.endswith("tiny-1"):
+            record = {"record": {"release": f"{shop.uri}/models/tiny/tiny-1-99999999"}}
+            objects.write("stages/release.json", dump(record))
+        return acquire_lease(objects, *words)
+
+    monkeypatch.setattr("job.store.pruning.acquire_lease", release_anew)
+    assert shop.pruner("tiny").prune(1) == (["tiny-1-00000001"], [])
+    assert {item.key for item in shop.objects.list("runs/tiny-1/")} >= {
+        f"runs/tiny-1/{key}" for key in ("run.json", "stages/release.json", "checkpoints/x/y")
+    }
+
+
 @pytest.mark.parametrize("content", [b"{", b'{"version": 7}', b'{"version": "tiny-2-00000002", "before": 3}'])
 def test_nothing_is_deleted_where_the_pointer_is_damaged(shop: Shop, content: bytes) -> None:
     versions = [shop.add("tiny", night) for night in (1, 2, 3)]
@@ -104,7 +202,7 @@ def test_a_run_without_a_release_and_one_that_somebody_owns_are_left_alone(shop:
     assert shop.pruner("tiny").prune(1) == ([], ["tiny-1"])
 
 
-@pytest.mark.parametrize("allowed", range(1, 7))
+@pytest.mark.parametrize("allowed", range(1, 12))
 def test_pruning_that_was_cut_short_goes_on_the_next_time(shop: Shop, allowed: int, monkeypatch: Any) -> None:
     versions = [shop.add("tiny", night) for night in (1, 2, 3)]
     kind, left = type(shop.objects), iter(range(allowed))
@@ -123,6 +221,24 @@ def test_pruning_that_was_cut_short_goes_on_the_next_time(shop: Shop, allowed: i
     shop.pruner("tiny").prune(1)
     assert shop.list("models/tiny/") == {versions[2]}
     assert shop.list("runs/") == {"tiny-3"}
+
+
+def test_a_run_of_which_one_object_could_not_be_deleted_is_found_the_next_time(shop: Shop, monkeypatch: Any) -> None:
+    versions = [shop.add("tiny", night) for night in (1, 2)]
+    kind, delete, refused = type(shop.objects), type(shop.objects).delete, ["checkpoints/x/y"]
+
+    def refuse_one(self: Any, keys: Any) -> None:
+        delete(self, [key for key in keys if key not in refused])
+        if set(refused) & set(keys):
+            raise Unreachable("DeleteObjects: InternalError for one key")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "delete", refuse_one)
+        with pytest.raises(Unreachable):
+            shop.pruner("tiny").prune(1)
+    monkeypatch.setattr("job.store.pruning._TTL_S", 0.5)
+    assert shop.pruner("tiny").prune(1) == ([], ["tiny-1"])
+    assert (shop.list("models/tiny/"), shop.list("runs/")) == ({versions[1]}, {"tiny-2"})
 
 
 def test_only_a_model_is_pruned(shop: Shop, tmp_path: Path) -> None:
