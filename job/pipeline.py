@@ -28,7 +28,7 @@ from job.launch import Place, StopRequest, Verdict, decide, find_topology
 from job.node import Node, provide_temporary_folder
 from job.plan import refuse_few_rows, refuse_missing_trackers, refuse_precision
 from job.recipe import Recipe, Run, hash_json, write_json
-from job.releasing import find_order, find_unchanged, release_bundle
+from job.releasing import find_order, find_unchanged, has_release, release_bundle
 from job.report import assemble_result
 from job.report.result import hide_paths
 from job.stages import Stage
@@ -212,9 +212,21 @@ class Pipeline:
             if not saved or saved["key"] != stage.key(self._run.recipe, inputs):
                 return None
             records[stage.name], inputs = saved["record"], str(saved["outputs"])
+        if not has_release(self._run, records["release"]["release"]):
+            return self._tell_pruned(records)
         self._records.update(records)
         reason = "already released; nothing was done"
         return {"status": "released", "exit_code": 0, "reason": reason, **records["release"]}
+
+    def _tell_pruned(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return the outcome of a run whose release was deleted: to make it anew is for whoever wants it again."""
+        reason = (
+            f"already released as {records.pop('release')['release']}, which was deleted since (store.keep_releases, "
+            "`job release prune` or by hand); nothing was done. --fresh makes one anew"
+        )
+        self._records.update(records)
+        log.warning("%s", reason)
+        return {"status": "pruned", "exit_code": 0, "reason": reason, "release": None, "promoted": False}
 
     def _do_stage(self, attempt: Attempt, stage: Stage, inputs: str, lead: Lead) -> str:
         """Skip a committed stage or run it and commit its record; return the hash of its outputs."""

@@ -8,7 +8,7 @@ Order of calls; the numbers are those of `store/commit.py`:
     c  promote_if: better: a process runs the current release on this run's test rows and compares row by row
     d  swap the pointer that b has read (16); where another run moved it meanwhile, again from b
     e  commit the stage's record (17)
-    f  delete the model's oldest releases beyond `store.keep_releases`, and the runs that made them
+    f  delete the model's oldest releases beyond `store.keep_releases`, but never this one, and the runs that made them
 
 A crash before d leaves a version that nobody follows; the next attempt publishes the same one again, and decides anew.
 A crash after e leaves more releases than were asked for, until the next one.
@@ -30,6 +30,7 @@ from job.recipe.schema import DEFINES_TRAINING
 from job.report import tell_promotion
 from job.report.result import hide_paths
 from job.store import Attempt, ModelPointer, Pruner, publish_release
+from job.store.objects import open_room
 from job.store.promotion import Standing, take_order
 from job.store.records import parse_leniently
 from job.store.release import read_release_manifest
@@ -71,8 +72,14 @@ def release_bundle(node: Node, run: Run, attempt: Attempt, proven: dict[str, str
     record = {"release": release, "promoted": promoted["promoted"], "promotion": promoted}
     _tell_promotion(run, promoted)
     node.transfer(lambda: _commit(run, attempt, {"key": key, "outputs": version, "record": record}))
-    _prune(node, run, attempt)
+    _prune(node, run, attempt, version)
     return record
+
+
+def has_release(run: Run, uri: str) -> bool:
+    """Tell whether what a run has released at `uri` is there still: a later run may have pruned it."""
+    version = uri.rpartition("/")[2]
+    return open_room(run.recipe.store, f"models/{run.recipe.name}/{version}").read("manifest.json") is not None
 
 
 def find_unchanged(run: Run) -> str | None:
@@ -96,7 +103,7 @@ def hash_origin(recipe: Recipe, identity: dict[str, Any]) -> str:
     return hash_json([identity, sections, __version__])
 
 
-def _prune(node: Node, run: Run, attempt: Attempt) -> None:
+def _prune(node: Node, run: Run, attempt: Attempt, version: str) -> None:
     """Delete old releases; what cannot be deleted costs space, not the run."""
     store, keep = run.recipe.store, run.recipe.store.keep_releases
     if keep is None:
@@ -104,7 +111,7 @@ def _prune(node: Node, run: Run, attempt: Attempt) -> None:
     pruner = Pruner(f"{store.uri}/models/{run.recipe.name}", allow_http=store.allow_http)
     try:
         attempt.verify()
-        releases, runs = node.transfer(lambda: pruner.prune(keep))
+        releases, runs = node.transfer(lambda: pruner.prune(keep, run.run_id, version))
     except JobError as error:
         log.warning("%s; old releases stay, `job release prune` deletes them", error)
         return

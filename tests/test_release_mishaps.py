@@ -59,5 +59,5 @@ def test_an_outage_after_a_release_was_committed_does_not_undo_it(run: Run, capl
 
     node: Any = SimpleNamespace(transfer=lambda work: work())
     with caplog.at_level(logging.WARNING):
-        _prune(cast(Node, node), run, stand_in(run, fail))
+        _prune(cast(Node, node), run, stand_in(run, fail), "tiny-1-00000001")
     assert "the store is out; old releases stay" in caplog.text

@@ -53,14 +53,17 @@ class Pruner:
 
         Raises NotFound (13) where there is none, NoValidCheckpoint (17) where a damaged pointer hides what is current.
         """
-        return self._plan(keep, list(_list_origins(self._whole)))
+        return self._plan(keep, list(_list_origins(self._whole)), dict(_list_made(self._whole, self._name)))
 
-    def _plan(self, keep: int, origins: list[Origin]) -> list[Version]:
+    def _plan(self, keep: int, origins: list[Origin], made: dict[str, str]) -> list[Version]:
         standing = self._pointer.read_whole()
         kept = dict.fromkeys(_find_parents(origins, self._name), "chained")
         kept |= dict.fromkeys(standing.before[:1], "rollback")
         kept |= {standing.version: "current"} if standing.version else {}
-        found = sorted(_list_releases(self._objects), key=lambda each: (each[1], each[0]), reverse=True)
+        last = set(made.values())  # of the releases of one run, which have one order, its last is the newest
+        found = sorted(
+            _list_releases(self._objects), key=lambda each: (each[1], each[0] in last, each[0]), reverse=True
+        )
         if not found:
             raise NotFound(f"{self._objects.uri}: no release of a model lies there; name …/models/<name>")
         return [
@@ -68,14 +71,16 @@ class Pruner:
             for place, (version, order) in enumerate(found)
         ]
 
-    def prune(self, keep: int) -> tuple[list[str], list[str]]:
-        """Delete what `plan` lets go, then the runs whose release is no more; return versions and run ids."""
-        origins = list(_list_origins(self._whole))
-        going = [version.name for version in self._plan(keep, origins) if not version.why]
+    def prune(self, keep: int, own_run: str = "", own_version: str = "") -> tuple[list[str], list[str]]:
+        """Delete what `plan` lets go, then the runs whose release is no more; return versions and run ids.
+
+        The run that calls this, and what it has just released, are left to a later pruning.
+        """
+        origins, made = list(_list_origins(self._whole)), dict(_list_made(self._whole, self._name))
+        going = [each.name for each in self._plan(keep, origins, made) if not each.why and each.name != own_version]
         gone = [version for version in going if self._delete_release(version)]
-        pinned = set(_find_pinned_runs(origins))
-        made = [each for each in _list_made(self._whole, self._name) if each[0] not in pinned]
-        over = [(run, version) for run, version in made if self._is_gone(version)]
+        stay = {own_run, *_find_pinned_runs(origins)}
+        over = [(run, version) for run, version in made.items() if run not in stay and self._is_gone(version)]
         return gone, [run for run, version in over if self._delete_run(run, version)]
 
     def _is_followed(self, version: str) -> bool:
@@ -183,7 +188,7 @@ def _find_pinned_runs(origins: list[Origin]) -> Iterator[str]:
 
 
 def _list_made(whole: Store, name: str) -> Iterator[tuple[str, str]]:
-    """Yield (run, version) of the runs that have made a release of model `name`."""
+    """Yield (run, version) of the runs that have released model `name`: the version is the last that each has made."""
     for item in list(whole.list("runs/")):
         run, _, key = item.key.removeprefix("runs/").partition("/")
         if key == RELEASED and (version := _read_made(whole, name, f"runs/{run}/")):

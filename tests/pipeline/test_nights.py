@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,22 @@ def test_a_night_on_which_nothing_is_new_ends_at_once_and_old_nights_are_deleted
     assert {path.relative_to(runs).parts[0] for path in runs.rglob("*.json")} >= {"wednesday", "thursday"}
     assert not [path for path in (runs / "monday").rglob("*") if path.is_file()]
     assert "monday" not in nights.call("release", "list", nights.model)
+    shutil.rmtree(changed["release"])
+    gone = nights.run("wednesday", *skip, "training.seed=7")
+    assert (gone.code, gone.result["status"], gone.result["release"]) == (0, "pruned", None)
+    assert not gone.result["promoted"]
+    assert f"{changed['release']}, which was deleted since" in gone.result["reason"]
+
+
+def test_a_night_that_ends_late_keeps_its_release_until_the_next_one(nights: Nights) -> None:
+    few = ("training.max_steps=2", "release.promote_if=never", "store.keep_releases=1")
+    late = nights.run("monday", *few, env={"JOB_FAILPOINT": "stage-recorded=kill@1"})
+    assert late.code == -9, late.stderr
+    assert nights.run("tuesday", *few, "training.seed=7").code == 0
+    monday = nights.run("monday", *few).result
+    assert nights.call("verify", monday["release"])
+    again = nights.run("monday", *few).result
+    assert (again["reason"], again["release"]) == ("already released; nothing was done", monday["release"])
 
 
 def test_a_run_goes_on_from_the_release_it_began_with_though_another_is_current_by_now(nights: Nights) -> None:

@@ -23,8 +23,8 @@ class Shop:
     def __init__(self, uri: str) -> None:
         self.uri, self.objects = uri, open_store(uri)
 
-    def add(self, model: str, night: int, parent: str | None = None) -> str:
-        version, run = f"{model}-{night}-0000000{night}", f"{model}-{night}"
+    def add(self, model: str, night: int, parent: str | None = None, digits: str = "") -> str:
+        version, run = f"{model}-{night}-{digits or f'0000000{night}'}", f"{model}-{night}"
         about = {"name": model, "run_id": run, "order": night, "parent": parent}
         self.objects.write(f"models/{model}/{version}/config.json", b"{}")
         self.objects.write(f"models/{model}/{version}/manifest.json", Manifest("release", ENTRY, about).to_bytes())
@@ -75,6 +75,30 @@ def test_what_is_followed_gone_back_to_or_built_on_stays_however_old_it_is(shop:
     assert shop.pruner("tiny").prune(1) == ([versions[5]], ["tiny-6"])
     assert shop.list("models/tiny/") >= set(versions[:5])
     assert shop.list("models/child/") and shop.list("runs/") >= {"going", "child-1"}
+
+
+def test_a_run_that_began_before_the_newest_keeps_the_release_that_it_has_just_made(shop: Shop) -> None:
+    versions = [shop.add("tiny", night) for night in (1, 2, 3)]
+    assert shop.pruner("tiny").prune(1, "tiny-1", versions[0]) == ([versions[1]], ["tiny-2"])
+    assert (shop.list("models/tiny/"), shop.list("runs/")) == ({versions[0], versions[2]}, {"tiny-1", "tiny-3"})
+
+
+def test_a_run_does_not_wait_for_its_own_lease_where_another_has_pruned_its_release(shop: Shop) -> None:
+    versions = [shop.add("tiny", night) for night in (1, 2)]
+    shop.objects.delete([item.key for item in shop.objects.list(f"models/tiny/{versions[0]}/")])
+    lease = acquire_lease(open_store(f"{shop.uri}/runs/tiny-1"), 30.0, lambda: None)
+    try:
+        assert shop.pruner("tiny").prune(1, "tiny-1", versions[0]) == ([], [])
+    finally:
+        lease.release()
+
+
+@pytest.mark.parametrize(("first", "second"), ["0f", "f0"])
+def test_of_two_releases_of_one_run_its_last_one_is_the_newer(shop: Shop, first: str, second: str) -> None:
+    for digit in (first, second):
+        shop.add("tiny", 1, digits=8 * digit)
+    assert shop.pruner("tiny").prune(1) == ([f"tiny-1-{8 * first}"], [])
+    assert (shop.list("models/tiny/"), shop.list("runs/")) == ({f"tiny-1-{8 * second}"}, {"tiny-1"})
 
 
 def damage(shop: Shop, version: str) -> None:
