@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[str, typer.Argument(metavar="URI", help="A model: …/models/<name>.")]
 SoleOption = Annotated[
     bool,
-    typer.Option("--single-writer", help="The store has no conditional writes; nothing else moves this pointer now."),
+    typer.Option("--single-writer", help="The store has no conditional writes; nothing else writes there now."),
 ]
 
 releases = typer.Typer(no_args_is_help=True, help="Which release of a model is the current one, and changing that.")
@@ -75,6 +75,7 @@ def prune_releases(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Delete nothing; list every release and its fate.")
     ] = False,
+    single_writer: SoleOption = False,
     allow_http: HttpOption = False,
 ) -> None:
     """Delete a model's oldest releases and the runs that made them.
@@ -86,7 +87,7 @@ def prune_releases(
         from job.report.console import print_listing
         from job.store import Pruner
 
-        pruner = Pruner(uri, allow_http=allow_http)
+        pruner = Pruner(uri, allow_http=allow_http, single_writer=single_writer)
         if dry_run:
             rows = [[version.name, version.why or "goes"] for version in pruner.plan(keep)]
             print_listing(f"releases of {uri}", ["version", "kept as"], rows)

@@ -108,7 +108,8 @@ def _prune(node: Node, run: Run, attempt: Attempt, version: str) -> None:
     store, keep = run.recipe.store, run.recipe.store.keep_releases
     if keep is None:
         return
-    pruner = Pruner(f"{store.uri}/models/{run.recipe.name}", allow_http=store.allow_http)
+    model = f"{store.uri}/models/{run.recipe.name}"
+    pruner = Pruner(model, allow_http=store.allow_http, single_writer=store.single_writer)
     try:
         attempt.verify()
         releases, runs = node.transfer(lambda: pruner.prune(keep, run.run_id, version))

@@ -39,5 +39,5 @@ def _expect_refusal(
 def _refuse(objects: Store, what: str) -> RecipeError:
     return RecipeError(
         f"store.uri: {objects.uri} {what}, so two attempts of a run could not be kept apart; use a store with "
-        "conditional writes, or set store.single_writer: true if nothing else ever writes this run"
+        "conditional writes, or set store.single_writer: true (--single-writer) if nothing else ever writes here"
     )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from job.errors import Fenced, NotFound, NoValidCheckpoint
 from job.store.lease import OWNER, acquire_lease
 from job.store.objects import Store, open_store, split_uri
+from job.store.probe import probe_conditional_writes
 from job.store.promotion import ModelPointer
 from job.store.records import dig, parse_leniently
 from job.store.restore import read_manifest
@@ -39,12 +40,12 @@ class Version(NamedTuple):
 class Pruner:
     """The releases of the model at `uri`, …/models/<name>; NotFound (13) for another address."""
 
-    def __init__(self, uri: str, *, allow_http: bool = False) -> None:
+    def __init__(self, uri: str, *, allow_http: bool = False, single_writer: bool = False) -> None:
         parent, self._name = split_uri(uri)
         self._root, room = split_uri(parent)
         if room != "models":
             raise NotFound(f"{uri}: is no model; name …/models/<name>")
-        self._allow_http = allow_http
+        self._allow_http, self._single_writer = allow_http, single_writer
         self._whole, self._objects = self._open(""), self._open(f"/models/{self._name}")
         self._pointer = ModelPointer(self._objects)
 
@@ -74,8 +75,10 @@ class Pruner:
     def prune(self, keep: int, own_run: str = "", own_version: str = "") -> tuple[list[str], list[str]]:
         """Delete what `plan` lets go, then the runs whose release is no more; return versions and run ids.
 
-        The run that calls this, and what it has just released, are left to a later pruning.
+        The run that calls this, and what it has just released, are left to a later pruning. Raises RecipeError (10),
+        and nothing is deleted, where the store has no conditional writes, on which the lease of a run hangs.
         """
+        probe_conditional_writes(self._objects)
         origins, made = list(_list_origins(self._whole)), dict(_list_made(self._whole, self._name))
         going = [each.name for each in self._plan(keep, origins, made) if not each.why and each.name != own_version]
         gone = [version for version in going if self._delete_release(version)]
@@ -129,7 +132,7 @@ class Pruner:
         return True
 
     def _open(self, prefix: str) -> Store:
-        return open_store(f"{self._root}{prefix}", allow_http=self._allow_http)
+        return open_store(f"{self._root}{prefix}", allow_http=self._allow_http, single_writer=self._single_writer)
 
 
 def _list_releases(objects: Store) -> Iterator[tuple[str, int]]:

@@ -12,19 +12,25 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from urllib.parse import urlsplit
 
 import pytest
 from fault_proxy import Fault, FaultProxy, bad_network, first, serve_faults
 
 from job.errors import AccessDenied, JobError, RecipeError, Unreachable
-from job.store import RunStore, open_store
+from job.node import Node
+from job.recipe import Recipe, Run
+from job.releasing import _prune
+from job.store import Attempt, RunStore, Store, open_store
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import move_pointer, read_pointer
 from job.store.held import HeldFile
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import PreconditionFailed
 from job.store.probe import probe_conditional_writes
+from job.store.records import dump
 from job.store.restore import fetch_checkpoint
 
 Through = Callable[[Fault], tuple[str, FaultProxy]]
@@ -240,6 +246,51 @@ def test_job_release_moves_a_pointer_by_hand_where_the_server_knows_no_condition
         assert subprocess.run([*command, version, "--single-writer"]).returncode == 0
     rolled = subprocess.run([*command[:4], "rollback", command[5], "--single-writer"], capture_output=True, text=True)
     assert rolled.stdout == "current: a\n", rolled.stderr
+
+
+def release_twice(uri: str) -> Store:
+    """Leave two releases of a model, and the runs that made them; return the store."""
+    objects, entry = open_store(uri), {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+    for night in (1, 2):
+        version, about = f"tiny-{night}-0000000{night}", {"order": night}
+        objects.write(f"models/tiny/{version}/manifest.json", Manifest("release", entry, about).to_bytes())
+        record = {"record": {"release": f"{uri}/models/tiny/{version}"}}
+        objects.write(f"runs/tiny-{night}/stages/release.json", dump(record))
+    return objects
+
+
+NO_CONDITIONS = {"if-match", "if-none-match"}
+
+
+@pytest.mark.parametrize("fault", ["501", "strip"])
+def test_job_release_prune_deletes_nothing_where_the_server_knows_no_conditions_unless_told(
+    through_proxy: Through, fault: str
+) -> None:
+    uri, _ = through_proxy(lambda request: fault if NO_CONDITIONS & {name.lower() for name in request.headers} else "")
+    objects = release_twice(uri)
+    before = {item.key for item in objects.list("")}
+    command = [sys.executable, "-m", "job", "release", "prune", f"{uri}/models/tiny", "--keep", "1"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == RecipeError.exit_code, refused.stderr
+    assert "--single-writer" in refused.stderr
+    assert {item.key for item in objects.list("")} == before
+    done = subprocess.run([*command, "--single-writer"], capture_output=True, text=True)
+    assert done.stdout == "deleted release tiny-1-00000001\ndeleted run tiny-1\n", done.stderr
+    assert {item.key for item in objects.list("")} == {key for key in before if "tiny-1" not in key}
+
+
+def test_a_run_with_store_single_writer_prunes_where_the_server_knows_no_conditions(
+    through_proxy: Through, smallest_recipe: Recipe, tmp_path: Path
+) -> None:
+    uri, _ = through_proxy(lambda request: "501" if NO_CONDITIONS & {name.lower() for name in request.headers} else "")
+    objects = release_twice(uri)
+    store = smallest_recipe.store.model_copy(update={"uri": uri, "single_writer": True, "keep_releases": 1})
+    run = Run("tiny-2", smallest_recipe.model_copy(update={"name": "tiny", "store": store}), tmp_path)
+    node = cast(Node, SimpleNamespace(transfer=lambda work: work()))
+    _prune(node, run, cast(Attempt, SimpleNamespace(verify=lambda: None)), "tiny-2-00000002")
+    assert {item.key for item in objects.list("")} == {
+        "models/tiny/tiny-2-00000002/manifest.json", "runs/tiny-2/stages/release.json"
+    }  # fmt: skip
 
 
 def test_no_request_to_a_server_of_ones_own_has_a_checksum_trailer(through_proxy: Through, tmp_path: Path) -> None:
