@@ -58,6 +58,7 @@ class Pruner:
 
     def _plan(self, keep: int, origins: list[Origin], made: dict[str, str]) -> list[Version]:
         standing = self._pointer.read_whole()
+        going = {f"{origin.going}-" for origin in origins if origin.going}
         kept = dict.fromkeys(_find_parents(origins, self._name), "chained")
         kept |= dict.fromkeys(standing.before[:1], "rollback")
         kept |= {standing.version: "current"} if standing.version else {}
@@ -65,10 +66,12 @@ class Pruner:
         found = sorted(
             _list_releases(self._objects), key=lambda each: (each[1], each[0] in last, each[0]), reverse=True
         )
+        # what a run has published and still compares with the current release
+        kept = {version: "going" for version, _ in found if version[:-8] in going} | kept
         if not found:
             raise NotFound(f"{self._objects.uri}: no release of a model lies there; name …/models/<name>")
         return [
-            Version(version, order, kept.get(version, "" if place >= keep else "newest"))
+            Version(version, order, kept.get(version) or ("newest" if place < keep else ""))
             for place, (version, order) in enumerate(found)
         ]
 
@@ -153,12 +156,12 @@ def _list_releases(objects: Store) -> Iterator[tuple[str, int]]:
 class Origin(NamedTuple):
     """What a release or a run is made of: a parent release, by URI or version alone, and the model that was named.
 
-    `goes_on`: it is a run that has not released yet.
+    `going` is the id of a run that has not ended with a release yet.
     """
 
     parent: str
     model: str
-    goes_on: bool = False
+    going: str = ""
 
 
 def _list_origins(whole: Store) -> Iterator[Origin]:
@@ -170,8 +173,10 @@ def _list_origins(whole: Store) -> Iterator[Origin]:
             about = dig(parse_leniently(whole.read(key)), "about")
             yield Origin(str(dig(about, "parent") or ""), str(dig(about, "model", "id")))
         if parts[0] == "runs" and parts[2:] == ["run.json"]:
-            model = str(dig(parse_leniently(whole.read(key)), "recipe", "model", "id"))
-            yield Origin("", model, f"runs/{parts[1]}/{RELEASED}" not in keys)
+            about = parse_leniently(whole.read(key))
+            going = "" if f"runs/{parts[1]}/{RELEASED}" in keys else parts[1]
+            parent = str(dig(about, "parent") or "") if going else ""  # of one that has released its release says so
+            yield Origin(parent, str(dig(about, "recipe", "model", "id")), going)
 
 
 def _find_parents(origins: list[Origin], name: str) -> Iterator[str]:
@@ -179,7 +184,7 @@ def _find_parents(origins: list[Origin], name: str) -> Iterator[str]:
     pattern = re.compile(rf"models/{re.escape(name)}/([^/]+)/?$")
     for origin in origins:
         yield origin.parent.rpartition("/")[2]
-        if origin.goes_on:
+        if origin.going:
             yield from pattern.findall(origin.model)
 
 

@@ -77,6 +77,15 @@ def test_what_is_followed_gone_back_to_or_built_on_stays_however_old_it_is(shop:
     assert shop.list("models/child/") and shop.list("runs/") >= {"going", "child-1"}
 
 
+def test_what_a_run_that_goes_on_has_published_or_began_with_stays(shop: Shop) -> None:
+    versions = [shop.add("tiny", night) for night in range(1, 5)]
+    shop.objects.delete(["runs/tiny-1/stages/release.json"])  # it still compares its release with the current one
+    shop.objects.write("runs/chain/run.json", dump({"parent": f"{shop.uri}/models/tiny/{versions[1]}"}))
+    plan = {version.name: version.why for version in shop.pruner("tiny").plan(1)}
+    assert plan == dict(zip(versions, ["going", "chained", "", "newest"], strict=True))
+    assert shop.pruner("tiny").prune(1) == ([versions[2]], ["tiny-3"])
+
+
 def test_a_run_that_began_before_the_newest_keeps_the_release_that_it_has_just_made(shop: Shop) -> None:
     versions = [shop.add("tiny", night) for night in (1, 2, 3)]
     assert shop.pruner("tiny").prune(1, "tiny-1", versions[0]) == ([versions[1]], ["tiny-2"])
