@@ -28,6 +28,7 @@ import typer
 from job.ending import early_result, finish, leave_result, leave_termination_message
 from job.options import HELP, HttpOption, RecipeArgument, SetOption, WorkOption, list_examples
 from job.release_verbs import releases
+from job.streams import prepare_streams, speak_utf8
 
 app = typer.Typer(
     name="job",
@@ -194,6 +195,7 @@ def predict(
     def action() -> int:
         from job.predict import measure_speed, open_predictor, open_texts, split_pair
 
+        speak_utf8()
         cache = work / "cache" / "bundles"
         predictor = open_predictor(
             model, cache, precision, allow_http=allow_http, threads=threads, max_new_tokens=max_new_tokens
@@ -325,6 +327,7 @@ def _check_run_id(run_id: str) -> str:
 
 def main() -> None:
     """Entry point of the `job` command."""
+    prepare_streams()
     app()
 
 

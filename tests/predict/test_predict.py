@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -332,3 +333,32 @@ def test_predicting_imports_neither_torch_nor_transformers(bundle: Path, tmp_pat
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert output[0] in LABELS
     assert output[1] == "[]"
+
+
+def call_predict(*words: str, stdin: bytes | None = None, **environment: str) -> list[dict[str, Any]]:
+    """Return the answers of `job predict`; without `stdin`, that is closed."""
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh"] if stdin is None else []
+    command = [*closed, sys.executable, "-m", "job", "predict", *words]
+    done = subprocess.run(command, input=stdin, capture_output=True, env=os.environ | environment, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+
+
+def test_a_closed_stdin_has_no_texts(bundle: Path) -> None:
+    assert call_predict(str(bundle)) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_texts_are_utf8_whatever_the_locale_says(bundle: Path, encoding: str) -> None:
+    for words, stdin in ((["é😀"], None), ([], "é😀\n".encode())):
+        (answer,) = call_predict(str(bundle), *words, stdin=stdin, PYTHONIOENCODING=encoding)
+        assert answer["text"] == "é😀"
+
+
+def test_stdin_that_is_not_utf8_is_said_so(bundle: Path) -> None:
+    command = [sys.executable, "-m", "job", "predict", str(bundle)]
+    for encoding in ("utf-8:surrogateescape", "latin-1"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, input=b"caf\xe9\n", capture_output=True, env=environment, timeout=120)
+        assert (done.returncode, done.stdout) == (11, b"")
+        assert done.stderr.startswith(b"error: stdin: is not UTF-8")
