@@ -84,16 +84,21 @@ def _read_table(file: Iterable[str], delimiter: str) -> Iterator[Text]:
     csv.field_size_limit(_MAX_FIELD)
     # nobody quotes in a table of tabs: a text may begin with a quotation mark
     plain = delimiter == "\t"
-    reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
-    names = reader.fieldnames or []
-    chosen = [name for ours in _COLUMNS for name in ours if name in names]
-    if not set(chosen) & set(_COLUMNS[0]):
-        raise DataError(f"the first row names the columns {list(names)}; one must be called `text`")
+    reader = csv.DictReader(
+        file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
+    )
+    names, row = [], 0
     try:
+        names = list(reader.fieldnames or [])
+        chosen = [name for ours in _COLUMNS for name in ours if name in names]
+        if not set(chosen) & set(_COLUMNS[0]):
+            raise DataError(f"the first row names the columns {names}; one must be called `text`")
         for row, entry in enumerate(reader, 1):
             texts = [entry[name] for name in chosen]
-            if None in texts:
-                raise DataError(f"row {row}: has fewer columns than the first; correct the row")
+            if None in entry or None in texts:
+                differs = "more" if None in entry else "fewer"
+                raise DataError(f"row {row}: has {differs} columns than the first; correct the row")
             yield (texts[0], texts[1]) if len(texts) > 1 else texts[0]
     except csv.Error as error:
-        raise DataError(f"row {reader.line_num}: {error}; correct the file") from None
+        where = f"row {row + 1}" if names else "the first row"
+        raise DataError(f"{where}: {error}; correct its quotation marks") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -61,6 +62,11 @@ def test_stdin_is_lines_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -
         ("a.csv", "text,text_pair\na,b\nc\n", "row 2"),
         ("a.jsonl", '{"text_pair": "x"}', "row 1"),
         ("a.csv", "", "one must be called `text`"),
+        ("a.csv", "text\nfine\nGood, but far too long\n", "row 2: has more columns"),
+        ("a.tsv", "text\nfine\nGood\tbut cut\n", "row 2: has more columns"),
+        ("a.csv", 'text\nfine\n"never closed\nthree\nfour\n', "row 2: "),
+        ("a.csv", 'text\nfine\n"closed" too soon\n', "row 2: "),
+        ("a.csv", '"text\nfine\n', "the first row: "),
     ],
 )
 def test_what_is_no_text_is_named(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -78,6 +84,13 @@ def test_a_file_that_is_not_there_or_not_utf8_is_said_so(tmp_path: Path) -> None
         read(tmp_path / "a.txt")
     with pytest.raises(NotFound, match="no such file"):
         read(tmp_path)
+
+
+def test_a_text_of_a_table_may_be_as_long_as_a_book(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.csv", 'one, "two"\n' * 100_000
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], ["1", text]])
+    assert read(path) == [text]
 
 
 @given(TEXTS)
