@@ -32,7 +32,6 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], row: int) -> str:
         """Return a conversation as text up to where the assistant is to speak; raise DataError (11) naming the row."""
         from jinja2 import nodes
-        from jinja2.exceptions import TemplateError
         from jinja2.ext import Extension
         from jinja2.parser import Parser
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -56,7 +55,7 @@ class ChatTemplate:
             template = environment.from_string(self._source)
             unused = {"tools": None, "documents": None}
             return template.render(messages=list(messages), add_generation_prompt=True, **unused, **self._tokens)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except Exception as error:  # templates are programs and raise what they like
             raise DataError(f"text {row}: the chat template refuses it: {str(error)[:200]}") from None
 
 

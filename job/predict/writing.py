@@ -70,6 +70,7 @@ class Writer:
         """Return the ids of a prompt: without an end that the tokenizer may give it, and with room for an answer."""
         if isinstance(text, list):
             rendered = self._template.render(check_messages(text, row), row)
+            check_text(rendered, row)
             return self._fit(self.tokenizer.encode_prompt(rendered, special_tokens=False))
         prompt_text = check_text(text, row)
         if not isinstance(prompt_text, str):

@@ -160,6 +160,8 @@ def test_a_template_can_refuse_and_reaches_nothing(tmp_path: Path) -> None:
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{% for", "refuses"),
+        ("{% macro call() %}{{ call() }}{% endmacro %}{{ call() }}", "refuses"),
+        ("{{ 'x' | xmlattr }}", "refuses"),
     ):
         (tmp_path / "chat_template.jinja").write_text(template)
         with pytest.raises(DataError, match=reason):
