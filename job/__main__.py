@@ -180,7 +180,7 @@ def predict(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto (int8 where released), int8, int4, fp32 or a target.")] = "auto",
     pairs: Annotated[bool, typer.Option("--pairs", help="A line is two texts, with a tab between them.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: one for each processor.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads, at most one per processor; 0: that many.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a language model writes, at most.")] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="A text is what a user says to a language model.")] = False,
     bench: Annotated[bool, typer.Option("--bench", help="Answer nothing: print how many texts a second.")] = False,

@@ -11,8 +11,9 @@ from job.errors import NoValidCheckpoint
 
 
 def count_threads(asked: int) -> int:
-    """Return `asked`, or for 0 one thread for each processor that this process may use."""
-    return asked or len(os.sched_getaffinity(0))
+    """Return `asked`, but for 0 and for more than that one thread for each processor that this process may use."""
+    processors = len(os.sched_getaffinity(0))
+    return min(asked or processors, processors)
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
