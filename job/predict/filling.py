@@ -28,9 +28,9 @@ class Filler(Reader):
         """Return the size of the vocabulary."""
         return self._vocabulary
 
-    def encode(self, texts: Sequence[Text]) -> list[list[Encoding]]:
+    def encode(self, texts: Sequence[Text], start: int) -> list[list[Encoding]]:
         """Return the rows of each text; raise DataError (11) for one without a mask."""
-        for row, text in enumerate(texts):
+        for row, text in enumerate(texts, start):
             if not isinstance(text, str) or self.tokenizer.mask not in text:
                 raise DataError(f"text {row}: has no {self.tokenizer.mask}; write it where a word is to be filled in")
         return [[encoding, *encoding.overflowing] for encoding in self.tokenizer.encode(texts)]

@@ -47,8 +47,8 @@ class Reader:
                 f"{', '.join(self.tokenizer.columns)}, export it again"
             )
 
-    def encode(self, texts: Sequence[Text]) -> list[list[Encoding]]:
-        """Return the rows of tokens that each text becomes."""
+    def encode(self, texts: Sequence[Text], start: int) -> list[list[Encoding]]:
+        """Return the rows of tokens that each text becomes; `start` is the place of the first among all texts."""
         return [[encoding] for encoding in self.tokenizer.encode(texts)]
 
     def answer(self, text: Text, rows: Sequence[tuple[Encoding, np.ndarray]]) -> dict[str, Any]:
@@ -60,22 +60,20 @@ class Reader:
 
         An empty text is allowed.
         """
-        checked = [check_text(text, row) for row, text in enumerate(texts)]
-        answers: list[dict[str, Any]] = []
-        for start in range(0, len(checked), _WINDOW_ROWS):
-            window = checked[start : start + _WINDOW_ROWS]
-            answers += [self.answer(text, rows) for text, rows in zip(window, self._compute(window), strict=True)]
-        return answers
+        return list(self.stream(texts))
 
     def stream(self, texts: Iterable[Input]) -> Iterator[dict[str, Any]]:
         """Yield an answer for each text as `predict` does; so many are read at a time that like lengths meet."""
-        source = iter(texts)
+        source, start = iter(texts), 0
         while window := list(islice(source, _WINDOW_ROWS)):
-            yield from self.predict(window)
+            checked = [check_text(text, row) for row, text in enumerate(window, start)]
+            for text, rows in zip(checked, self._compute(checked, start), strict=True):
+                yield self.answer(text, rows)
+            start += len(window)
 
-    def _compute(self, texts: Sequence[Text]) -> Iterator[list[tuple[Encoding, np.ndarray]]]:
-        """Yield for each text its rows with their logits."""
-        encoded = self.encode(texts)
+    def _compute(self, texts: Sequence[Text], start: int) -> Iterator[list[tuple[Encoding, np.ndarray]]]:
+        """Yield for each text its rows with their logits; `start` as in `encode`."""
+        encoded = self.encode(texts, start)
         rows = [encoding for encodings in encoded for encoding in encodings]
         logits: list[np.ndarray] = [np.empty(0)] * len(rows)
         for group in _group_by_length([len(encoding.ids) for encoding in rows], self.tokenizer.max_rows):

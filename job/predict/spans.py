@@ -34,10 +34,10 @@ class Answerer(Reader):
         """Return two: of a first and of a last token."""
         return 2
 
-    def encode(self, texts: Sequence[Text]) -> list[list[Encoding]]:
+    def encode(self, texts: Sequence[Text], start: int) -> list[list[Encoding]]:
         """Return the windows of each question over its context."""
         pairs = []
-        for row, text in enumerate(texts):
+        for row, text in enumerate(texts, start):
             if isinstance(text, str):
                 raise DataError(f"text {row}: has no context; give a question and a context (a pair, see --pairs)")
             spans = self.tokenizer.find_spans(text[0])

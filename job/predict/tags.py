@@ -28,9 +28,9 @@ class Tagger(LabelReader):
     A word is what its first token says, as in training; the score of an entity is the mean probability of its words.
     """
 
-    def encode(self, texts: Sequence[Text]) -> list[list[Encoding]]:
+    def encode(self, texts: Sequence[Text], start: int) -> list[list[Encoding]]:
         """Return the rows of each text: a long one becomes several, and none of its tokens is lost."""
-        for row, text in enumerate(texts):
+        for row, text in enumerate(texts, start):
             if not isinstance(text, str):
                 raise DataError(f"text {row}: is a pair; a token classifier reads one text")
         return [[encoding, *encoding.overflowing] for encoding in self.tokenizer.encode(texts)]

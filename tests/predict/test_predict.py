@@ -181,6 +181,71 @@ def test_what_is_no_text_is_refused_naming_its_row(bundle: Path, tmp_path: Path,
         open_predictor(str(bundle), tmp_path).predict(["good", text])
 
 
+def test_a_bad_text_is_named_by_its_place_among_all(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.predict.reader._WINDOW_ROWS", 2)
+    predictor, texts = open_predictor(str(bundle), tmp_path), ["good", "bad", "good", "bad", None]
+    with pytest.raises(DataError, match="text 4: "):
+        predictor.predict(texts)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="text 4: "):
+        list(predictor.stream(texts))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fine", "wrong"),
+    [
+        ("BertForTokenClassification", "good", ("a", "b")),
+        ("BertForQuestionAnswering", ("who", "good"), "no context"),
+        ("BertForMaskedLM", "a [MASK] film", "no mask"),
+    ],
+)
+def test_a_text_that_a_task_cannot_read_is_named_by_its_place_among_all(
+    copy: Path, tmp_path: Path, architecture: str, fine: Any, wrong: Any
+) -> None:
+    edit_json(copy / "config.json", architectures=[architecture])
+    with pytest.raises(DataError, match="text 4097: "):
+        open_predictor(str(copy), tmp_path).encode([fine, wrong], 4096)  # type: ignore[attr-defined]
+
+
+def write_decoder(path: Path) -> None:
+    """Write an ONNX file with the inputs and outputs of a decoder, which says the same token for ever."""
+    import onnx
+
+    ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, [1, "tokens"])
+    past, present, logits = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 1])
+        for name in ("past_key_values.0.key", "present.0.key", "logits")
+    )
+    nodes = [
+        onnx.helper.make_node("Cast", ["input_ids"], ["floats"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Unsqueeze", ["floats", "last"], ["logits"]),
+        onnx.helper.make_node("Identity", ["past_key_values.0.key"], ["present.0.key"]),
+    ]
+    last = onnx.helper.make_tensor("last", onnx.TensorProto.INT64, [1], [2])
+    graph = onnx.helper.make_graph(nodes, "decoder", [ids, past], [logits, present], [last])
+    onnx.save(onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+
+
+def test_a_conversation_with_a_lone_surrogate_is_refused_naming_its_row(copy: Path, tmp_path: Path) -> None:
+    write_decoder(copy / "onnx/model.onnx")
+    edit_json(copy / "config.json", architectures=["GPT2LMHeadModel"])
+    (copy / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    writer = open_predictor(str(copy), tmp_path, precision="fp32", max_new_tokens=2)
+    talk = [[{"role": "user", "content": said}] for said in ("good", "good \ud800")]
+    assert writer.predict(talk[:1])[0]["ended"] == "length"
+    with pytest.raises(DataError, match="text 1: holds a lone surrogate"):
+        writer.predict(talk)
+
+
+def test_more_threads_than_processors_are_not_started(bundle: Path, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/task"))
+    predictor = open_predictor(str(bundle), tmp_path, threads=500)
+    assert predictor.threads == len(os.sched_getaffinity(0))
+    assert len(os.listdir("/proc/self/task")) < before + 100
+    assert open_predictor(str(bundle), tmp_path, threads=1).threads == 1
+
+
 def test_auto_takes_int8_where_the_bundle_has_it_and_fp32_elsewhere(copy: Path, tmp_path: Path) -> None:
     assert open_predictor(str(copy), tmp_path).model_path.name == "model_quantized.onnx"
     assert open_predictor(str(copy), tmp_path, precision="fp32").model_path.name == "model.onnx"
