@@ -6,7 +6,9 @@ place. What its manifest names is checked by sha256 each time, so a damaged disk
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
+from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
 
 from job.errors import NotFound, NoValidCheckpoint, SecurityRefused
@@ -102,7 +104,21 @@ def _refuse_checkpoint(manifest: Manifest, where: str) -> None:
 
 
 def _refuse_hardlinks(folder: Path, names: Collection[str]) -> None:
-    """ONNX Runtime keeps external data inside the folder by path, but reads through a hard link."""
-    for name in names:
-        if name.endswith(".onnx_data") and (folder / name).stat().st_nlink != 1:
-            raise SecurityRefused(f"{folder / name}: is hard-linked elsewhere; refused, name a copy of the bundle")
+    """Raise SecurityRefused (19) for a hard link that a model here could read its weights through.
+
+    ONNX Runtime keeps external data inside the folder of a model, and of what that is a symlink to, by path; a hard
+    link is inside by any path. Links that no model names are fine: `cp -l` and the layers of a container make them.
+    """
+    needed = {folder / name for name in names}
+    named = [path for path in needed if path.suffix == ".onnx" and path.is_file()]
+    models = {*named, *(path.resolve() for path in named)}
+    homes = {model.parent for model in models}
+    for path in (path for home in homes for path in home.rglob("*") if path.is_file() and path.stat().st_nlink != 1):
+        if path not in models and (path in needed or any(_names_file(model, path.name) for model in models)):
+            raise SecurityRefused(f"{path}: is hard-linked elsewhere; refused, name a copy of the bundle")
+
+
+def _names_file(model: Path, name: str) -> bool:
+    """Tell whether an ONNX file may name a file of external data: protobuf writes a string as it is."""
+    with model.open("rb") as file:
+        return model.stat().st_size > 0 and mmap(file.fileno(), 0, access=ACCESS_READ).find(os.fsencode(name)) >= 0

@@ -377,6 +377,59 @@ def test_external_data_that_is_hard_linked_is_refused(copy: Path, tmp_path: Path
         open_predictor(str(copy), tmp_path, precision="fp32")
 
 
+def move_weights(model: Path, place: str) -> None:
+    """Let an ONNX file keep its weights in a file of its own, at `place` beside it."""
+    import onnx
+
+    loaded = onnx.load(model)
+    model.unlink()
+    onnx.save_model(loaded, model, save_as_external_data=True, location="weights", size_threshold=0)
+    (model.parent / place).parent.mkdir(exist_ok=True)
+    (model.parent / "weights").rename(model.parent / place)
+    loaded = onnx.load(model, load_external_data=False)
+    for tensor in loaded.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = place if entry.key == "location" else entry.value
+    model.write_bytes(loaded.SerializeToString())
+
+
+@pytest.mark.parametrize("place", ["hard.bin", "below/hard.bin", "model.onnx_data", "model_quantized.onnx"])
+def test_weights_that_are_hard_linked_are_refused_whatever_they_are_called(
+    copy: Path, tmp_path: Path, place: str
+) -> None:
+    move_weights(copy / "onnx/model.onnx", place)
+    assert open_predictor(str(copy), tmp_path, precision="fp32").predict(["good"])[0]["label"] in LABELS
+    (tmp_path / "secret").hardlink_to(copy / "onnx" / place)
+    with pytest.raises(SecurityRefused, match=rf"{place}: is hard-linked") as caught:
+        open_predictor(str(copy), tmp_path, precision="fp32")
+    assert caught.value.exit_code == 19
+
+
+def test_weights_that_are_hard_linked_are_refused_behind_a_symlink_too(copy: Path, tmp_path: Path) -> None:
+    (copy / "blobs").mkdir()
+    move_weights(copy / "onnx/model.onnx", "../blobs/hard.bin")
+    (copy / "onnx/model.onnx").rename(copy / "blobs/model")
+    (copy / "onnx/model.onnx").symlink_to("../blobs/model")
+    (tmp_path / "secret").hardlink_to(copy / "blobs/hard.bin")
+    with pytest.raises(SecurityRefused, match=r"hard\.bin: is hard-linked"):
+        open_predictor(str(copy), tmp_path, precision="fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_copy_made_of_hard_links_opens(copy: Path, store: str, tmp_path: Path, precision: str) -> None:
+    publish(store, copy)
+    linked = shutil.copytree(copy, tmp_path / "linked", copy_function=os.link)
+    assert open_predictor(str(linked), tmp_path, precision).predict(["good"])[0]["label"] in LABELS
+
+
+def test_weights_of_their_own_open_beside_files_that_are_hard_linked(copy: Path, tmp_path: Path) -> None:
+    move_weights(copy / "onnx/model.onnx", "model.onnx_data")
+    for path in copy.rglob("*"):
+        if path.is_file() and path.name != "model.onnx_data":
+            (tmp_path / path.name).hardlink_to(path)
+    assert open_predictor(str(copy), tmp_path, precision="fp32").predict(["good"])[0]["label"] in LABELS
+
+
 def test_a_snapshot_made_of_symlinks_opens(copy: Path, store: str, tmp_path: Path) -> None:
     publish(store, copy)
     snapshot = tmp_path / "snapshot"
