@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 from job.errors import PERMANENT, JobError, NotFound, NoValidCheckpoint
 from job.store.commit import read_pointer
+from job.store.manifest import Manifest
 from job.store.objects import Store, open_store, split_uri
 from job.store.promotion import ModelPointer
 from job.store.records import dig, parse
@@ -69,9 +71,16 @@ def verify_uri(uri: str, scratch: Path, *, allow_http: bool = False) -> tuple[in
     release = latest_release(uri.rstrip("/"), allow_http=allow_http)
     store, manifest = read_release_manifest(release, allow_http=allow_http)
     problems = []
-    if manifest.kind == "release" and not release.endswith(f"-{manifest.sha256[:8]}"):
+    if manifest.kind == "release" and _is_version(store.uri, manifest) and store.uri[-9:] != f"-{manifest.sha256[:8]}":
         problems.append("manifest.json: its sha256 is not the one in the version's name")
     return len(manifest.files), problems + verify_objects(store, manifest, scratch)
+
+
+def _is_version(uri: str, manifest: Manifest) -> bool:
+    """Tell whether a release lies in a folder named after its version, not in a copy that has a name of its own."""
+    above, name = split_uri(uri)
+    own = f"{re.escape(str(manifest.about.get('run_id')))}-[0-9a-f]{{8}}"
+    return split_uri(split_uri(above)[0])[1] == "models" or bool(re.fullmatch(own, name))
 
 
 def _verify_run(store: Store, scratch: Path) -> tuple[int, list[str]]:
@@ -190,7 +199,7 @@ def _describe_progress(progress: Any) -> str:
             f"{timedelta(seconds=known['left_s'])} left",
         ]
         return ", ".join([*words, *(f"{key} {value:.6g}" for key, value in progress.items() if key not in known)])
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return str(progress)
 
 
