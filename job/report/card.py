@@ -10,6 +10,7 @@ from typing import Any
 from job import __version__
 from job.recipe import Run
 from job.report.images import write_pictures
+from job.report.markup import escape
 from job.report.page import render_page
 from job.report.plots import Numbers, draw_plots
 from job.report.result import assemble_result, hide_paths
@@ -111,22 +112,28 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
     metric = task.metric
     scores = {**result["metrics"]["baselines"], "fine-tuned": result["metrics"]["test"]}
     quality = [f"| {name} | {s[metric]:.4f} | {s[f'{metric}_interval']} |" for name, s in scores.items()]
-    labels = f", labels: {', '.join(data['labels'])}" if task.classifies else ""
+    named = ", ".join(_write_text(label) for label in data["labels"])
+    labels = f", labels: {named}" if task.classifies else ""
     best, dtype = ("portable", "q8") if _has_portable(result) else ("fp32", "fp32")
     return _CARD.format(
         name=recipe.name, task=recipe.task, tag=task.pipeline_tag, base=hide_paths(recipe.model.id), labels=labels,
         source=hide_paths(recipe.data.source), rows=data["rows"]["train"], n=result["metrics"]["test"]["n"],
         metric=metric, quality="\n".join(quality), parity_n=result["onnx"]["n"],
         difference=result["onnx"]["max_abs_logit_diff"], exports="\n".join(_export_rows(result, metric)),
-        limits=task.limits.format(**data | {"labels": ", ".join(data["labels"])}), run_id=run.run_id,
+        limits=task.limits.format(**data | {"labels": named}), run_id=run.run_id,
         version=__version__,
         base_commit=sources["model"]["commit"] or "without a commit",
         javascript=(_LOGITS if task.standardizes else _PIPELINE).format(tag=task.pipeline_tag, dtype=dtype),
         data_commit=sources["data"]["commit"] or "without a commit", folder_or_model=f"…/models/{recipe.name}",
         triton="\n`triton/` is a model repository for a Triton server." if recipe.export.triton else "",
-        licence=find_licence(run.base_model), ort_class=task.ort_class, auto_class=task.auto_class,
+        licence=_write_text(find_licence(run.base_model)), ort_class=task.ort_class, auto_class=task.auto_class,
         **_describe_files(task, best),
     )  # fmt: skip
+
+
+def _write_text(text: str) -> str:
+    """Return words of the data, or of somebody else's card, on one line and without markup."""
+    return escape(" ".join(text.split()))
 
 
 _DECODERS = ("decoder_file_name", "decoder_with_past_file_name")
