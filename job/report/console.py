@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from job.errors import redact
 from job.report.result import list_other_scores
@@ -136,9 +137,9 @@ def print_listing(title: str, headings: list[str], rows: list[list[str]]) -> Non
         for row in rows:
             print("\t".join(row))
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(highlight=False).print(table)

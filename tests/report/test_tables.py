@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import pytest
+
 from job.report import format_result
+from job.report.console import print_listing
 from job.report.plots import Numbers
 from job.report.tables import render_exports, render_training
 
@@ -29,6 +33,19 @@ def test_the_terminal_says_what_became_of_each_target() -> None:
     shown = format_result(RESULT)
     for words in ("accepted", "left out", "not judged", "nothing runs"):
         assert words in shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("words", ["columns [text, label]", "[/work/data/train.csv] is empty", "[red]a[/] :smile: \\["])
+def test_a_listing_on_a_terminal_shows_what_the_data_says_as_it_is(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    print_listing(f"releases; {words}", ["reason", ""], [[words, "wide " * 10]])
+    assert terminal.getvalue().count(words) == 2
 
 
 def test_the_page_says_what_became_of_each_target() -> None:
