@@ -20,7 +20,7 @@ from typing import Any
 
 from job import __version__, stages
 from job.data import derive_micro_batch
-from job.errors import CheckpointMismatch, JobError, NoValidCheckpoint
+from job.errors import CheckpointMismatch, Interrupted, JobError, NoValidCheckpoint
 from job.export import build_bundle, has_onnx, is_certain
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
@@ -111,7 +111,8 @@ class Pipeline:
     def judge(self, error: Exception) -> dict[str, Any]:
         """Return the outcome of an attempt that `error` ended; another node may have told why this one had to stop."""
         verdict = decide([Verdict.of(error), *(self._lead.verdicts() if self._lead else [])])
-        return {"status": "failed", "exit_code": verdict.code, "reason": verdict.reason}
+        status = "interrupted" if verdict.code == Interrupted.exit_code else "failed"
+        return {"status": status, "exit_code": verdict.code, "reason": verdict.reason}
 
     def dismiss_nodes(self, outcome: dict[str, Any]) -> None:
         """Tell the other nodes how this attempt ended."""

@@ -47,7 +47,8 @@ def test_a_stop_signal_at_any_early_moment_is_75_with_a_result_line(
     os.kill(process.pid, number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
-    assert json.loads(stdout.strip().splitlines()[-1])["exit_code"] == 75
+    result = json.loads(stdout.strip().splitlines()[-1])
+    assert (result["exit_code"], result["status"]) == (75, "interrupted")
     assert "Traceback" not in stderr
     assert not (tmp_path / "store").exists()
 

@@ -34,7 +34,7 @@ def test_sigterm_commits_a_checkpoint_and_the_next_attempt_resumes(
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
     result = json.loads(stdout.strip().splitlines()[-1])
-    assert result["exit_code"] == 75
+    assert (result["exit_code"], result["status"]) == (75, "interrupted")
     assert not (tmp_path / "store" / "models").exists()
     pointer = json.loads((tmp_path / "store" / "runs" / "preempted" / "current.json").read_text())
     assert 10 <= pointer["step"] < 400
