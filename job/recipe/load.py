@@ -289,7 +289,8 @@ def _describe(item: dict[str, Any], path: Path, places: dict[KeyPath, str]) -> s
 
 
 def _is_union_branch(part: str | int) -> bool:
-    return isinstance(part, str) and (part in ("str", "float", "int") or "[" in part or part.startswith("literal"))
+    kinds = ("literal", "constrained-")
+    return isinstance(part, str) and (part in ("str", "float", "int") or "[" in part or part.startswith(kinds))
 
 
 def _rule(item: dict[str, Any], location: KeyPath) -> str:

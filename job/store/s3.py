@@ -511,7 +511,8 @@ def _measure_skew_s(error: ClientError) -> str:
 
 def _translate_code(code: str, status: int, what: str, bucket: str) -> JobError:
     if code == "NoSuchBucket":
-        return NotFound(f"{what}: bucket {bucket!r} does not exist; create it or correct store.uri")
+        known = "store.uri (or data.source, model.id)"
+        return NotFound(f"{what}: bucket {bucket!r} does not exist; create it or correct {known}")
     if code in _FAILED_CONDITION:
         return PreconditionFailed(f"{what}: another writer was faster")
     if code in _ABSENT:
