@@ -104,7 +104,7 @@ class Lead:
         try:
             self._host.gather(hash_json(about["identity"]), join_timeout_s(run), lambda: self._check(attempt))
         except PeerLost:
-            if self._host.find_missing():
+            if self._host.is_awaited():
                 attempt.note(WAITED_IN_VAIN)
             raise
 

@@ -115,8 +115,9 @@ class LabelMap:
 
     def find(self, value: Any) -> int | None:
         """Return the id of a source value (name or number), or None outside the map."""
-        found = self._ids.get(_canonical(value))
-        return self._truths.get(_canonical(value).casefold()) if found is None else found
+        text = _canonical(value)
+        found = self._ids.get(text, self._truths.get(text.casefold()))
+        return self._ids.get(_spell_index(text)) if found is None else found
 
     @staticmethod
     def build(data: Data, train: RawColumns, model_names: list[str] | None) -> LabelMap:
@@ -304,6 +305,11 @@ def _canonical(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(spell_date(value)).strip()
+
+
+def _spell_index(text: str) -> str:
+    """Return a whole number as Python spells it, however a program does (1e+00, 1.000000); other text as it is."""
+    return str(int(float(text))) if _is_number(text) and float(text).is_integer() else text
 
 
 def _is_missing(value: Any) -> bool:

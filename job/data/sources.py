@@ -10,10 +10,11 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from job.errors import DataError, JobError, NotFound, ResourceExhausted
 from job.recipe import hash_json
@@ -116,8 +117,9 @@ def _load_folder(source: DataSource, data: Data, split: str) -> Any:
             "its files; rename it, or name the files in data.train, data.validation and data.test"
         )
     options: dict[str, Any] = {"name": data.config} if data.config else {}
-    if all(FORMATS[path.suffix] == "csv" for path in files):
-        options |= _choose_csv_options(data, [])
+    # columns of a type that the README declares stay what they are
+    if all(FORMATS[path.suffix] == "csv" for path in files) and "dataset_info" not in read_front_matter(source.path):
+        options |= _keep_cells(data, files)
     return _load(source, str(source.path), files, split, options)
 
 
@@ -177,7 +179,12 @@ def _load_files(source: DataSource, data: Data, files: dict[str, list[Path]], sp
     if kind == "csv":
         options |= _choose_csv_options(data, paths)
     splits = _load(source, kind, paths, split, options)
-    if kind == "csv" and any("__index_level_0__" in rows.column_names for rows in splits.values()):
+    index = "__index_level_0__"  # what pandas makes of a cell for which the header has no name
+    if (
+        kind == "csv"
+        and index not in _read_header(paths[0])
+        and any(index in rows.column_names for rows in splits.values())
+    ):
         raise DataError(
             f"data.source: the rows of split {split!r} of {source.origin!r} have one cell more than its header, "
             "so texts would be cut; quote those that hold the separator, or name the first column"
@@ -187,36 +194,61 @@ def _load_files(source: DataSource, data: Data, files: dict[str, list[Path]], sp
 
 def _drop_blank_lines(rows: Any) -> Any:
     """Return the lines of a text that hold something: blank ones stand between paragraphs."""
-    return rows.select([index for index, text in enumerate(rows["text"]) if text.strip()])
+    import pyarrow.compute
+
+    filled = pyarrow.compute.not_equal(pyarrow.compute.utf8_trim_whitespace(rows.data.column("text")), "").to_numpy()
+    return rows if filled.all() else rows.select(filled.nonzero()[0])
 
 
 def _choose_csv_options(data: Data, files: list[Path]) -> dict[str, Any]:
-    """Return how CSV is read: every cell as it is spelled. pandas would read 007 as 7, and NA as missing.
+    """Return how files are read whose separator goes by their name.
+
+    The texts of a TSV often stand as they are, and a quotation mark that begins one would swallow the next rows.
+    """
+    options = _keep_cells(data, files)
+    if files[0].suffix != ".tsv":
+        return options | {"sep": ","}
+    quoted = any('"' in name for name in _read_header(files[0], csv.QUOTE_NONE))
+    loose = [] if quoted else [file for file in files if not _is_well_quoted(file)]
+    if not loose:
+        return options | {"sep": "\t"}
+    log.warning("%s: its quotation marks do not pair, so those that begin or end a part of a cell are text", loose[0])
+    read = {name: partial(_unquote, read) for name, read in options["converters"].items()}
+    return options | {"sep": "\t", "quoting": csv.QUOTE_NONE, "converters": read}
+
+
+def _keep_cells(data: Data, files: list[Path]) -> dict[str, Any]:
+    """Return how every cell of a CSV is read as it is spelled. pandas would read 007 as 7, and NA as missing.
 
     It decides over thousands of rows at a time, so a number in the first and a word in the last would not fit together.
     """
-    separator = "\t" if files and files[0].suffix == ".tsv" else ","
-    columns = {*data.columns.values(), *(_read_header(files[0], separator) if files else ())}
-    converters: dict[str, Any] = dict.fromkeys(sorted(columns), str)
+    columns = {*data.columns.values(), *(name for file in files for name in _read_header(file))}
+    converters: dict[str, Callable[[str], str]] = dict.fromkeys(sorted(columns), str)
     if "label" in data.columns:
         converters[data.columns["label"]] = _read_label
-    options = {"keep_default_na": False, "converters": converters}
-    if not files:
-        return options
-    # the texts of a TSV often stand as they are, and a quotation mark that begins one would swallow the next rows
-    bare = separator == "\t" and not all(map(_is_well_quoted, files))
-    return options | {"sep": separator} | ({"quoting": csv.QUOTE_NONE} if bare else {})
+    return {"keep_default_na": False, "converters": converters}
 
 
-def _read_header(file: Path, separator: str) -> list[str]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        return next(csv.reader(lines, delimiter=separator), [])
+def _read_header(file: Path, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[str]:
+    """Return the names in a file's first row; none where it is broken, which the library that reads it will say."""
+    separator = "\t" if file.suffix == ".tsv" else ","
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            return next(csv.reader(lines, delimiter=separator, quoting=quoting), [])
+    except csv.Error:
+        return []
 
 
 def _read_label(cell: str) -> str:
     """Return a label as it is spelled, but 1.0 as 1: so pandas writes whole numbers where one is missing."""
-    whole = re.fullmatch(r"(-?\d+)\.0", cell)
+    whole = re.fullmatch(r"(-?\d+)\.0+", cell)
     return whole[1] if whole else cell
+
+
+def _unquote(read: Callable[[str], str], cell: str) -> str:
+    """Return what `read` makes of a cell; a program has put one that is wholly in quotation marks into them."""
+    whole = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
+    return read(whole[1].replace('""', '"') if whole else cell)
 
 
 def _is_well_quoted(file: Path) -> bool:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -200,7 +200,7 @@ def _parse_python(text: Any) -> Any:
         return text
     try:
         found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
     return found if isinstance(found, (list, dict)) else text
 
@@ -208,6 +208,6 @@ def _parse_python(text: Any) -> Any:
 def spell_date(value: Any) -> Any:
     """Return a date as text, and anything else as it is: JSON lines whose strings all look like dates become such."""
     if not isinstance(value, datetime):
-        return value
-    is_day = value.time() == datetime.min.time()
+        return value.isoformat() if isinstance(value, date) else value
+    is_day = value.time() == datetime.min.time() and value.tzinfo is None
     return value.date().isoformat() if is_day else value.isoformat(sep=" ")

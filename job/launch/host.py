@@ -46,6 +46,7 @@ class Host:
         self._topology, self._hello, self._hang_timeout_s = topology, hello, hang_timeout_s
         self._guests: dict[int, _Caller] = {}
         self._told: set[int] = set()
+        self._came: set[int] = set()
         self._orders = 0
         self._verdict: Verdict | None = None
         self._misfit: JobError | None = None
@@ -162,6 +163,10 @@ class Host:
         ready = {caller.rank for caller in self._callers() if caller.identity()}
         return [rank for rank in range(1, self._topology.nodes) if rank not in ready]
 
+    def is_awaited(self) -> bool:
+        """Tell whether a node has never come; one that came and left, over and over, has trouble of its own."""
+        return len(self._came) < self._topology.nodes - 1
+
     def _answer(self) -> None:
         while True:
             try:
@@ -187,6 +192,7 @@ class Host:
                 misfit = misfit or PeerLost(f"there is a node {rank} already; two have the same number")
             if not misfit and not self._verdict:
                 self._guests[rank] = _Caller(rank, line, own_address)
+                self._came.add(rank)
                 return log.info("node %d of %d has joined", rank, self._topology.nodes)
         verdict = self._verdict or Verdict.of(misfit or PeerLost("nobody waits for this node"))
         line.send("verdict", code=verdict.code, reason=verdict.reason)

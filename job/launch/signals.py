@@ -48,8 +48,8 @@ class StopRequest:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGALRM and self.count:
             return  # whoever was told before is saving by now, and a second request would cut that short
-        before, self._heard_at = self._heard_at, time.monotonic()
-        if self.count and self._heard_at - before < _SAME_REQUEST_S:
+        if self.count and time.monotonic() - self._heard_at < _SAME_REQUEST_S:
             return
+        self._heard_at = time.monotonic()
         self.count += 1
         self.name = "launch.time_limit_min" if number == signal.SIGALRM else signal.Signals(number).name

@@ -275,16 +275,20 @@ def _start_process(
     heartbeat.unlink(missing_ok=True)
     heartbeat.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
-    # else `-m` would put the folder that job is called in before the libraries: a job.py or queue.py there would be run
-    own = {
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), _CHECKOUT])),
-        "JOB_HEARTBEAT": str(heartbeat),
-        "JOB_SUPERVISOR_PID": str(os.getpid()),
-        "JOB_AHEAD": "1" if ahead else "",
-    }
+    variables = (
+        os.environ
+        | environment
+        | {
+            "JOB_HEARTBEAT": str(heartbeat),
+            "JOB_SUPERVISOR_PID": str(os.getpid()),
+            "JOB_AHEAD": "1" if ahead else "",
+            # else `-m` looks for libraries where job is called first: a job.py or queue.py there would be run
+            "PYTHONSAFEPATH": "1",
+        }
+    )
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), _CHECKOUT]))
     stdin = subprocess.PIPE if ahead else subprocess.DEVNULL
-    return subprocess.Popen(command, env=os.environ | environment | own, start_new_session=True, stdin=stdin)
+    return subprocess.Popen(command, env=variables, start_new_session=True, stdin=stdin)
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

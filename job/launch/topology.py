@@ -114,13 +114,16 @@ def _read_kubeflow(environment: Mapping[str, str]) -> Place | None:
     """Kubeflow Trainer sets what torchrun would read."""
     if "PET_NNODES" not in environment:
         return None
-    host, _, port = environment.get("PET_RDZV_ENDPOINT", "").rpartition(":")
+    endpoint = re.fullmatch(r"(.*?)(?::([0-9]+))?", environment.get("PET_RDZV_ENDPOINT", ""))
+    host, port = endpoint.groups() if endpoint else ("", None)
+    nodes = _read_number(environment, "PET_NNODES")
+    asked = _read_port(environment, "PET_MASTER_PORT", port or str(RENDEZVOUS_PORT)) if nodes > 1 else RENDEZVOUS_PORT
     processes = environment.get("PET_NPROC_PER_NODE", "auto")
     return Place(
-        nodes=_read_number(environment, "PET_NNODES"),
+        nodes=nodes,
         node_rank=_read_number(environment, "PET_NODE_RANK", "0"),
         host=environment.get("PET_MASTER_ADDR") or host.strip("[]"),
-        port=_read_port(environment, "PET_MASTER_PORT", port or str(RENDEZVOUS_PORT)),
+        port=asked,
         processes_per_node=int(processes) if processes.isdecimal() else None,
     )
 

@@ -7,6 +7,7 @@ place. What its manifest names is checked by sha256 each time, so a damaged disk
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
@@ -119,6 +120,13 @@ def _refuse_hardlinks(folder: Path, names: Collection[str]) -> None:
 
 
 def _names_file(model: Path, name: str) -> bool:
-    """Tell whether an ONNX file may name a file of external data: protobuf writes a string as it is."""
+    """Tell whether an ONNX file may name a file of external data: protobuf writes a path as it is, its length before.
+
+    The name is the path, or stands behind the last / in it.
+    """
+    if model.stat().st_size == 0:
+        return False
+    encoded = os.fsencode(name)
+    before = b"(?:/|" + re.escape(bytes([len(encoded)])) + b")" if len(encoded) < 128 else b""
     with model.open("rb") as file:
-        return model.stat().st_size > 0 and mmap(file.fileno(), 0, access=ACCESS_READ).find(os.fsencode(name)) >= 0
+        return re.search(before + re.escape(encoded), mmap(file.fileno(), 0, access=ACCESS_READ)) is not None

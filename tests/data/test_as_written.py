@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from job.data.columns import LabelMap, check_rows, pick_columns
@@ -72,6 +74,9 @@ def test_true_is_never_taken_for_false(
         (["1.0", "0.0", "1.0"], None, ["1", "0", "1"]),
         (["0.5", "1.0", "1.5"], [0.5, 1.0, 1.5], ["0.5", "1", "1.5"]),
         (["1e5", "2e5", "1e5"], None, ["1e5", "2e5", "1e5"]),
+        (["1.000000", "0.000000"], None, ["1", "0"]),
+        (["1.000000", "0.000000"], ["neg", "pos"], ["pos", "neg"]),
+        (["1e+00", "0e+00"], ["neg", "pos"], ["pos", "neg"]),
         (["NA", "None", "null"], None, ["NA", "None", "null"]),
         (["True", "False", "Perhaps"], None, ["True", "False", "Perhaps"]),
     ],
@@ -148,6 +153,17 @@ def test_texts_and_answers_that_are_dates_are_texts(tmp_path: Path) -> None:
     assert isinstance(read(rows)[0]["text"], datetime), "else there is nothing to mend"
     assert label(rows)[0] == ("2020-01-02", "2021-01-02")
     assert read_answers("born 2020-01-01 there", datetime(2020, 1, 1)) == [[5, "2020-01-01"]]
+
+
+def test_days_of_a_parquet_file_are_texts(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": [date(2020, 1, 2), date(2021, 3, 4)], "label": [date(2022, 1, 1), date(2023, 1, 1)]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert label(tmp_path / "rows.parquet")[0] == ("2022-01-01", "2023-01-01")
+
+
+@pytest.mark.parametrize("text", ["{{0}}", "[{{1}}]", "{1: [}", "[" * 5000])
+def test_a_text_that_only_begins_like_python_is_a_text(text: str) -> None:
+    assert parse_json(text) == text
 
 
 def test_an_answer_is_where_its_place_says_also_as_a_fraction() -> None:
@@ -235,6 +251,40 @@ def test_a_folder_of_one_csv_keeps_what_reads_na(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/reviews.csv").write_text("text,label\nnull,NA\nNaN,None\n")
     assert read(tmp_path / "data") == [{"text": "null", "label": "NA"}, {"text": "NaN", "label": "None"}]
+
+
+@pytest.mark.parametrize("declared", ["", "dataset_info:\n  features:\n  - {name: text, dtype: string}\n"])
+def test_a_hub_folder_keeps_rows_of_which_an_unused_cell_is_empty(tmp_path: Path, declared: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    readme = "---\nconfigs:\n- config_name: default\n  data_files: [{split: train, path: part.csv}]\n---\n"
+    if declared:
+        columns = "".join(
+            f"  - {{name: {name}, dtype: {kind}}}\n" for name, kind in (("label", "int64"), ("stars", "float64"))
+        )
+        readme = readme.replace("---\n", f"---\n{declared}{columns}", 1)
+    (folder / "README.md").write_text(readme)
+    rows = "".join(f"text {row},{row % 2},{'' if row == 15_000 else row}\n" for row in range(20_000))
+    (folder / "part.csv").write_text("text,label,stars\n" + rows)
+    assert len(read(folder)) == 20_000
+
+
+def test_a_column_that_pandas_has_left_is_a_column(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label,__index_level_0__\nhi,1,5\n")
+    assert read(tmp_path / "rows.csv")[0]["text"] == "hi"
+
+
+def test_a_broken_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,"label\n' + "some text,1\n" * 30_000)
+    with pytest.raises(DataError):
+        read(tmp_path / "rows.csv")
+
+
+def test_a_loose_quotation_mark_in_one_split_changes_no_label_of_another(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text('text\tlabel\n"a ""good"" one"\t"pos"\nbad\t"neg"\n')
+    (tmp_path / "test.tsv").write_text('text\tlabel\n"d" he said\t"pos"\n"quoted"\t"neg"\n')
+    assert read(tmp_path / "train.tsv")[0] == {"text": 'a "good" one', "label": "pos"}
+    assert read(tmp_path / "test.tsv") == [{"text": '"d" he said', "label": "pos"}, {"text": "quoted", "label": "neg"}]
 
 
 def test_a_quotation_mark_that_begins_a_text_of_a_tsv_swallows_no_row(tmp_path: Path) -> None:

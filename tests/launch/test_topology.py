@@ -98,9 +98,21 @@ def test_a_pod_of_a_single_node_job_needs_no_subdomain() -> None:
     assert (place.nodes, place.run_id) == (1, "finetune-29401380")
 
 
-def test_nodes_may_meet_at_an_address_of_version_6() -> None:
-    place = read_place({"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_RDZV_ENDPOINT": "[fd00::1]:23477"}, "pod")
-    assert (place.host, place.port) == ("fd00::1", 23477)
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port"),
+    [
+        ("[fd00::1]:23477", "fd00::1", 23477),
+        ("trainer-0.svc:23477", "trainer-0.svc", 23477),
+        ("trainer-0.svc", "trainer-0.svc", RENDEZVOUS_PORT),
+    ],
+)
+def test_nodes_may_meet_at_any_address_with_a_port_or_without(endpoint: str, host: str, port: int) -> None:
+    place = read_place({"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_RDZV_ENDPOINT": endpoint}, "pod")
+    assert (place.host, place.port) == (host, port)
+
+
+def test_a_single_node_meets_nobody_at_whatever_port() -> None:
+    assert read_place({"PET_NNODES": "1", "PET_RDZV_ENDPOINT": "localhost:0"}, "pod").nodes == 1
 
 
 @pytest.mark.parametrize(
