@@ -221,8 +221,9 @@ class Pipeline:
 
     def _tell_pruned(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Return the outcome of a run whose release was deleted: to make it anew is for whoever wants it again."""
+        release = records.pop("release")["release"]
         reason = (
-            f"already released as {records.pop('release')['release']}, which was deleted since (store.keep_releases, "
+            f"already released as {release}, which was deleted since (store.keep_releases, "
             "`job release prune` or by hand); nothing was done. --fresh makes one anew"
         )
         self._records.update(records)
@@ -232,7 +233,7 @@ class Pipeline:
     def _do_stage(self, attempt: Attempt, stage: Stage, inputs: str, lead: Lead) -> str:
         """Skip a committed stage or run it and commit its record; return the hash of its outputs."""
         key = stage.key(self._run.recipe, inputs)
-        saved = self._node.transfer(lambda: read_stage(attempt.store.objects, stage.name))
+        saved = self._node.transfer(lambda: read_stage(attempt.store.objects, stage.name, attempt.since))
         if saved and saved["key"] == key and self._has_files(attempt, stage, saved):
             log.info("%s: already committed, skipped", stage.name)
             self._records[stage.name] = saved["record"]

@@ -30,7 +30,7 @@ from job.data.targets import (
     spell_date,
 )
 from job.errors import DataError
-from job.recipe.schema import Data
+from job.recipe.schema import Data, spell_label
 from job.tasks import Examples
 
 MAX_TEXT_CHARACTERS = 1_000_000
@@ -189,8 +189,9 @@ def _name_values(data: Data, train: RawColumns) -> tuple[list[str], list[str]]:
         return ordered, ordered
     names = [str(name) for name in (data.labels or train.declared or [])]
     found = _find_values(train)
-    if {value.casefold() for value in found} <= _TRUTHS and not _TRUTHS & {name.casefold() for name in names}:
-        return (["false", "true"], names) if len(names) == 2 else (names, names)
+    are_truths = {value.casefold() for value in found} <= _TRUTHS
+    if are_truths and len(names) == 2 and not _TRUTHS & {name.casefold() for name in names}:
+        return ["false", "true"], names
     if all(map(_is_number, found)) and not any(map(_is_number, names)):
         return [str(index) for index in range(len(names))], names
     return names, names
@@ -300,11 +301,7 @@ def _as_text(value: Any) -> str | None:
 
 def _canonical(value: Any) -> str:
     """One spelling for 1, 1.0 and "1", and for True and "true"; other strings are stripped."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(spell_date(value)).strip()
+    return str(spell_label(spell_date(value))).strip()
 
 
 def _spell_index(text: str) -> str:

@@ -57,9 +57,9 @@ def read_split(source: DataSource, data: Data, split: str) -> Any:
     """Return the rows of one split as a `datasets.Dataset`; `split` is a name or a file."""
     file = _as_file(source, split)
     if file:
-        return _load_files(source, data, {"train": [file]}, split)["train"]
+        return _load_files(source, data, [file], split)
     if source.path.is_file():
-        splits = _load_files(source, data, {"train": [source.path]}, split)
+        splits = {"train": _load_files(source, data, [source.path], split)}
     else:
         splits = _load_folder(source, data, split)
     if split not in splits:
@@ -110,7 +110,7 @@ def _load_folder(source: DataSource, data: Data, split: str) -> Any:
     shards = [path for path in files if _belongs_to(path.relative_to(source.path), split)]
     if shards and data.config is None and not _declares_files(source.path):
         _warn_of_several_folders(shards, source.path, split)
-        return _load_files(source, data, {split: shards}, split)
+        return {split: _load_files(source, data, shards, split)}
     if glob.has_magic(str(source.path)):
         raise DataError(
             f"data.source: the folder's name {str(source.path)!r} has one of * ? [, by which `datasets` finds none of "
@@ -124,18 +124,20 @@ def _load_folder(source: DataSource, data: Data, split: str) -> Any:
 
 
 def _list_visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and is_visible(path.relative_to(folder)))
+    return sorted(path for path in folder.rglob("*") if path.is_file() and _is_visible(path.relative_to(folder)))
 
 
-def is_visible(path: Path) -> bool:
+def _is_visible(path: Path) -> bool:
     """Tell whether no part of a relative path is hidden."""
     return not any(part.startswith(".") for part in path.parts)
 
 
 def _warn_of_several_folders(shards: list[Path], root: Path, split: str) -> None:
-    folders = sorted({path.parent.relative_to(root).as_posix() for path in shards})
-    if len({folder.count("/") + (folder != ".") for folder in folders}) > 1:
-        log.warning("split %r is read from several folders, one in another: %s", split, ", ".join(folders[:5]))
+    folders = sorted({path.parent.relative_to(root) for path in shards})
+    if len({len(folder.parts) for folder in folders}) > 1:
+        log.warning(
+            "split %r is read from several folders, one in another: %s", split, ", ".join(map(str, folders[:5]))
+        )
 
 
 def _declares_files(folder: Path) -> bool:
@@ -171,25 +173,20 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _load_files(source: DataSource, data: Data, files: dict[str, list[Path]], split: str) -> Any:
-    """Read named files of one format as they are now, whatever their names spell."""
-    paths = next(iter(files.values()))
-    kind = _format_of(paths[0])
-    options: dict[str, Any] = {"data_files": {name: [glob.escape(str(path)) for path in paths] for name in files}}
+def _load_files(source: DataSource, data: Data, files: list[Path], split: str) -> Any:
+    """Return the rows of files of one format as they are now, whatever their names spell."""
+    kind = _format_of(files[0])
+    options: dict[str, Any] = {"data_files": [glob.escape(str(file)) for file in files], "split": "train"}
     if kind == "csv":
-        options |= _choose_csv_options(data, paths)
-    splits = _load(source, kind, paths, split, options)
-    index = "__index_level_0__"  # what pandas makes of a cell for which the header has no name
-    if (
-        kind == "csv"
-        and index not in _read_header(paths[0])
-        and any(index in rows.column_names for rows in splits.values())
-    ):
+        options |= _choose_csv_options(data, files)
+    rows = _load(source, kind, files, split, options)
+    # what pandas calls the first cell of rows that all have one more than the header
+    if kind == "csv" and (extra := "__index_level_0__") in rows.column_names and extra not in _read_header(files[0]):
         raise DataError(
             f"data.source: the rows of split {split!r} of {source.origin!r} have one cell more than its header, "
             "so texts would be cut; quote those that hold the separator, or name the first column"
         )
-    return {name: _drop_blank_lines(rows) for name, rows in splits.items()} if kind == "text" else splits
+    return _drop_blank_lines(rows) if kind == "text" else rows
 
 
 def _drop_blank_lines(rows: Any) -> Any:
@@ -297,9 +294,9 @@ def _download_objects(uri: str, cache: Path, allow_http: bool) -> Path:
     parent, name = split_uri(uri) if is_file else (uri.rstrip("/"), "")
 
     def wanted(key: str) -> bool:
-        if name or key.endswith("/"):  # consoles and Spark mark a folder so
+        if name:
             return key == name
-        return (Path(key).suffix in FORMATS and is_visible(Path(key))) or key == "README.md"
+        return (Path(key).suffix in FORMATS and _is_visible(Path(key))) or key == "README.md"
 
     try:
         folder = mirror_objects(open_store(parent, allow_http=allow_http), name, wanted, cache / "objects")

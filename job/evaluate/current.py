@@ -32,9 +32,9 @@ def compare_with_current(run: Run) -> dict[str, Any]:
     table = TokenTable.open(run.tokens("test"))
     ours = np.load(run.folder / "evaluate" / "test.npy", allow_pickle=False)
     theirs, their_truth = _answer_current(run, folder, task, table)
-    paired = task.per_row_score(theirs, their_truth) - task.per_row_score(ours, table.truth)
-    changed = task.per_row_counts(theirs, their_truth) != task.per_row_counts(ours, table.truth)
-    loss, margin = bound_mean(paired, int(changed.any(axis=1).sum()))
+    before, after = task.per_row_counts(theirs, their_truth), task.per_row_counts(ours, table.truth)
+    paired = task.weigh_counts(before) - task.weigh_counts(after)
+    loss, margin = bound_mean(paired, before != after)
     return {
         "gain": round(-loss, 6),
         "gain_bound": round(-loss - margin, 6),

@@ -76,10 +76,10 @@ def compare_quality(task: Task, fp32: np.ndarray, int8: np.ndarray, truth: Truth
     rows = len(np.unique(truth.rows))
     if not np.isfinite(task.logits_of(int8)).all():  # whatever it says, nobody can use such an answer
         return {"metric": 0.0, "drop": 1.0, "margin": 0.0, "drop_bound": 1.0, "agreement": 0.0, "n": rows}
-    scores = task.per_row_score(int8, truth)
-    paired = task.per_row_score(fp32, truth) - scores
-    changed = task.per_row_counts(fp32, truth) != task.per_row_counts(int8, truth)
-    drop, margin = bound_mean(paired, int(changed.any(axis=1).sum()))
+    before, after = (task.per_row_counts(answers, truth) for answers in (fp32, int8))
+    scores = task.weigh_counts(after)
+    paired = task.weigh_counts(before) - scores
+    drop, margin = bound_mean(paired, before != after)
     return {
         "metric": round(float(scores.mean()), 6),
         "drop": round(drop, 6),

@@ -65,9 +65,9 @@ class Host:
         Raises PeerLost (79) when one does not come, or has fetched other sources than `identity`.
         """
         deadline = time.monotonic() + timeout_s
-        if missing := self.find_missing():
+        if missing := self._find_missing():
             log.info("waiting for %d other node(s) at port %d", len(missing), self._topology.place.port)
-        while missing := self.find_missing():
+        while missing := self._find_missing():
             check()
             if time.monotonic() > deadline:
                 raise PeerLost(
@@ -149,7 +149,7 @@ class Host:
     def _callers(self) -> list[_Caller]:
         return [self._guests[rank] for rank in sorted(self._guests)]
 
-    def find_missing(self) -> list[int]:
+    def _find_missing(self) -> list[int]:
         """Return the nodes that are not ready; one that has gone may come again, unless its trouble is permanent."""
         if self._misfit:
             raise self._misfit

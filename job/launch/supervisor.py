@@ -275,17 +275,14 @@ def _start_process(
     heartbeat.unlink(missing_ok=True)
     heartbeat.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "job.launch.worker", target, str(folder), str(outcome)]
-    variables = (
-        os.environ
-        | environment
-        | {
-            "JOB_HEARTBEAT": str(heartbeat),
-            "JOB_SUPERVISOR_PID": str(os.getpid()),
-            "JOB_AHEAD": "1" if ahead else "",
-            # else `-m` looks for libraries where job is called first: a job.py or queue.py there would be run
-            "PYTHONSAFEPATH": "1",
-        }
-    )
+    own = {
+        "JOB_HEARTBEAT": str(heartbeat),
+        "JOB_SUPERVISOR_PID": str(os.getpid()),
+        "JOB_AHEAD": "1" if ahead else "",
+        # else `-m` looks for libraries where job is called first: a job.py or queue.py there would be run
+        "PYTHONSAFEPATH": "1",
+    }
+    variables = os.environ | environment | own
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), _CHECKOUT]))
     stdin = subprocess.PIPE if ahead else subprocess.DEVNULL
     return subprocess.Popen(command, env=variables, start_new_session=True, stdin=stdin)

@@ -153,8 +153,8 @@ class Data(Section):
     def _name_booleans(cls, labels: Any) -> Any:
         """YAML's true, false and fractions are label values here, and pydantic would read the first two as 1 and 0."""
         if isinstance(labels, dict):
-            return {_spell(value): _spell(name) for value, name in labels.items()}
-        return [_spell(name) for name in labels] if isinstance(labels, list) else labels
+            return {spell_label(value): spell_label(name) for value, name in labels.items()}
+        return [spell_label(name) for name in labels] if isinstance(labels, list) else labels
 
     @field_validator("labels")
     @classmethod
@@ -185,7 +185,8 @@ class Data(Section):
         return self
 
 
-def _spell(value: Any) -> Any:
+def spell_label(value: Any) -> Any:
+    """Return one spelling for 1, 1.0 and for true, and fractions as text; what else a label may be, as it is."""
     if isinstance(value, float):
         return str(int(value) if value.is_integer() else value)
     return str(value).lower() if isinstance(value, bool) else value
@@ -322,7 +323,11 @@ class Training(Section):
     @classmethod
     def _name_classes(cls, weights: Any) -> Any:
         """A label is a name here, also where YAML reads a number or true."""
-        return {str(_spell(name)): weight for name, weight in weights.items()} if isinstance(weights, dict) else weights
+        return (
+            {str(spell_label(name)): weight for name, weight in weights.items()}
+            if isinstance(weights, dict)
+            else weights
+        )
 
 
 class Distributed(Section):

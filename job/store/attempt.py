@@ -89,7 +89,7 @@ class Attempt:
         """Enter the ledger and sweep (calls 5–6); raise NoProgress (18). `work` is a hash of what is tried."""
         from job.recipe import hash_json  # whoever begins has read a recipe; others should not wait for its classes
 
-        committed = {name: (read_stage(self.store.objects, name) or {}).get("outputs") for name in stages}
+        committed = {name: (read_stage(self.store.objects, name, self.since) or {}).get("outputs") for name in stages}
         progress = hash_json([self._pointer["manifest"], committed])
         ledger = Ledger(self.store, self.epoch, work, progress)
         self._ledger = ledger
@@ -162,12 +162,15 @@ class Attempt:
             self._ledger.end(int(result["exit_code"]), str(result["reason"]), result.get("status") == "retried")
 
 
-def read_stage(objects: Store, name: str) -> Record | None:
-    """Return a stage's record; None where there is none, where it is not what was written, or of what was given up."""
+def read_stage(objects: Store, name: str, since: int | None = None) -> Record | None:
+    """Return a stage's record; None where there is none, where it is not what was written, or of what was given up.
+
+    `since` is the epoch with which the training began, as the owner of the run knows it; else the pointer is asked.
+    """
     record = parse_leniently(objects.read(f"stages/{name}.json"))
     if record and not has_seal(record):
         log.warning("stages/%s.json is damaged: the stage is done again", name)
     if not has_seal(record):
         return None
     # the pointer is read after the record, as `start_over` first writes the one and then deletes the other
-    return record if record.get("epoch", 0) >= read_since(objects) else None
+    return record if record.get("epoch", 0) >= (read_since(objects) if since is None else since) else None

@@ -56,16 +56,17 @@ def count_rows(max_drop: float) -> int:
     return math.ceil(math.log(20) / max_drop)
 
 
-def bound_mean(paired: np.ndarray, changed: int) -> tuple[float, float]:
+def bound_mean(paired: np.ndarray, changed: np.ndarray) -> tuple[float, float]:
     """Return the mean of paired differences float [rows] and the margin of its one-sided 95 % bound from above.
 
     Where a few rows are much worse and none much better, a normal bound is passed two or three times as often as it
-    says; the quantile is moved by the skewness (Johnson 1978). Where fewer than ten rows have `changed` at all, the
-    margin is at least ln(20)/n, which is what none would prove (rule of three, Hanley & Lippman-Hand 1983), for
-    differences within ±1.
+    says; the quantile is moved by the skewness (Johnson 1978). Where fewer than ten rows have `changed` at all (bool
+    [rows, k]), the margin is at least ln(20)/n, which is what none would prove (rule of three, Hanley & Lippman-Hand
+    1983), for differences within ±1.
     """
     margin = estimate_margin(paired) * (1.0 + _measure_skew(paired) / _Z95_ONE_SIDED)
-    return float(paired.mean()), max(margin, math.log(20) / len(paired) if changed < _FEW else 0.0)
+    few = np.count_nonzero(changed.any(axis=1)) < _FEW
+    return float(paired.mean()), max(margin, math.log(20) / len(paired) if few else 0.0)
 
 
 def _measure_skew(paired: np.ndarray) -> float:

@@ -68,13 +68,17 @@ class MultiLabel(TextClassification):
 
         F1 is 2 · hits over labels said and there, a ratio of sums.
         """
-        hits, sizes = self.per_row_counts(answers, truth).T
-        return spread_ratio(2.0 * hits, sizes)
+        return self.weigh_counts(self.per_row_counts(answers, truth))
 
     def per_row_counts(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return int64 [texts, 2]: labels that are right; said and there."""
         said, there = self.decide(answers), truth.labels.astype(np.int64)
         return np.stack([(said * there).sum(axis=1), (said + there).sum(axis=1)], axis=1)
+
+    def weigh_counts(self, counts: np.ndarray) -> np.ndarray:
+        """Return what each text adds to F1."""
+        hits, sizes = counts.T
+        return spread_ratio(2.0 * hits, sizes)
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return micro and macro F1, the share of texts with exactly the right labels, and of wrong decisions."""

@@ -191,6 +191,10 @@ class Task(Protocol):
         """Return numbers [texts, k] of each text alone, which are the same where it is judged the same."""
         return self.per_row_score(answers, truth)[:, None]
 
+    def weigh_counts(self, counts: np.ndarray) -> np.ndarray:
+        """Return `per_row_score` of what `per_row_counts` has returned."""
+        return np.asarray(counts[:, 0])
+
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return `metric`, `<metric>_interval` (95 %), n (texts) and what else is worth knowing."""
 

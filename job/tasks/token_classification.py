@@ -87,12 +87,12 @@ class TokenClassification(OneLabel):
 
         F1 is 2 · hits over entities said and there, a ratio of sums.
         """
-        return _spread_f1(self.per_row_counts(answers, truth))
+        return self.weigh_counts(self.per_row_counts(answers, truth))
 
     def score(self, answers: np.ndarray, truth: Truth) -> dict[str, Any]:
         """Return F1, precision and recall of entities, and the share of words that are labelled rightly."""
         counts = self.per_row_counts(answers, truth)
-        texts, (hits, said, there) = _spread_f1(counts), (int(count) for count in counts.sum(axis=0))
+        texts, (hits, said, there) = self.weigh_counts(counts), (int(count) for count in counts.sum(axis=0))
         return {
             "f1": round(float(texts.mean()), 6),
             "f1_interval": normal_interval(texts, (0.0, 1.0)),
@@ -129,11 +129,10 @@ class TokenClassification(OneLabel):
             counts.append((len(found & wanted), len(found), len(wanted)))
         return np.array(counts, dtype=np.int64)
 
-
-def _spread_f1(counts: np.ndarray) -> np.ndarray:
-    """Return what each text adds to F1 of counts int64 [texts, 3]: entities that are right, said, there."""
-    hits, said, there = counts.T
-    return spread_ratio(2.0 * hits, said + there)
+    def weigh_counts(self, counts: np.ndarray) -> np.ndarray:
+        """Return what each text adds to F1."""
+        hits, said, there = counts.T
+        return spread_ratio(2.0 * hits, said + there)
 
 
 def find_entities(tags: Sequence[str], names: Sequence[str]) -> Iterator[Entity]:
