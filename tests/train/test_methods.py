@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from job.errors import CheckpointMismatch, RecipeError
+from job.errors import CheckpointMismatch, Diverged, RecipeError
 from job.recipe.schema import Training, Tuning
 from job.tasks import get_task
 from job.train.checkpoint import gather_weights, read_weights, write_weights
@@ -156,6 +156,21 @@ def test_what_was_saved_of_lora_gives_the_same_model_again_and_merges_into_it(
     assert torch.equal(fresh.eval()(input_ids=ids).logits, expected)
     assert tuner is not None
     torch.testing.assert_close(tuner.merge_and_unload()(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_weight_that_is_no_number_makes_a_checkpoint_14(value: float, tmp_path: Path) -> None:
+    model = make("bert")
+    model.classifier.weight.data[1, 7] = value
+    with pytest.raises(Diverged, match=r"classifier\.weight"):
+        write_weights(model, gather_weights(model, None, None, torch.clone), tmp_path, whole=True)
+
+
+def test_weights_whose_sum_is_more_than_fp32_holds_are_saved(tmp_path: Path) -> None:
+    model = make("bert")
+    model.classifier.weight.data.fill_(3e38)
+    write_weights(model, gather_weights(model, None, None, torch.clone), tmp_path, whole=True)
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_a_language_models_head_is_no_new_one_and_lora_leaves_it_as_it_is() -> None:
