@@ -72,18 +72,15 @@ def run(
         with early_result(work, _check_run_id(known) if known else "", place.node_rank):
             loaded = load_recipe(recipe, set_ or [])
         from job.identity import name_run
+        from job.opening import run_node
 
         name = known or name_run(loaded)
+        result = run_node(loaded, name, work, fresh, place)
         if place.node_rank:
-            from job.member import run_member
-
-            result = run_member(loaded, name, work, fresh, place)
             leave_termination_message(result)
         else:
-            from job.pipeline import run_pipeline
             from job.report import format_result
 
-            result = run_pipeline(loaded, name, work, fresh, place)
             leave_result(result, format_result(result))
         if result["exit_code"]:
             os._exit(int(result["exit_code"]))  # a transfer that was given up may still run in its threads

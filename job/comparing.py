@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from job.errors import Diverged, GateFailed, JobError, RecipeError
 from job.launch import Place
-from job.pipeline import run_pipeline
+from job.opening import run_node
 from job.recipe import Recipe, write_json
 from job.report import render_comparison
 from job.report.result import hide_paths
@@ -94,7 +94,7 @@ def compare_methods(comparison: Comparison, run_id: str, work: Path, place: Plac
     for method, recipe in comparison.recipes.items():
         name = f"{run_id}-{re.sub('[^a-z0-9]+', '-', method)}"
         log.info("method %s: run %s", method, name)
-        result = run_pipeline(recipe, name, work, False, place)
+        result = run_node(recipe, name, work, False, place)
         if result["exit_code"] not in (0, *_TOLD):
             reason = f"method {method}: {result['reason']}"
             return {"run_id": run_id, "status": result["status"], "exit_code": result["exit_code"], "reason": reason}

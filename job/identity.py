@@ -13,7 +13,6 @@ from importlib import metadata
 from typing import Any
 
 from job import __version__
-from job.data.fetch import check_identity
 from job.errors import CheckpointMismatch
 from job.recipe import Recipe, hash_json
 from job.recipe.schema import DEFINES_TRAINING
@@ -79,7 +78,7 @@ def describe_checkpoint(about: dict[str, Any]) -> dict[str, Any]:
 def compare_runs(found: dict[str, Any], about: dict[str, Any]) -> None:
     """Raise CheckpointMismatch (16) when the run began with other sources or another training; log the rest."""
     try:
-        check_identity(found["identity"], about["identity"], about["run_id"])
+        _check_identity(found["identity"], about["identity"], about["run_id"])
         changed = _differences(found["material"], about["material"])
         harmless = _differences(found["recipe"], about["recipe"])
     except (KeyError, TypeError, AttributeError):
@@ -93,6 +92,23 @@ def compare_runs(found: dict[str, Any], about: dict[str, Any]) -> None:
         )
     if harmless:
         log.info("changed since this run began, and does not matter for the training: %s", "; ".join(harmless[:10]))
+
+
+def _check_identity(recorded: dict[str, Any], found: dict[str, Any], run_id: str) -> None:
+    """Raise CheckpointMismatch (16) when model, data or tokenizer are not those that the run began with."""
+    for part, hint in (("model", "model.revision"), ("data", "data.revision")):
+        before, now = recorded[part], found[part]
+        if before["commit"] != now["commit"]:
+            raise CheckpointMismatch(
+                f"{hint}: the revision moved from {before['commit']} to {now['commit']} since run {run_id!r} began; "
+                f"go on with --run-id {run_id} --set {hint}={before['commit']}, or train anew with another --run-id"
+            )
+    if recorded != found:
+        changed = ", ".join(part for part in found if recorded.get(part) != found[part])
+        raise CheckpointMismatch(
+            f"{changed}: changed since run {run_id!r} began, so what it has stored does not fit; "
+            "restore the old, or train anew with another --run-id (or --fresh)"
+        )
 
 
 def check_checkpoint(manifest: Manifest, expected: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from job import stages
 from job.errors import Interrupted, JobError, NoValidCheckpoint, PeerLost
-from job.launch import Guest, Place, StopRequest, Topology, Verdict, decide, find_topology
+from job.launch import Guest, Verdict, decide
 from job.launch.line import Message
-from job.node import Node, provide_temporary_folder
-from job.recipe import Recipe, Run, hash_json, write_json
+from job.opening import Opening
+from job.recipe import Run, hash_json, write_json
 from job.store import RunStore
 from job.store.attempt import read_stage
 from job.store.restore import fetch_checkpoint
@@ -27,19 +27,16 @@ _LOOK_S = 15.0
 """How often a node that cannot reach node 0 looks into the store, whether it is needed any more."""
 
 
-def run_member(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Place) -> dict[str, Any]:
+def run_member(opening: Opening, fresh: bool) -> dict[str, Any]:
     """Take part in the training; return a result: 0 when it is committed, else why this node leaves."""
-    run = Run(run_id, recipe, work.absolute())
-    stop = StopRequest(recipe.launch.time_limit_min)
+    run = opening.run
     try:
-        provide_temporary_folder(work)
-        run = run.lock_folder(place.node_rank)
-        verdict = Member(run, stop, fresh, find_topology(recipe.distributed, place)).take_part()
+        verdict = Member(opening, fresh).take_part()
     except Exception as error:
         verdict = Verdict.of(error)
-    log.info("node %d leaves with %d: %s", place.node_rank, verdict.code, verdict.reason)
+    log.info("node %d leaves with %d: %s", opening.place.node_rank, verdict.code, verdict.reason)
     status = {0: "trained", Interrupted.exit_code: "interrupted"}.get(verdict.code, "failed")
-    result = {"run_id": run_id, "status": status, "exit_code": verdict.code, "reason": verdict.reason}
+    result = {"run_id": run.run_id, "status": status, "exit_code": verdict.code, "reason": verdict.reason}
     with suppress(OSError):
         write_json(run.folder / "result.json", result)
     return result
@@ -48,13 +45,13 @@ def run_member(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Plac
 class Member:
     """One attempt of one run on a node other than the first."""
 
-    def __init__(self, run: Run, stop: StopRequest, fresh: bool, topology: Topology) -> None:
-        self._run, self._fresh, self._topology = run, fresh, topology
+    def __init__(self, opening: Opening, fresh: bool) -> None:
+        self._run, self._node, self._fresh, self._topology = opening.run, opening.node, fresh, opening.topology
         self._failed: Verdict | None = None
         self._try, self._left = 0, float("inf")
-        launch, hello = run.recipe.launch, introduce(run, topology)
-        self._guest = Guest(topology.place, hello, join_timeout_s(run), launch.hang_timeout_s)
-        self._node = Node(launch, stop, self._guest.check)
+        run, hello = self._run, introduce(self._run, self._topology)
+        self._guest = Guest(opening.place, hello, join_timeout_s(run), run.recipe.launch.hang_timeout_s)
+        self._node.check = self._guest.check
         self._store = RunStore.of(run)
 
     def take_part(self) -> Verdict:
@@ -71,7 +68,6 @@ class Member:
     def _prepare(self) -> bool:
         """Fetch the sources and join (call a); False where the training is committed already."""
         self._run.save()
-        self._node.start_ahead(stages.STAGES[0].target, self._run, list_environments(self._run, self._topology))
         variables = stages.list_fetch_variables(self._fresh)
         identity = self._node.run_process(stages.FETCH, self._run, variables, self._guest)
         looked = -_LOOK_S

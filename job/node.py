@@ -41,13 +41,17 @@ def provide_temporary_folder(work: Path) -> None:
 
 
 class Node:
-    """`check` is asked all the while something goes on here; what it raises ends that. `leaving_s` see above."""
+    """`leaving_s` see above. `check` is asked all the while something goes on here; what it raises ends that.
 
-    def __init__(self, launch: Launch, stop: StopRequest, check: Callable[[], None]) -> None:
+    Whoever tells the story sets it: at first there is nothing to ask for.
+    """
+
+    def __init__(self, launch: Launch, stop: StopRequest) -> None:
+        self.check: Callable[[], None] = lambda: None
         limits = Limits.of(launch)
         self.stop, self.leaving_s = stop, min(_LEAVING_S, _LEAVING_SHARE * limits.grace_s)
-        self._check = check
-        self._supervisor = Supervisor(stop, replace(limits, grace_s=limits.grace_s - self.leaving_s), check)
+        limits = replace(limits, grace_s=limits.grace_s - self.leaving_s)
+        self._supervisor = Supervisor(stop, limits, lambda: self.check())
 
     def run_process(
         self, target: str, run: Run, environment: Mapping[str, str], peers: Peers = ALONE
@@ -92,7 +96,7 @@ class Node:
 
         threading.Thread(target=carry, name="transfer", daemon=True).start()
         while not wait([done], timeout=_POLL_S).done:
-            self._check()
+            self.check()
             check()
             if self.stop.count and not wait([done], timeout=_GIVE_UP_S).done:
                 self.check_stop("during a transfer; run again to go on from what is committed")

@@ -24,10 +24,10 @@ from job.errors import CheckpointMismatch, Interrupted, JobError, NoValidCheckpo
 from job.export import build_bundle, has_onnx, is_certain
 from job.failpoints import failpoint
 from job.identity import compare_runs, describe_run
-from job.launch import Place, StopRequest, Verdict, decide, find_topology
-from job.node import Node, provide_temporary_folder
+from job.launch import Verdict, decide
+from job.opening import Opening
 from job.plan import refuse_few_rows, refuse_missing_trackers, refuse_precision
-from job.recipe import Recipe, Run, hash_json, write_json
+from job.recipe import hash_json, write_json
 from job.releasing import find_order, find_unchanged, has_release, release_bundle
 from job.report import assemble_result
 from job.report.result import hide_paths
@@ -42,21 +42,19 @@ from job.training import TRAINED, Lead
 log = logging.getLogger("job.pipeline")
 
 
-def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Place) -> dict[str, Any]:
+def run_pipeline(opening: Opening, fresh: bool) -> dict[str, Any]:
     """Run what is not committed yet and return the result (DESIGN §6); a JobError becomes its exit code.
 
-    This is node 0's story; what the other nodes of `place` do stands in `member.py`.
+    This is node 0's story; what the other nodes do stands in `member.py`.
     """
     records: dict[str, dict[str, Any]] = {}
-    run = Run(run_id, recipe, work.absolute())
-    pipeline = Pipeline(run, StopRequest(recipe.launch.time_limit_min), fresh, records)
+    pipeline = Pipeline(opening, fresh, records)
     try:
-        provide_temporary_folder(work)
-        outcome = pipeline.run(place)
+        outcome = pipeline.run(opening)
     except Exception as error:
         outcome = pipeline.judge(error)
     pipeline.dismiss_nodes(outcome)
-    result = assemble_result(run_id, records) | outcome
+    result = assemble_result(opening.run.run_id, records) | outcome
     pipeline.leave_result(result)
     return result
 
@@ -64,24 +62,22 @@ def run_pipeline(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Pl
 class Pipeline:
     """One attempt of one run on node 0."""
 
-    def __init__(self, run: Run, stop: StopRequest, fresh: bool, records: dict[str, dict[str, Any]]) -> None:
-        self._run, self._fresh, self._records = run, fresh, records
-        self._node = Node(run.recipe.launch, stop, self._check_lease)
+    def __init__(self, opening: Opening, fresh: bool, records: dict[str, dict[str, Any]]) -> None:
+        self._run, self._node, self._fresh, self._records = opening.run, opening.node, fresh, records
+        self._node.check = self._check_lease
         self._lead: Lead | None = None
         self._attempt: Attempt | None = None
         self._status: Status | None = None
         self._about: dict[str, Any] = {}
         self._retried = False
 
-    def run(self, place: Place) -> dict[str, Any]:
+    def run(self, opening: Opening) -> dict[str, Any]:
         """Check what can be checked early, own the run, run the stages, release."""
-        self._run = run = self._run.lock_folder()
-        recipe = run.recipe
+        run, recipe = self._run, self._run.recipe
         refuse_missing_trackers(recipe)
-        topology = find_topology(recipe.distributed, place)
+        topology = opening.topology
         derive_micro_batch(recipe.training.global_batch_size, topology.world_size, recipe.training.max_micro_batch_size)
         self._lead = lead = Lead(self._node, run, topology)
-        lead.start_ahead(stages.STAGES[0], run)
         store = RunStore.of(run)
         self._node.transfer(store.prove_reachable)
         log.info("run %s, store %s", run.run_id, store.uri)

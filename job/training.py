@@ -2,8 +2,8 @@
 
 Order of calls; the numbers are those of `store/commit.py`, what is said between nodes stands in `launch/host.py`.
 
-    a  every node starts its ranks, which import what they need and wait, and fetches its sources; the others tell
-       node 0 (`ready`), which compares
+    a  every node starts its ranks, which import what they need and wait (`opening.py`), and fetches its sources; the
+       others tell node 0 (`ready`), which compares
     b  node 0 fetches the newest whole checkpoint (7)
     c  node 0 gives the order; every other node fetches the checkpoint that it names (`here`)
     d  all nodes let their ranks go (`start`), which commit checkpoints (8–13)
@@ -57,10 +57,6 @@ class Lead:
         self._node, self._topology = node, topology
         hello, hang_timeout_s = introduce(run, topology), run.recipe.launch.hang_timeout_s
         self._host = Host(topology, hello, hang_timeout_s) if topology.nodes > 1 else None
-
-    def start_ahead(self, stage: Stage, run: Run) -> None:
-        """Start this node's ranks (call a), which learn in `train` whom they talk to."""
-        self._node.start_ahead(stage.target, run, list_environments(run, self._topology))
 
     def verdicts(self) -> list[Verdict]:
         """Return how the other nodes' part ended, as far as it has."""

@@ -76,6 +76,15 @@ def test_a_bad_recipe_is_refused_by_what_reads_recipes_alone(verb: str, tmp_path
     assert list_heavy(verb, recipe, "--work-dir", tmp_path) == RECIPE_NEEDS
 
 
+def test_ranks_are_started_before_anything_is_imported_that_they_need_not_wait_for() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "import job.opening"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert read_imports(said) & HEAVY == RECIPE_NEEDS
+    own = set(re.findall(r"\| *(job\.[\w.]+)$", said, re.MULTILINE))
+    assert "job.opening" in own
+    assert not own & {f"job.{later}" for later in ("data", "export", "pipeline", "report", "store.s3", "tasks")}
+
+
 def make_run(folder: Path, assets: Path, reviews: Path) -> Run:
     """Return a run of one step whose data and tokens are known on this node."""
     recipe = {

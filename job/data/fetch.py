@@ -335,20 +335,3 @@ def _hash_model(model: ModelSource) -> str:
     """Return the commit where there is one, else one sha256 over config and weights."""
     files = [model.path / "config.json", *sorted(model.path.glob("*.safetensors"))]
     return model.commit or hash_json([hash_file(path) for path in files])
-
-
-def check_identity(recorded: dict[str, Any], found: dict[str, Any], run_id: str) -> None:
-    """Raise CheckpointMismatch (16) when model, data or tokenizer are not those that the run began with."""
-    for part, hint in (("model", "model.revision"), ("data", "data.revision")):
-        before, now = recorded[part], found[part]
-        if before["commit"] != now["commit"]:
-            raise CheckpointMismatch(
-                f"{hint}: the revision moved from {before['commit']} to {now['commit']} since run {run_id!r} began; "
-                f"go on with --run-id {run_id} --set {hint}={before['commit']}, or train anew with another --run-id"
-            )
-    if recorded != found:
-        changed = ", ".join(part for part in found if recorded.get(part) != found[part])
-        raise CheckpointMismatch(
-            f"{changed}: changed since run {run_id!r} began, so what it has stored does not fit; "
-            "restore the old, or train anew with another --run-id (or --fresh)"
-        )

@@ -74,7 +74,7 @@ def _gather_sharded(model: Any, moved: set[str] | None, keep: Keep) -> dict[str,
         first = {parameter: name for name, parameter in model.named_parameters()}
         tied = model.named_parameters(remove_duplicate=False)
         weights |= {alias: weights[first[parameter]] for alias, parameter in tied}
-        weights |= {name: keep(buffer) for name, buffer in model.state_dict().items() if name not in weights}
+        weights |= {name: keep(_as_fp32(buffer)) for name, buffer in model.state_dict().items() if name not in weights}
     return weights
 
 

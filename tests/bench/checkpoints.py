@@ -8,12 +8,12 @@ python tests/bench/checkpoints.py FOLDER job|still|Trainer STEPS is one contende
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ def run_lane(bench: Bench) -> list[Row]:
             name: Worker("checkpoints.py", [bench.folder, name, steps], bench.folder / name, environment)
             for name, environment in settings.items()
         }
-        server = find_server()
-        turns = race({name: partial(watch, server, worker.take_turn) for name, worker in workers.items()}, bench.rounds)
+        turns = race({name: worker.take_turn for name, worker in workers.items()}, bench.rounds)
         for worker in workers.values():
             worker.close()
         return [*judge_saves(turns, steps), judge_resume(bench, variables)]
@@ -58,19 +57,6 @@ def serve_afresh(folder: Path) -> Iterator[dict[str, str]]:
             yield variables
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def find_server() -> psutil.Process:
-    """Return the process that serves S3 here."""
-    (server,) = [child for child in psutil.Process().children() if child.name() == "weed"]
-    return server
-
-
-def watch(server: psutil.Process, take_turn: Callable[[], Turn]) -> Turn:
-    """Return a turn with what the server computed meanwhile: it has no cores of its own here."""
-    began = sum(server.cpu_times()[:2])
-    turn = take_turn()
-    return Turn(turn.cpu_s, turn.wall_s, turn.numbers | {"server_s": sum(server.cpu_times()[:2]) - began})
 
 
 def write_recipes(bench: Bench, steps: int) -> None:
@@ -91,8 +77,8 @@ def write_recipes(bench: Bench, steps: int) -> None:
 def find_save(steps: int) -> int:
     """Return the only step of a training that saves before its end.
 
-    So many come before it that our next save seems as far away as it is where one in 50 steps saves: how long what is
-    not sent yet may stay in memory follows from that.
+    So many come before it that ours is sent well before the next save seems due, as it is where one in 50 steps saves;
+    what is not sent by then would go to the disk.
     """
     return steps * 2 // 3 + 1
 
@@ -211,14 +197,31 @@ def send_folder(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def take_our_turn(rank: Rank, step: int) -> Turn:
-    """Train, and return the numbers of the save in the middle."""
-    turn = rank.take_turn()
-    return Turn(turn.cpu_s, turn.wall_s, turn.numbers["saves"].get(step, {}))
+class Ours:
+    """Our training, and what the S3 server computes beside it: it has no cores of its own here."""
+
+    def __init__(self, rank: Rank, step: int) -> None:
+        from job.train.trainer import JobTrainer
+
+        self._rank, self._step, train = rank, step, JobTrainer.train
+        (server,) = [child for child in psutil.Process(os.getppid()).children() if child.name() == "weed"]
+
+        def train_watched(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+            began = sum(server.cpu_times()[:2])
+            result = train(trainer, *args, **kwargs)
+            self._server_s = sum(server.cpu_times()[:2]) - began
+            return result
+
+        JobTrainer.train = train_watched
+
+    def take_turn(self) -> Turn:
+        """Train, and return the numbers of the save inside."""
+        turn = self._rank.take_turn()
+        return Turn(turn.cpu_s, turn.wall_s, turn.numbers["saves"].get(self._step, {}) | {"server_s": self._server_s})
 
 
 if __name__ == "__main__":
     place, contender, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     own = Rank(place / f"{STILL if contender == PLAIN else contender}.yaml", place / "work", contender)
     plain = Plain(own, place / "saved", count)
-    serve_turns(plain.take_turn if contender == PLAIN else lambda: take_our_turn(own, find_save(count)))
+    serve_turns(plain.take_turn if contender == PLAIN else Ours(own, find_save(count)).take_turn)

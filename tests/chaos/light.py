@@ -243,7 +243,7 @@ def quantize(run: Run) -> dict[str, Any]:
 
 def run_light(options: argparse.Namespace) -> dict[str, Any]:
     """Run the pipeline with these stages; return its result."""
-    from job import member, pipeline, stages  # the stages' own processes need not load them
+    from job import opening, stages  # the stages' own processes need not load them
 
     scale_down()
     stages.FETCH = "light:fetch"
@@ -274,8 +274,7 @@ def run_light(options: argparse.Namespace) -> dict[str, Any]:
     )
     place = Place(options.nodes, options.node_rank, "127.0.0.1", options.port)
     place = find_place() if options.found_place else place
-    run_node = member.run_member if place.node_rank else pipeline.run_pipeline
-    return run_node(recipe, options.run_id, Path(options.work), options.fresh, place)
+    return opening.run_node(recipe, options.run_id, Path(options.work), options.fresh, place)
 
 
 def parse_options(words: list[str]) -> argparse.Namespace:

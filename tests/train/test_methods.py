@@ -173,6 +173,21 @@ def test_weights_whose_sum_is_more_than_fp32_holds_are_saved(tmp_path: Path) -> 
     assert (tmp_path / "model.safetensors").exists()
 
 
+def test_a_buffer_that_an_engine_keeps_in_16_bits_is_saved_in_fp32_as_all_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = transformers.BartConfig(
+        vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
+    )  # fmt: skip
+    model = transformers.BartForConditionalGeneration(config)
+    model.final_logits_bias = model.final_logits_bias.bfloat16()  # as it is under ZeRO-3 in bf16
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    weights = gather_weights(model, model, None, torch.clone)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    write_weights(model, weights, tmp_path, whole=True)
+
+
 def test_a_language_models_head_is_no_new_one_and_lora_leaves_it_as_it_is() -> None:
     for tied in (True, False):
         model = make("llama", "AutoModelForCausalLM", tie_word_embeddings=tied)
