@@ -28,7 +28,7 @@ import typer
 from job.ending import early_result, finish, leave_result, leave_termination_message
 from job.options import HELP, HttpOption, RecipeArgument, SetOption, WorkOption, list_examples
 from job.release_verbs import releases
-from job.streams import prepare_streams, speak_utf8
+from job.streams import escape_controls, prepare_streams, speak_utf8
 
 app = typer.Typer(
     name="job",
@@ -231,7 +231,7 @@ def show(
 
         if follow:
             for row in follow_events(uri, allow_http=allow_http):
-                print("  ".join(filter(None, row)), flush=True)
+                print("  ".join(filter(None, map(escape_controls, row))), flush=True)
             return 0
         listing = list_events if events else list_inventory
         for title, headings, rows in listing(uri, allow_http=allow_http):

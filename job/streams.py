@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Of terminals, of lines, and of the direction of writing."""
 
 
 def prepare_streams() -> None:
@@ -30,3 +34,8 @@ def speak_utf8() -> None:
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def escape_controls(text: str) -> str:
+    """Return text with its control characters escaped: they would steer a terminal, or end a line of a table."""
+    return _CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)

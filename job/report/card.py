@@ -79,6 +79,8 @@ _LOGITS = """import {{ AutoModelForSequenceClassification, AutoTokenizer }} from
 const tokenizer = await AutoTokenizer.from_pretrained(folder);
 const model = await AutoModelForSequenceClassification.from_pretrained(folder, {{ dtype: '{dtype}' }});
 const {{ logits }} = await model(tokenizer(text));         // the number; a pipeline would give its softmax, 1"""
+_MARKDOWN = re.compile(r"[\\`*\[\]|~]")
+"""What begins a link, code, emphasis or a cell; an underscore inside a word does not."""
 _LICENCE = re.compile(r"\A---\n(?:(?!---).*\n)*?licen[sc]e:\s*(.+)\n", re.IGNORECASE)
 
 
@@ -133,7 +135,7 @@ def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> st
 
 def _write_text(text: str) -> str:
     """Return words of the data, or of somebody else's card, on one line and without markup."""
-    return escape(" ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\g<0>", escape(" ".join(text.split())))
 
 
 _DECODERS = ("decoder_file_name", "decoder_with_past_file_name")

@@ -16,6 +16,7 @@ from rich.text import Text
 from job.errors import redact
 from job.report.result import list_other_scores
 from job.report.versus import list_comparison
+from job.streams import escape_controls
 
 _EXAMPLE = "I am absolutely amazed with this new and revolutionary AI device"
 
@@ -133,6 +134,7 @@ def _mib(size: int) -> str:
 
 def print_listing(title: str, headings: list[str], rows: list[list[str]]) -> None:
     """Print one table to stdout; on a pipe, plain tab-separated lines."""
+    title, rows = escape_controls(title), [list(map(escape_controls, row)) for row in rows]
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(row))

@@ -148,7 +148,7 @@ def _find_end(store: Store) -> list[str] | None:
     epochs = _list_epochs(store)
     record = _read(store, f"attempts/{epochs[-1]}.json") if epochs else {}
     code = record.get("exit_code")
-    if record.get("retried") or code not in PERMANENT | {0}:
+    if record.get("retried") or type(code) is not int or code not in PERMANENT | {0}:
         return None
     reason = str(record.get("reason", ""))
     return [str(record.get("ended")), str(epochs[-1]), f"run ended with exit code {code}", reason]

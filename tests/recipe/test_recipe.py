@@ -178,6 +178,18 @@ def test_a_wrong_override_is_blamed_on_where_it_came_from(load: Loader) -> None:
 # --- what is refused
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["data.limit", "data.num_workers", "training.max_steps", "training.learning_rate", "training.warmup_ratio",
+     "data.max_bad_fraction", "launch.grace_s", "distributed.zero_stage", "distributed.processes_per_node",
+     "training.early_stopping_patience"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_number_is_not_true_or_false(load: Loader, key: str, value: str) -> None:
+    said = refuse(load, MINIMAL, f"{key}={value}")
+    assert f"{key}: cannot be true or false (found {value.title()})" in said
+
+
 def test_all_mistakes_are_told_at_once_each_with_its_line(load: Loader, tmp_path: Path) -> None:
     text = """\
 name: reviews

@@ -12,7 +12,12 @@ from job.report.card import render_card
 
 @pytest.fixture
 def card(tmp_path: Path) -> str:
-    labels = [*NASTY, "two\nlines\u2028\n# of a label", "don't & know"]
+    labels = [
+        *NASTY,
+        "[free](https://evil.example) `a` *b* c|d not_spam \\",
+        "two\nlines\u2028\n# of a label",
+        "don't & know",
+    ]
     run, numbers = make_run(tmp_path, labels), make_numbers(labels)
     data = run.read("data.json")
     run.write("data.json", data | {"max_length": 64, "truncated_share": 0.0125})
@@ -27,8 +32,9 @@ def test_a_label_is_text_on_one_line(card: str) -> None:
     named, limits = (
         next(line for line in card.splitlines() if beginning in line) for beginning in ("labels: ", "The labels are ")
     )
+    plain = r"\[free\](https://evil.example) \`a\` \*b\* c\|d not_spam \\"
     for line in (named, limits):
-        for label in (escaped, NASTY[2], NASTY[3], "two lines # of a label", "don&#x27;t &amp; know"):
+        for label in (escaped, plain, NASTY[2], NASTY[3], "two lines # of a label", "don&#x27;t &amp; know"):
             assert label in line
     assert "<script" not in card and "<b " not in card
     assert card.encode(), "a lone surrogate is no Unicode"

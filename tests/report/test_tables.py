@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_listing_on_a_terminal_shows_what_the_data_says_as_it_is(monkeypatch: 
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
     print_listing(f"releases; {words}", ["reason", ""], [[words, "wide " * 10]])
     assert terminal.getvalue().count(words) == 2
+
+
+@pytest.mark.parametrize("terminal", [io.StringIO, Terminal])
+def test_what_a_store_says_steers_no_terminal(monkeypatch: pytest.MonkeyPatch, terminal: type[io.StringIO]) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stdout", shown := terminal())
+    hostile = "\x1b]0;owned\x07\x1b[2J\r\x9b31m one\ntwo\tthree \u202etxt"
+    print_listing(f"title {hostile}", ["reason", ""], [[hostile, "ü漢é"]])
+    assert not set("\x1b\x07\r\x9b\u202e") & set(re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()))
+    assert r"\x1b]0;owned\x07" in shown.getvalue() and "ü漢é" in shown.getvalue()
+    if terminal is io.StringIO:
+        assert shown.getvalue().count("\n") == shown.getvalue().count("\t") == 1
 
 
 def test_the_page_says_what_became_of_each_target() -> None:

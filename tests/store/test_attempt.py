@@ -213,6 +213,18 @@ def test_who_follows_a_run_sees_each_event_once_and_its_end_whatever_came_betwee
     assert {row[1] for row in rest} == {"2"}
 
 
+@pytest.mark.parametrize("code", [[0], {}, None, True, "0", 0.0])
+def test_who_follows_a_run_waits_on_where_its_last_code_is_no_number(run: RunStore, code: object) -> None:
+    run.write_json("run.json", {})
+    run.write_json("attempts/1.json", {"exit_code": code, "began": "t0", "ended": "t1"})
+    rows = follow_events(run.uri, pause_s=0.0)
+    seen = [next(rows)[2] for _ in range(2)]
+    run.write_json("attempts/2.json", {"exit_code": 0, "began": "t2", "ended": "t3"})
+    assert [*seen, *(row[2] for row in rows)] == [
+        "attempt began", "attempt ended", "attempt began", "attempt ended", "run ended with exit code 0",
+    ]  # fmt: skip
+
+
 def test_a_fresh_start_that_was_stopped_in_between_deletes_nothing_of_its_successor(
     run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
