@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from job.streams import escape_controls
+
 _TERMINATION_BYTES = 4096
 _STDERR_PATIENCE_S, _RESULT_PATIENCE_S = 5.0, 60.0
 """How long the end of a run waits for who reads its tables, and for who reads its result."""
@@ -64,7 +66,7 @@ def early_result(work: Path, run_id: str, node_rank: int) -> Iterator[None]:
 
 
 def _report_error(verdict: dict[str, Any], as_json: bool) -> int:
-    text = "".join(f"error: {line}\n" for line in verdict["reason"].splitlines() or [""])
+    text = "".join(f"error: {escape_controls(line)}\n" for line in verdict["reason"].splitlines() or [""])
     if as_json:
         leave_result({"run_id": None, "status": "failed", **verdict, "release": None}, text)
     else:

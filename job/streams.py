@@ -7,8 +7,8 @@ import os
 import re
 import sys
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Of terminals, of lines, and of the direction of writing."""
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Of terminals, of lines but for \\n, and of the direction of writing."""
 
 
 def prepare_streams() -> None:
@@ -37,5 +37,5 @@ def speak_utf8() -> None:
 
 
 def escape_controls(text: str) -> str:
-    """Return text with its control characters escaped: they would steer a terminal, or end a line of a table."""
+    r"""Return text with its control characters escaped, which would steer a terminal; lines stay lines (\n)."""
     return _CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)

@@ -16,14 +16,14 @@ PACKAGE = Path(job.__file__).parent
 EVERYWHERE = {"__version__", "errors", "failpoints", "liveness", "processor", "recipe", "store"}
 MAY_IMPORT = {
     "recipe": EVERYWHERE,
-    "launch": EVERYWHERE,
+    "launch": EVERYWHERE | {"streams"},
     "store": EVERYWHERE,
     "tasks": EVERYWHERE,
     "data": EVERYWHERE | {"tasks"},
     "train": EVERYWHERE | {"tasks", "data"},
     "evaluate": EVERYWHERE | {"tasks", "data"},
     "export": EVERYWHERE | {"tasks", "data"},
-    "report": EVERYWHERE | {"tasks"},
+    "report": EVERYWHERE | {"streams", "tasks"},
     "predict": EVERYWHERE | {"tasks"},
 }
 OWNERS = {

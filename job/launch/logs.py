@@ -17,13 +17,15 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from job.errors import redact
+from job.streams import escape_controls
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        return redact(f"{clock} {record.name.removeprefix('job.'):<9} {level}{record.getMessage()}")
+        line = f"{clock} {record.name.removeprefix('job.'):<9} {level}{record.getMessage()}"
+        return escape_controls(redact(line))  # some of it other machines have written
 
 
 _CLEAR = "\r\x1b[2K"

@@ -64,7 +64,7 @@ def _prepare(target: str, log_file: Path, name: str) -> None:
     """Return when the stage may begin; until then nothing that an attempt before has left is touched."""
     _handle_stops(_interrupt)
     die_with_parent(int(os.environ["JOB_SUPERVISOR_PID"]))
-    os.environ.update(_QUIET)  # before there is a thread: what is preloaded here may read the environment from it
+    os.environ.update(_QUIET)  # new names before there is a thread: what is preloaded here may read them from it
     limit_s = float(os.environ.get("JOB_START_TIMEOUT_S", "inf"))
     start_beating(limit_s)
     for library in os.environ.get("JOB_WITHOUT", "").split():

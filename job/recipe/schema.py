@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -111,6 +112,17 @@ TASK_KEYS: dict[str, TaskKeys] = {
 }
 
 
+_NO_BOOLEAN = "cannot be true or false"
+
+
+def _list_kinds(annotation: Any) -> Iterator[type]:
+    """Yield the types that stand in an annotation, and those of a Literal's values."""
+    if not (parts := get_args(annotation)):
+        yield annotation if isinstance(annotation, type) else type(annotation)
+    for part in parts:
+        yield from _list_kinds(part)
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values cannot be changed afterwards."""
 
@@ -120,9 +132,10 @@ class Section(BaseModel):
     @classmethod
     def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         """To Python true is 1: `limit: true` would train on one row."""
-        wanted = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
-            raise ValueError("cannot be true or false")
+        if isinstance(value, bool):
+            kinds = set(_list_kinds(cls.model_fields[str(info.field_name)].annotation))
+            if bool not in kinds and {int, float} & kinds:
+                raise ValueError(_NO_BOOLEAN)
         return value
 
 
@@ -331,7 +344,9 @@ class Training(Section):
     @field_validator("class_weights", mode="before")
     @classmethod
     def _name_classes(cls, weights: Any) -> Any:
-        """A label is a name here, also where YAML reads a number or true."""
+        """A label is a name here, also where YAML reads a number or true; a weight is a number."""
+        if isinstance(weights, dict) and any(isinstance(weight, bool) for weight in weights.values()):
+            raise ValueError(_NO_BOOLEAN)
         return (
             {str(spell_label(name)): weight for name, weight in weights.items()}
             if isinstance(weights, dict)

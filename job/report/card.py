@@ -79,8 +79,8 @@ _LOGITS = """import {{ AutoModelForSequenceClassification, AutoTokenizer }} from
 const tokenizer = await AutoTokenizer.from_pretrained(folder);
 const model = await AutoModelForSequenceClassification.from_pretrained(folder, {{ dtype: '{dtype}' }});
 const {{ logits }} = await model(tokenizer(text));         // the number; a pipeline would give its softmax, 1"""
-_MARKDOWN = re.compile(r"[\\`*\[\]|~]")
-"""What begins a link, code, emphasis or a cell; an underscore inside a word does not."""
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~]")
+"""What begins a link, code, emphasis or a cell."""
 _LICENCE = re.compile(r"\A---\n(?:(?!---).*\n)*?licen[sc]e:\s*(.+)\n", re.IGNORECASE)
 
 

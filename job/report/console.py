@@ -37,7 +37,7 @@ def format_result(result: dict[str, Any]) -> str:
         console.print(value, markup=False, soft_wrap=True)  # one line, so that it can be copied
     colour = "green" if result["exit_code"] == 0 else "red"
     console.print(f"[bold {colour}]{result['status']}[/] (exit code {result['exit_code']})", end=" ")
-    console.print(redact(result["reason"]), markup=False, soft_wrap=True)
+    console.print(escape_controls(redact(result["reason"])), markup=False, soft_wrap=True)
     return shown.getvalue()
 
 
@@ -134,12 +134,12 @@ def _mib(size: int) -> str:
 
 def print_listing(title: str, headings: list[str], rows: list[list[str]]) -> None:
     """Print one table to stdout; on a pipe, plain tab-separated lines."""
-    title, rows = escape_controls(title), [list(map(escape_controls, row)) for row in rows]
+    rows = [[escape_controls(cell).replace("\n", r"\n") for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(row))
         return
-    table = Table(title=Text(title, style="table.title"), title_justify="left")
+    table = Table(title=Text(escape_controls(title), style="table.title"), title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:

@@ -148,6 +148,7 @@ def _find_end(store: Store) -> list[str] | None:
     epochs = _list_epochs(store)
     record = _read(store, f"attempts/{epochs[-1]}.json") if epochs else {}
     code = record.get("exit_code")
+    # no list, which has no hash, and not false, which equals 0
     if record.get("retried") or type(code) is not int or code not in PERMANENT | {0}:
         return None
     reason = str(record.get("reason", ""))
@@ -212,7 +213,7 @@ def _describe_attempts(store: Store) -> Iterator[list[str]]:
 
 def _list_epochs(store: Store) -> list[int]:
     keys = [item.key for item in store.list("attempts/")]
-    return sorted(int(key[9:-5]) for key in keys if key[9:-5].isdigit() and key.endswith(".json"))
+    return sorted(int(key[9:-5]) for key in keys if key[9:-5].isdecimal() and key.endswith(".json"))
 
 
 def _describe_checkpoints(store: Store) -> list[list[str]]:

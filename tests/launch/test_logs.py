@@ -48,6 +48,14 @@ def test_a_log_that_is_no_terminal_gets_a_json_line_for_each_logging_step(tmp_pa
     assert line == PROGRESS
 
 
+def test_what_another_machine_has_written_steers_no_terminal(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        set_up_logging(stream)
+        log.warning("attempt 1 on %s owns this run\nand more", "\x1b]0;owned\x07\x1b[2Jhöst\r")
+    first, last = (tmp_path / "log").read_text().splitlines()
+    assert first.endswith(r"attempt 1 on \x1b]0;owned\x07\x1b[2Jhöst\r owns this run") and last == "and more"
+
+
 @pytest.mark.parametrize("columns", [80, 200, 30])
 def test_a_terminal_gets_a_bar_of_one_line_that_the_next_line_takes_the_place_of(
     columns: int, monkeypatch: pytest.MonkeyPatch

@@ -182,7 +182,7 @@ def test_a_wrong_override_is_blamed_on_where_it_came_from(load: Loader) -> None:
     "key",
     ["data.limit", "data.num_workers", "training.max_steps", "training.learning_rate", "training.warmup_ratio",
      "data.max_bad_fraction", "launch.grace_s", "distributed.zero_stage", "distributed.processes_per_node",
-     "training.early_stopping_patience"],
+     "training.early_stopping_patience", "training.class_weights"],
 )  # fmt: skip
 @pytest.mark.parametrize("value", ["true", "false"])
 def test_a_number_is_not_true_or_false(load: Loader, key: str, value: str) -> None:
@@ -365,6 +365,13 @@ def test_an_unreadable_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").symlink_to("/proc/self/mem")
     with pytest.raises(JobError, match=r"recipe\.yaml"):
         load_recipe(str(tmp_path / "recipe.yaml"), environment={})
+
+
+def test_where_no_number_is_wanted_a_boolean_is_refused_with_what_is(load: Loader) -> None:
+    assert "'fail' or 'report_only'" in refuse(load, MINIMAL, "export.int8.gate=false")
+    assert "valid string" in refuse(load, MINIMAL, "data.train=true")
+    weighted = MINIMAL + "training: {class_weights: {a: true, b: 2}}\n"
+    assert "class_weights: cannot be true or false" in refuse(load, weighted)
 
 
 # --- secrets

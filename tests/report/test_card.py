@@ -32,7 +32,7 @@ def test_a_label_is_text_on_one_line(card: str) -> None:
     named, limits = (
         next(line for line in card.splitlines() if beginning in line) for beginning in ("labels: ", "The labels are ")
     )
-    plain = r"\[free\](https://evil.example) \`a\` \*b\* c\|d not_spam \\"
+    plain = r"\[free\](https://evil.example) \`a\` \*b\* c\|d not\_spam \\"
     for line in (named, limits):
         for label in (escaped, plain, NASTY[2], NASTY[3], "two lines # of a label", "don&#x27;t &amp; know"):
             assert label in line

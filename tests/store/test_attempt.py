@@ -225,6 +225,13 @@ def test_who_follows_a_run_waits_on_where_its_last_code_is_no_number(run: RunSto
     ]  # fmt: skip
 
 
+def test_an_attempt_whose_name_is_no_number_is_not_listed(run: RunStore) -> None:
+    attempt_once(run, 0)
+    run.write_json("run.json", {})
+    run.objects.write("attempts/².json", b"{}")
+    assert [row[2] for row in follow_events(run.uri, pause_s=0.0)][-1] == "run ended with exit code 0"
+
+
 def test_a_fresh_start_that_was_stopped_in_between_deletes_nothing_of_its_successor(
     run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
