@@ -345,13 +345,11 @@ class Training(Section):
     @classmethod
     def _name_classes(cls, weights: Any) -> Any:
         """A label is a name here, also where YAML reads a number or true; a weight is a number."""
-        if isinstance(weights, dict) and any(isinstance(weight, bool) for weight in weights.values()):
+        if not isinstance(weights, dict):
+            return weights
+        if any(isinstance(weight, bool) for weight in weights.values()):
             raise ValueError(_NO_BOOLEAN)
-        return (
-            {str(spell_label(name)): weight for name, weight in weights.items()}
-            if isinstance(weights, dict)
-            else weights
-        )
+        return {str(spell_label(name)): weight for name, weight in weights.items()}
 
 
 class Distributed(Section):

@@ -37,7 +37,7 @@ def format_result(result: dict[str, Any]) -> str:
         console.print(value, markup=False, soft_wrap=True)  # one line, so that it can be copied
     colour = "green" if result["exit_code"] == 0 else "red"
     console.print(f"[bold {colour}]{result['status']}[/] (exit code {result['exit_code']})", end=" ")
-    console.print(escape_controls(redact(result["reason"])), markup=False, soft_wrap=True)
+    console.print(_say_why(result), markup=False, soft_wrap=True)
     return shown.getvalue()
 
 
@@ -55,8 +55,13 @@ def format_comparison(result: dict[str, Any]) -> str:
             table.add_row(*row)
         console.print(table)
         console.print(f"report   {result['report']}", markup=False, soft_wrap=True)
-    console.print(f"{result['status']} (exit code {result['exit_code']}) {redact(result['reason'])}", markup=False)
+    console.print(f"{result['status']} (exit code {result['exit_code']}) {_say_why(result)}", markup=False)
     return shown.getvalue()
+
+
+def _say_why(result: dict[str, Any]) -> str:
+    """Return the reason of a result, which may quote what other machines have written."""
+    return escape_controls(redact(result["reason"]))
 
 
 def _find_metric(result: dict[str, Any]) -> str:

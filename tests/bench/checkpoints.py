@@ -92,13 +92,11 @@ def judge_saves(turns: dict[str, list[Turn]], steps: int) -> list[Row]:
     if not 0.9 < sizes[0] / sizes[1] < 1.1:
         raise RuntimeError(f"the checkpoints are not alike: {sizes[0]:.0f} and {sizes[1]:.0f} MB")
     whole = [stall + sent for stall, sent in zip(theirs["stall_s"], theirs["sent_s"], strict=True)]
-    still = [turn.wall_s for turn in turns[STILL]]
-    added = [turn.wall_s - bare for turn, bare in zip(turns[SAVING], still, strict=True)]
-    added_cpu = [turn.cpu_s - bare.cpu_s for turn, bare in zip(turns[SAVING], turns[STILL], strict=True)]
-    served = [
-        turn.numbers["server_s"] - bare.numbers["server_s"]
-        for turn, bare in zip(turns[SAVING], turns[STILL], strict=True)
-    ]
+    pairs = list(zip(turns[SAVING], turns[STILL], strict=True))
+    still = [bare.wall_s for _, bare in pairs]
+    added = [turn.wall_s - bare.wall_s for turn, bare in pairs]
+    added_cpu = [turn.cpu_s - bare.cpu_s for turn, bare in pairs]
+    served = [turn.numbers["server_s"] - bare.numbers["server_s"] for turn, bare in pairs]
     share = measure([100 * more / (bare / steps * STEPS_PER_SAVE) for more, bare in zip(added, still, strict=True)])
     stall, disk, both, durable = (np.median(x) for x in (ours["stall_s"], theirs["stall_s"], whole, ours["durable_s"]))
     size = f"{sizes[0]:.0f} MB"

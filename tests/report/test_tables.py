@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from job.report import format_result
+from job.report import format_comparison, format_result
 from job.report.console import print_listing
 from job.report.plots import Numbers
 from job.report.tables import render_exports, render_training
@@ -47,6 +48,12 @@ def test_a_listing_on_a_terminal_shows_what_the_data_says_as_it_is(monkeypatch: 
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
     print_listing(f"releases; {words}", ["reason", ""], [[words, "wide " * 10]])
     assert terminal.getvalue().count(words) == 2
+
+
+@pytest.mark.parametrize("show", [format_result, format_comparison])
+def test_a_reason_that_quotes_another_machine_steers_no_terminal(show: Callable[[dict[str, Any]], str]) -> None:
+    shown = show({"status": "failed", "exit_code": 76, "reason": "h\x1b[2J\x07 owns it", "release": None})
+    assert r"h\x1b[2J\x07 owns it" in shown and "\x07" not in shown
 
 
 @pytest.mark.parametrize("terminal", [io.StringIO, Terminal])
