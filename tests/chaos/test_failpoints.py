@@ -14,20 +14,11 @@ from job.failpoints import FAILPOINTS
 from job.store.attempt import read_stage
 
 IN_A_RANK = FAILPOINTS[FAILPOINTS.index("checkpoint-write") : FAILPOINTS.index("retired") + 1]
-BEFORE_RANKS_COMMIT = (
-    "owner-acquire",
-    "owner-acquired",
-    "fence",
-    "fenced",
-    "ledger-begin",
-    "ledger-begun",
-    "run-claim",
-)
 
 
 def test_the_failpoints_are_34_and_each_stands_in_the_code() -> None:
     sources = "".join(path.read_text() for path in Path(job.__file__).parent.rglob("*.py"))
-    reached = set(re.findall(r'failpoint\("([a-z-]+)"\)', sources)) | {"checkpoint-write", "checkpoint-written"}
+    reached = set(re.findall(r'failpoint\("([a-z-]+)"\)', sources))
     assert len(FAILPOINTS) == len(set(FAILPOINTS)) == 34
     assert reached == set(FAILPOINTS)
 

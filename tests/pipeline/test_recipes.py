@@ -18,14 +18,11 @@ from translators import write_translations
 
 from job.recipe import Recipe, load_recipe, shipped_recipes
 
-LABELS = ["World", "Sports", "Business", "Sci/Tech"]
 EMOTIONS = [f"emotion-{number}" for number in range(28)]
 CHAT = (
     "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}<end>{% endfor %}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"
 )
-
-Rows = Iterator[dict[str, Any]]
 
 
 def list_texts(assets: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from conftest import MakeModel, WriteTraining
 from safetensors.numpy import load_file
 from trainings import Trial
 
-SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
 LORA = {"method": "lora", "r": 4, "dropout": 0.1}
 PARTIAL = {"method": "partial", "unfreeze": "last-1-layers"}
 ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"

@@ -287,7 +287,3 @@ class Trial:
     def digest(self) -> str:
         """The sha256 of the newest weights."""
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()
-
-    def read_log(self, rank: int = 0) -> str:
-        """What rank printed in the last attempt beside the house's own lines."""
-        return (self._folder / "work" / "runs" / "trial" / "logs" / f"run_trial_rank-{rank}.log").read_text()

@@ -21,7 +21,6 @@ from job.tasks import IGNORED_LABEL, Examples, Truth, Units, find_head, get_task
 
 SETS = get_task("text-classification:multi_label_classification")
 NUMBERS = get_task("text-classification:regression")
-NAMES = tuple("abc")
 
 
 def read(values: Any, problem_type: str, **data: Any) -> Examples:
