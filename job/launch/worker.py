@@ -38,7 +38,7 @@ def main(target: str, folder: Path, outcome: Path) -> int:
     reserve = outcome.with_suffix(".reserve")
     try:
         try:
-            _prepare(target, folder / "logs" / f"{outcome.stem}.log", outcome.stem)
+            _prepare(target, folder / "logs" / f"{outcome.stem}.log")
             _reserve_disk(reserve)
             record = _resolve(target)(Run.load(folder))
         finally:
@@ -60,7 +60,7 @@ def _reserve_disk(path: Path) -> None:
         path.write_bytes(bytes(_OUTCOME_BYTES))
 
 
-def _prepare(target: str, log_file: Path, name: str) -> None:
+def _prepare(target: str, log_file: Path) -> None:
     """Return when the stage may begin; until then nothing that an attempt before has left is touched."""
     _handle_stops(_interrupt)
     die_with_parent(int(os.environ["JOB_SUPERVISOR_PID"]))
@@ -69,7 +69,7 @@ def _prepare(target: str, log_file: Path, name: str) -> None:
     start_beating(limit_s)
     for library in os.environ.get("JOB_WITHOUT", "").split():
         sys.modules[library] = None  # type: ignore[assignment]  # to whoever asks it is not installed
-    _redirect_output(log_file, name)
+    _redirect_output(log_file)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
     if os.environ.get("JOB_AHEAD"):
         _resolve(target)
@@ -101,7 +101,7 @@ def _resolve(target: str) -> Any:
     return stage
 
 
-def _redirect_output(log_file: Path, name: str) -> None:
+def _redirect_output(log_file: Path) -> None:
     """Keep our own log on the terminal; everything else that is printed goes to the log file."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     terminal = os.fdopen(os.dup(2), "w", buffering=1)

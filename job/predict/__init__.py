@@ -10,6 +10,6 @@ session · `bench.py` how fast that is.
 
 from job.predict.bench import measure_speed
 from job.predict.inputs import open_texts, split_pair
-from job.predict.predictor import MAX_NEW_TOKENS, Predictor, open_predictor
+from job.predict.predictor import open_predictor
 
-__all__ = ["MAX_NEW_TOKENS", "Predictor", "measure_speed", "open_predictor", "open_texts", "split_pair"]
+__all__ = ["measure_speed", "open_predictor", "open_texts", "split_pair"]

@@ -91,7 +91,7 @@ def write_report(run: Run) -> dict[str, Any]:
     numbers = Numbers(get_task(run.recipe.kind).metric, records, result, analysis)
     told = {**result, "analysis": _leave_out_texts(analysis), "stages": records}
     (run.bundle / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    (run.bundle / "README.md").write_text(render_card(run, records, result), encoding="utf-8")
+    (run.bundle / "README.md").write_text(render_card(run, result), encoding="utf-8")
     plots = draw_plots(numbers)
     (run.bundle / "report.html").write_text(render_page(run, numbers, plots), encoding="utf-8")
     write_pictures(plots.values(), run.bundle / "plots")
@@ -107,7 +107,7 @@ def _leave_out_texts(analysis: dict[str, Any]) -> dict[str, Any]:
     return analysis | {"mistakes": mistakes}
 
 
-def render_card(run: Run, records: dict[str, Any], result: dict[str, Any]) -> str:
+def render_card(run: Run, result: dict[str, Any]) -> str:
     """Return the model card in Markdown."""
     recipe, data, sources = run.recipe, run.read("data.json"), run.read("sources.json")
     task = get_task(recipe.kind)

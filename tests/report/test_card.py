@@ -24,7 +24,7 @@ def card(tmp_path: Path) -> str:
     run.write("sources.json", {"model": {"commit": None, "path": str(tmp_path)}, "data": {"commit": None}})
     (tmp_path / "README.md").write_text("---\nlicense: mit <img src=x>\n---\n")
     numbers.result["onnx"]["fp32"]["file"] = "model.onnx"
-    return render_card(run, numbers.records, numbers.result)
+    return render_card(run, numbers.result)
 
 
 def test_a_label_is_text_on_one_line(card: str) -> None:
