@@ -19,7 +19,7 @@ FAILPOINTS = (
     # an attempt begins: job/store/attempt.py, called by the pipeline on node 0
     "owner-acquire", "owner-acquired", "fence", "fenced", "ledger-begin", "ledger-begun", "run-claim",
     "owner-renew", "resume-fetch", "resume-fetched",
-    # a checkpoint: job/train/trainer.py writes it, job/store/checkpoints.py commits it in the uploading thread
+    # a checkpoint: job/train/saving.py writes it, job/store/checkpoints.py commits it in the uploading thread
     "checkpoint-write", "checkpoint-written", "files-upload", "files-uploaded", "rank-part", "rank-part-written",
     "manifest", "manifest-written", "pointer", "pointer-moved", "retire-manifest", "retire-objects", "retired",
     # a stage: job/pipeline.py

@@ -35,8 +35,8 @@ from job.store.restore import read_manifest
 
 log = logging.getLogger("job.pipeline")
 
-_CHECKPOINT_BYTES_PER_PARAMETER = 64
-_CHECKPOINT_BYTES_BESIDE = 1 << 30
+_MOST_BYTES_PER_PARAMETER = 64
+_MOST_BYTES_BESIDE = 1 << 30
 """No checkpoint is larger (weights and two moments in fp32 are 12 bytes a parameter); a manifest that says so lies."""
 
 
@@ -115,7 +115,7 @@ class Lead:
     def _restore(self, run: Run, attempt: Attempt, about: dict[str, Any]) -> dict[str, Any]:
         """Fetch the newest whole checkpoint; return what the ranks of all nodes must know of it."""
         expected = describe_checkpoint(about)
-        max_bytes = _CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(run.base_model) + _CHECKPOINT_BYTES_BESIDE
+        max_bytes = _MOST_BYTES_PER_PARAMETER * count_parameters(run.base_model) + _MOST_BYTES_BESIDE
         restored = self._node.transfer(lambda: attempt.restore(run.folder / "train" / "resume", max_bytes))
         if restored is None:
             return {"checkpoint": None, "resumed_from": None, "committed": [], "about": expected}

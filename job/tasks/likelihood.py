@@ -95,7 +95,7 @@ class TokenLikelihood(Task):
         }
 
     def confirms(self, told: Sequence[dict[str, Any]], answers: np.ndarray, truth: Truth, tolerance: float) -> bool:
-        """Not to be asked of a model that writes: that is compared token by token, see `job/export/rehearse.py`."""
+        """Not to be asked of a model that writes: `job/export/rehearse_writing.py` compares token by token."""
         raise NotImplementedError
 
     def min_rows(self, max_drop: float) -> int:

@@ -16,7 +16,7 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 def name_file(stem: str, precision: str) -> str:
-    """Return the file name of `stem` (MODEL or DECODER) in fp32 or as made for an int8 target."""
+    """Return the file name of `stem` (MODEL, ENCODER or DECODER) in fp32 or as made for an int8 target."""
     return f"{stem}{_ENDINGS.get(precision, f'_int8_{precision}')}.onnx"
 
 
