@@ -9,17 +9,15 @@ The best model so far needs no checkpoint of its own to stay: its weights are a 
 from __future__ import annotations
 
 import logging
-import re
 
 from job.errors import Fenced, JobError
 from job.failpoints import failpoint
 from job.store.lease import verify_owner
 from job.store.manifest import Manifest
 from job.store.objects import Store
+from job.store.restore import parse_name
 
 log = logging.getLogger("job.store")
-
-_FOLDER = re.compile(r"checkpoints/e(\d{4,})-s(\d{8,})-[0-9a-f]{8}/")
 
 
 class Retention:
@@ -62,8 +60,8 @@ class Retention:
         All ranks upload the same steps in the same order: what this attempt began before the newest was retired. Later
         steps are being written.
         """
-        match = _FOLDER.fullmatch(folder)
-        return match is not None and (int(match.group(1)), int(match.group(2))) < (self._epoch, newest)
+        began = parse_name(f"{folder}manifest.json")
+        return began is not None and began < (self._epoch, newest)
 
     def _delete(self, doomed: list[str]) -> None:
         if not doomed:
