@@ -103,8 +103,8 @@ def _parents(path: str) -> list[str]:
 
 
 def describe_files(folder: Path, paths: Iterable[str], prefix: str) -> dict[str, ManifestEntry]:
-    """Hash files of `folder`; return path → entry whose key is `prefix`/path."""
-    return {path: _describe_file(f"{folder}/{path}", f"{prefix}/{path}") for path in sorted(paths)}
+    """Hash files of `folder`; return path → entry whose key is `prefix`/path, the path alone without a prefix."""
+    return {path: _describe_file(f"{folder}/{path}", os.path.join(prefix, path)) for path in sorted(paths)}
 
 
 def _describe_file(path: str, key: str) -> ManifestEntry:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from job.errors import CheckpointMismatch, Fenced, JobError, SecurityRefused
 from job.failpoints import failpoint
-from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
+from job.store.manifest import Manifest, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_room, open_store
 from job.store.promotion import ModelPointer
 from job.store.records import Record, parse
@@ -36,7 +36,7 @@ def publish_release(
     left as it is. Raises SecurityRefused (19) where `proven` (path → sha256) is given and the folder differs.
     """
     paths = [path for path in list_files(folder) if path != "manifest.json"]
-    entries = {path: ManifestEntry(e.size, e.sha256, path) for path, e in describe_files(folder, paths, "").items()}
+    entries = describe_files(folder, paths, "")
     if proven is not None:
         _refuse_changed(folder, {path: entry.sha256 for path, entry in entries.items()}, proven)
     manifest = Manifest("release", entries, about)
