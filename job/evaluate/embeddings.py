@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from job.data import TokenTable, draw_shots
-from job.evaluate.inference import compute_vectors
+from job.evaluate.inference import compute_vectors, open_base
 from job.recipe import Run
 
 _PROBE_STEPS, _PROBE_DECAY = 100, 1e-4
@@ -74,9 +74,7 @@ class Neighbours:
             weights = mask.unsqueeze(-1).float()
             return (output.last_hidden_state * weights).sum(1) / weights.sum(1)
 
-        folder = self._run.base_model
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-        return _unit(compute_vectors(model, table, self._data["pad_id"], pool))
+        return _unit(compute_vectors(open_base(AutoModel, self._run), table, self._data["pad_id"], pool))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from job.data import TokenTable
+from job.evaluate.inference import open_base
 from job.recipe import Run
 
 _HYPOTHESIS = "This example is {}."
@@ -26,9 +27,7 @@ def score_entailment(run: Run, test: TokenTable, entailment: int) -> np.ndarray:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
-    model = AutoModelForSequenceClassification.from_pretrained(run.base_model, **options).eval().to(device)
+    model = open_base(AutoModelForSequenceClassification, run)
     tokenizer = AutoTokenizer.from_pretrained(run.base_model)
     hypotheses = [_HYPOTHESIS.format(name) for name in run.read("data.json")["labels"]]
     rows = [test.tokens[test.offsets[place] : test.offsets[place + 1]] for place in range(len(test))]
@@ -37,7 +36,7 @@ def score_entailment(run: Run, test: TokenTable, entailment: int) -> np.ndarray:
     scores = []
     for start in range(0, len(pairs), _ROWS_AT_ONCE):
         part = pairs[start : start + _ROWS_AT_ONCE]
-        batch = tokenizer(part, padding=True, truncation="only_first", return_tensors="pt").to(device)
+        batch = tokenizer(part, padding=True, truncation="only_first", return_tensors="pt").to(model.device)
         with torch.inference_mode():
             scores.append(model(**batch).logits[:, entailment].float().cpu().numpy())
     return np.concatenate(scores).reshape(len(texts), len(hypotheses))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from job.data import TokenTable
+from job.recipe import Run
 from job.tasks import Task, join_outputs
+
+_VECTOR_TOKENS = 8192
 
 Read = Callable[[Any, np.ndarray, torch.Tensor], torch.Tensor]
 """(the model's output, positions of the rows, attention mask) → float [rows, …, k]."""
@@ -23,9 +25,7 @@ def compute_answers(model: Any, table: TokenTable, pad_id: int, task: Task) -> n
         labels = torch.from_numpy(table.pad_labels(positions)).to(mask.device)
         return task.reduce(join_outputs(task, output), labels)
 
-    return table.gather(
-        _run_batches(partial(_run, place_model(model), table, pad_id, read), table, task.max_batch_tokens)
-    )
+    return table.gather(_run_batches(model, table, pad_id, read, task.max_batch_tokens))
 
 
 def compute_vectors(
@@ -36,19 +36,22 @@ def compute_vectors(
     def read(output: Any, positions: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
         return pool(output, mask)
 
-    vectors = list(_run_batches(partial(_run, place_model(model), table, pad_id, read), table, _VECTOR_TOKENS))
+    vectors = list(_run_batches(model, table, pad_id, read, _VECTOR_TOKENS))
     places = np.argsort(np.concatenate([positions for positions, _ in vectors]))
     return np.concatenate([part for _, part in vectors])[places]
 
 
-_VECTOR_TOKENS = 8192
-
-
 def _run_batches(
-    answer: Callable[[np.ndarray], np.ndarray], table: TokenTable, max_tokens: int
+    model: Any, table: TokenTable, pad_id: int, read: Read, max_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (positions, answer(positions)) of batches of like length, at most `max_tokens` each, longest first."""
-    return ((positions, answer(positions)) for positions in table.cut(np.arange(len(table)), max_tokens))
+    """Yield (positions, what `read` returns) of batches of like length, at most `max_tokens` each, longest first."""
+    model = place_model(model)
+    for positions in table.cut(np.arange(len(table)), max_tokens):
+        arrays = table.pad(positions, pad_id)
+        with torch.inference_mode():
+            batch = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
+            answers = read(model(**batch), positions, batch["attention_mask"])
+        yield positions, np.asarray(answers.float().cpu().numpy())
 
 
 def place_model(model: Any) -> Any:
@@ -56,8 +59,9 @@ def place_model(model: Any) -> Any:
     return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-@torch.inference_mode()
-def _run(model: Any, table: TokenTable, pad_id: int, read: Read, positions: np.ndarray) -> np.ndarray:
-    batch = {name: torch.from_numpy(array).to(model.device) for name, array in table.pad(positions, pad_id).items()}
-    answers = read(model(**batch), positions, batch["attention_mask"])
-    return np.asarray(answers.float().cpu().numpy())
+def open_base(auto_class: Any, run: Run) -> Any:
+    """Return the model that a run starts from, opened by one of transformers' classes in fp32, and placed."""
+    model = auto_class.from_pretrained(
+        run.base_model, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    )
+    return place_model(model)

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from job.data import TokenTable, draw_shots
+from job.evaluate.inference import open_base
 from job.recipe import Run
 
 _TEXT, _LABEL, _BETWEEN = "Text: ", "\nLabel:", "\n\n"
 _MAX_TOKENS = 2048
 """Of a prompt, where the model has positions for it: longer ones take too long for a baseline."""
-
-
 _LEAST_TOKENS = 48
 """Of an example, its question and its label; more examples than have room so are left out."""
 
@@ -31,15 +29,12 @@ class Prompter:
     """Answers float32 [test rows, labels] of the base model, which is a causal language model."""
 
     def __init__(self, run: Run, train: TokenTable, test: TokenTable) -> None:
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._run, self._train, self._test = run, train, test
         self._names = [str(name) for name in run.read("data.json")["labels"]]
         self._tokenizer = AutoTokenizer.from_pretrained(run.tokenizer)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
-        self._model = AutoModelForCausalLM.from_pretrained(run.base_model, **options).eval().to(device)
+        self._model = open_base(AutoModelForCausalLM, run)
         positions = getattr(self._model.config, "max_position_embeddings", None) or _MAX_TOKENS
         self._limit = min(int(positions), _MAX_TOKENS)
 
