@@ -54,7 +54,7 @@ def split_gemms(graph: Any) -> None:
             nodes.append(node)
             continue
         second, biased = node.input[1], len(node.input) > 2
-        if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+        if is_transposed(node):
             turned = onnx.numpy_helper.to_array(weights[second]).T.copy()
             second = f"{node.name}_weight"
             graph.initializer.append(onnx.numpy_helper.from_array(turned, second))
@@ -128,6 +128,11 @@ def find_matrices(graph: Any, operators: tuple[str, ...] = MATRICES) -> list[tup
     return [
         (node, weights[node.input[1]]) for node in graph.node if node.op_type in operators and node.input[1] in weights
     ]
+
+
+def is_transposed(node: Any) -> bool:
+    """Tell whether a Gemm takes its matrix transposed."""
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
 
 def _normalizes_sums(graph: Any) -> bool:

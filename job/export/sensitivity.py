@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from job.data import TokenTable
 from job.export.ladder import BLOCK, MATRICES
-from job.export.matrices import find_matrices
+from job.export.matrices import find_matrices, is_transposed
 from job.export.measure import open_session, select_inputs
 
 ROWS, MAX_TOKENS = 32, 4096
@@ -38,7 +37,7 @@ def rank_matrices(
     errors = []
     for node, weights in matrices:
         weight = onnx.numpy_helper.to_array(weights, base_dir=str(model.parent)).astype(np.float32)
-        if _is_transposed(node):
+        if is_transposed(node):
             weight = weight.T
         errors.append((node.name, estimate(inputs[node.input[0]], weight)))
     return sorted(errors, key=lambda entry: -entry[1])
@@ -93,10 +92,6 @@ def _round_signed(weight: np.ndarray) -> np.ndarray:
     """Round each column to 255 steps around zero."""
     scale = np.maximum(np.abs(weight).max(axis=0, keepdims=True) / 127, 1e-12)
     return np.asarray(np.clip(np.round(weight / scale), -127, 127) * scale)
-
-
-def _is_transposed(node: Any) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
 
 def compute_tensors(
