@@ -33,10 +33,10 @@ def compare_decoding(run: Run, model: Path, split: str) -> dict[str, Any]:
     """
     output = run.folder / "measured" / f"{model.stem}-decoded.npy"
     output.parent.mkdir(exist_ok=True)
-    words = [run.recipe.kind, str(run.tokens(split)), str(run.read("data.json")["pad_id"]), str(model), str(output)]
-    call_process("job.export.decode", words)
+    words = Rows.name(run, split)
+    call_process("job.export.decode", [*words, str(model), str(output)])
     read, decoded = np.load(output, allow_pickle=False)
-    rows = take_ends(Rows.open(*words[:3]))
+    rows = take_ends(Rows.open(*words))
     quality = compare_quality(get_task(run.recipe.kind), read, decoded, rows.table.truth)
     return {key: quality[key] for key in ("drop", "margin", "agreement", "n")}
 

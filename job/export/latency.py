@@ -77,11 +77,10 @@ def find_real(cells: list[dict[str, Any]]) -> dict[str, float]:
 def _race(run: Run, contenders: dict[str, Path], threads: int, shapes: bool) -> list[dict[str, Any]]:
     output = run.folder / "measured" / "latency.json"
     output.parent.mkdir(exist_ok=True)
-    data = run.read("data.json")
-    lengths = ",".join(str(tokens) for tokens in TOKENS if tokens <= data["max_length"]) if shapes else ""
+    longest = run.read("data.json")["max_length"]
+    lengths = ",".join(str(tokens) for tokens in TOKENS if tokens <= longest) if shapes else ""
     words = [str(threads), lengths, str(output), *(f"{name}={path}" for name, path in contenders.items())]
-    rows = [run.recipe.kind, str(run.tokens("test")), str(data["pad_id"])]
-    call_process("job.export.latency", [*rows, *words])
+    call_process("job.export.latency", [*Rows.name(run, "test"), *words])
     return list(json.loads(output.read_text()))
 
 

@@ -33,8 +33,13 @@ class Rows(NamedTuple):
 
     @staticmethod
     def open(task: str, folder: str, pad_id: str) -> Rows:
-        """Return what three words of a command line name."""
+        """Return what three words of a command line name, those of `name`."""
         return Rows(get_task(task), TokenTable.open(Path(folder)), int(pad_id))
+
+    @staticmethod
+    def name(run: Run, split: str) -> list[str]:
+        """Return the words TASK FOLDER PAD_ID for a run's split."""
+        return [run.recipe.kind, str(run.tokens(split)), str(run.read("data.json")["pad_id"])]
 
 
 def compute_answers(run: Run, model: Path, split: str) -> np.ndarray:
@@ -44,8 +49,7 @@ def compute_answers(run: Run, model: Path, split: str) -> np.ndarray:
     """
     output = run.folder / "measured" / f"{model.stem}-{split}.npy"
     output.parent.mkdir(exist_ok=True)
-    pad_id = str(run.read("data.json")["pad_id"])
-    call_process("job.export.measure", [run.recipe.kind, str(run.tokens(split)), pad_id, str(model), str(output)])
+    call_process("job.export.measure", [*Rows.name(run, split), str(model), str(output)])
     return np.asarray(np.load(output, allow_pickle=False))
 
 
