@@ -41,6 +41,11 @@ def write_document(title: str, *content: object) -> Html:
     return Html(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
 
 
+def write_figure(title: str, svg: Html, caption: str = "") -> Html:
+    """Return a chart below its title, and what to know about it."""
+    return element("figure", element("h3", title), svg, element("figcaption", caption) if caption else "")
+
+
 def tell_promotion(page: str, promotion: dict[str, Any]) -> str:
     """Return the page with what became of the release, in place of the sentence that it is not known yet."""
     words = "It became the current release" if promotion["promoted"] else "It did not become the current release"
@@ -79,10 +84,8 @@ def _list_sections(run: Run, numbers: Numbers, plots: dict[str, Plot]) -> Iterat
 
 def _show(plots: dict[str, Plot], *names: str, beside: Html | None = None) -> Html:
     """Return the plots that there are, two in a row where the page is wide, and what is to stand beside them."""
-    figures = []
-    for plot in (plots[name] for name in names if name in plots):
-        caption = element("figcaption", plot.caption) if plot.caption else ""
-        figures.append(element("figure", element("h3", plot.title), plot.svg, caption))
+    shown = (plots[name] for name in names if name in plots)
+    figures = [write_figure(plot.title, plot.svg, plot.caption) for plot in shown]
     others = [element("div", beside)] if beside else []
     return element("div", *figures, *others, "", class_="figures")
 

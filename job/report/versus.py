@@ -8,7 +8,7 @@ from typing import Any
 from job.recipe import Recipe
 from job.report.comparisons import Bar, draw_bars, draw_intervals
 from job.report.markup import Html, element, render_table
-from job.report.page import write_document
+from job.report.page import write_document, write_figure
 
 Row = dict[str, Any]
 
@@ -60,9 +60,8 @@ def _list_sections(metric: str, methods: dict[str, Row]) -> Iterator[Html]:
         Bar(name, row["value"], f"{row['value']:.4f}", "a" if row.get("seconds") else "c", *row["interval"])
         for name, row in measured.items()
     ]
-    figures = [
-        _show("Quality on the test rows", draw_intervals(words, bars, words), "95 % intervals; grey: no training")
-    ]
+    quality = draw_intervals(words, bars, words)
+    figures = [write_figure("Quality on the test rows", quality, "95 % intervals; grey: no training")]
     for key, title, unit, form in _COSTS:
         costs = [
             Bar(name, row[key] / unit, form.format(row[key] / unit), "a")
@@ -70,7 +69,7 @@ def _list_sections(metric: str, methods: dict[str, Row]) -> Iterator[Html]:
             if row.get(key) is not None
         ]
         if costs:
-            figures.append(_show(title[0].upper() + title[1:], draw_bars(title, [("", costs)]), ""))
+            figures.append(write_figure(title[0].upper() + title[1:], draw_bars(title, [("", costs)])))
     yield element("h2", "What each method bought, and what it cost")
     yield element("div", *figures, class_="figures")
     yield element("h2", "All numbers")
@@ -79,7 +78,3 @@ def _list_sections(metric: str, methods: dict[str, Row]) -> Iterator[Html]:
     for name, row in methods.items():
         if row.get("failed"):
             yield element("p", f"{name} was not released: {row['failed']}.", class_="bad")
-
-
-def _show(title: str, svg: Html, caption: str) -> Html:
-    return element("figure", element("h3", title), svg, element("figcaption", caption) if caption else "")
