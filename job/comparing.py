@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from job.errors import Diverged, GateFailed, JobError, RecipeError
 from job.launch import Place
 from job.opening import run_node
-from job.recipe import Recipe, write_json
+from job.recipe import Recipe, Run, write_json
 from job.report import render_comparison
 from job.report.result import hide_paths
 from job.store import RunStore
@@ -131,8 +131,7 @@ def _report(comparison: Comparison, run_id: str, work: Path, found: dict[str, An
     folder = work.absolute() / "compare" / run_id
     write_json(folder / "compare.json", hide_paths(found))
     (folder / "compare.html").write_text(render_comparison(recipe, run_id, found), encoding="utf-8")
-    where = recipe.store
-    store = RunStore(where.uri, run_id, allow_http=where.allow_http, single_writer=where.single_writer)
+    store = RunStore.of(Run(run_id, recipe, work))
     told = {"report": f"{store.uri}/compare.html"}
     try:
         for name in ("compare.json", "compare.html"):
