@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Fraction | str
 
@@ -225,10 +227,10 @@ class Tuning(Section):
     unfreeze: str | None = Field(None, description="partial: head (the default), or last-N-layers, the head as well")
     embeddings: Literal["frozen", "trained"] | None = Field(None, description="partial: frozen where nothing is said")
     r: Positive | None = Field(None, description="lora: rank of the factors; 8 where nothing is said")
-    alpha: Annotated[float, Field(gt=0)] | None = Field(
+    alpha: PositiveFloat | None = Field(
         None, description="lora: scale, divided by r (rslora: by its root); 16 where nothing is said"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="lora: 0 where nothing is said")
+    dropout: BelowOne | None = Field(None, description="lora: 0 where nothing is said")
     targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
         None, description="lora: how the names of the linear layers end, as in [query, value]; null: all in the body"
     )
@@ -267,23 +269,23 @@ class Tuning(Section):
 class Training(Section):
     """Hyper-parameters, with the names of transformers.TrainingArguments; the batch is global."""
 
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    num_train_epochs: PositiveFloat = 3.0
     max_steps: Positive | None = Field(None, description="optimizer steps; overrides num_train_epochs")
     global_batch_size: Positive = Field(32, description="rows per optimizer step over all ranks")
     max_micro_batch_size: Positive = Field(64, description="rows that one rank computes at once, at most")
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: PositiveFloat = 5e-5
+    weight_decay: NotNegative = 0.0
     warmup_ratio: Share = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="overrides warmup_ratio when > 0")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    layerwise_lr_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    max_grad_norm: NotNegative = 1.0
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    layerwise_lr_decay: Fraction | None = Field(
         None, description="each layer learns so much slower than the one behind it (Howard & Ruder 2018), as 0.9"
     )
-    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing_factor: BelowOne = 0.0
     class_weights: Literal["balanced"] | Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = Field(
         None,
         description="what each label counts in the loss: {label: weight}, 1 where nothing is said; balanced: as rare "
@@ -314,7 +316,7 @@ class Training(Section):
     early_stopping_patience: Positive | None = Field(
         None, description="stop after so many evaluations in a row without a better metric; null: never"
     )
-    early_stopping_threshold: Annotated[float, Field(ge=0)] = Field(
+    early_stopping_threshold: NotNegative = Field(
         0.0, description="only a metric that is better by more than this ends the waiting"
     )
     report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
@@ -373,7 +375,7 @@ class Launch(Section):
     join_timeout_min: Positive = Field(
         30, description="minutes until the first step or a sign of life; loads and compiles"
     )
-    time_limit_min: Annotated[float, Field(gt=0)] | None = Field(
+    time_limit_min: PositiveFloat | None = Field(
         None, description="stop with a checkpoint early enough to be gone after so many minutes"
     )
 
@@ -387,7 +389,7 @@ class Int8(Section):
     mode: Literal["auto", "dynamic", "static", "weights"] = Field(
         "auto", description="auto: the ladder, dynamic before static; else that kind alone (weights: 8 bits in blocks)"
     )
-    max_metric_drop: Annotated[float, Field(gt=0, lt=1)] = Field(
+    max_metric_drop: Fraction = Field(
         0.02,
         description="largest drop of the metric that the one-sided 95 % bound may show; 0.01 is one point, 1 % of "
         "a language model's perplexity, or 1 % of the labels' variance (regression)",
