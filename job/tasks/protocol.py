@@ -96,6 +96,10 @@ class Truth:
     rows: np.ndarray
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Return `values` [units, …] text by text."""
+        return np.split(values, np.flatnonzero(np.diff(self.rows)) + 1)
+
 
 class Task(Protocol):
     """One file of this room each. `classifies`: its labels are named classes; `per_token`: units are tokens;

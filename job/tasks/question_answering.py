@@ -178,8 +178,7 @@ class QuestionAnswering(Task):
     def say(self, answers: np.ndarray, truth: Truth) -> list[str]:
         """Return the answer to each question: the best of its windows, "" for none where some have none."""
         about, said = truth.about, []
-        starts = np.flatnonzero(np.diff(truth.rows, prepend=-1))
-        for question, windows in enumerate(np.split(np.arange(len(answers)), starts[1:])):
+        for question, windows in enumerate(truth.split(np.arange(len(answers)))):
             best = windows[int(answers[windows, SpanColumn.BEST].argmax())]
             none = answers[windows, SpanColumn.NONE].min() >= answers[best, SpanColumn.BEST]
             if none and not about["answerable"]:
