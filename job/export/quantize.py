@@ -127,9 +127,10 @@ def _climb(run: Run, target: str, judge: Judge, quantizer: AnyQuantizer) -> dict
     about |= {"file": final.name, "measured_on": describe_processor()}
     if not can_judge(target):  # what nobody has judged is not released either
         return about | {"accepted": None}
-    rung, candidate, tried = _choose_rung(run, target, judge, quantizer)
-    if rung is None or candidate is None:
+    chosen, tried = _choose_rung(run, target, judge, quantizer)
+    if chosen is None:
         return about | {"accepted": False, "tried": tried}
+    rung, candidate = chosen
     judged = judge.judge(candidate)
     result = about | judged | {"accepted": judge.accepts(judged), "rung": rung.name, "tried": tried}
     result["size"] = onnx_size(candidate)
@@ -154,10 +155,9 @@ def _add_speed(run: Run, targets: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _choose_rung(
     run: Run, target: str, judge: Judge, quantizer: AnyQuantizer
-) -> tuple[Rung | None, Path | None, list[dict[str, Any]]]:
-    """Return the first rung that looks good on validation rows, else the one with the smallest bound; and all numbers.
-
-    None where none could be written and run.
+) -> tuple[tuple[Rung, Path] | None, list[dict[str, Any]]]:
+    """Return the first rung that looks good on validation rows, else the one with the smallest bound, and its file;
+    None where none could be written and run. And all numbers.
     """
     gate, fp32_size, task = run.recipe.export.int8, onnx_size(find_exported(run)), get_task(run.recipe.kind)
     candidates: list[tuple[float, int, Rung, Path]] = []
@@ -177,15 +177,12 @@ def _choose_rung(
         )
         # what 4 bits lose comes near any limit, and a target whose rung fails on test rows is not made at all
         if looks_good(quality, gate, margins=1 if rung.bits == 8 else 2) and not useless:
-            return rung, path, tried
+            return (rung, path), tried
         said = f"{describe_quality(quality)}, {about['size_ratio']:.2f} of the size"
         log.info("int8 %s: no (%s): %s", target, rung.name, said)
         if not useless and decodes_alike(quality, gate):
             candidates.append((quality["drop_bound"], number, rung, path))
-    if not candidates:
-        return None, None, tried
-    _, _, rung, path = min(candidates)
-    return rung, path, tried
+    return min(candidates)[2:] if candidates else None, tried
 
 
 def _try_rung(
