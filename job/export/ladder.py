@@ -46,7 +46,8 @@ class Rung:
             words += [f"embeddings {self.bits} bits"] if self.embeddings else []
             words += [f"the {self.left_out:.0%} most sensitive matrices 8 bits"] if self.left_out else []
             return ", ".join(words)
-        words = [f"{self.kind} {'u8u8' if self.unsigned_weights else 'u8s8'} {_granularity(self.per_channel)}"]
+        scales = "per channel" if self.per_channel else "per tensor"
+        words = [f"{self.kind} {'u8u8' if self.unsigned_weights else 'u8s8'} {scales}"]
         words += ["reduced range"] if self.reduce_range else []
         words += [] if self.embeddings else ["embeddings left alone"]
         words += [f"the {self.left_out:.0%} most sensitive matrices left alone"] if self.left_out else []
@@ -85,7 +86,3 @@ def list_rungs(target: str, mode: str, decoder: bool = False, encoder: bool = Fa
         yield from (replace(gentle, left_out=share) for share in _LEFT_OUT)
     if mode in ("auto", "static"):
         yield Rung(kind="static", reduce_range=safe, embeddings=False)
-
-
-def _granularity(per_channel: bool) -> str:
-    return "per channel" if per_channel else "per tensor"

@@ -256,19 +256,16 @@ def _refuse_secrets(tree: Any, places: Mapping[KeyPath, str]) -> None:
     for path, value in _walk(tree):
         named = bool(_SECRET_KEY.search(str(path[-1]))) and path[:-1] not in _FREE_KEYS and value is not None
         if named or any(map(contains_secret, _texts(path, value))):
-            raise _credential(path, places)
+            raise SecurityRefused(
+                f"{_find_place(path, places) or 'recipe'}: {_name(path)}: holds a credential; remove it (and revoke it "
+                "if it was shared), and give credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+                "HF_TOKEN"
+            )
 
 
 def _find_surrogates(tree: Any) -> Iterator[KeyPath]:
     """Yield the place of every text that cannot be written as UTF-8: it could be trained with, but not recorded."""
     return (path for path, value in _walk(tree) if any(map(_SURROGATE.search, _texts(path, value))))
-
-
-def _credential(path: KeyPath, places: Mapping[KeyPath, str]) -> SecurityRefused:
-    return SecurityRefused(
-        f"{_find_place(path, places) or 'recipe'}: {_name(path)}: holds a credential; remove it (and revoke it if it "
-        "was shared), and give credentials by environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN"
-    )
 
 
 def _find_place(path: KeyPath, places: Mapping[KeyPath, str]) -> str | None:
