@@ -66,22 +66,18 @@ class Store(Protocol):
 
     def read(self, key: str) -> Blob | None:
         """Return a small object, or None where it is proven absent; SecurityRefused (19) above MAX_READ_BYTES."""
-        ...
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write a small object and return its ETag; raise PreconditionFailed when the condition fails."""
-        ...
 
     def upload(self, source: Path | HeldFile, key: str) -> None:
         """Copy a local file of any size to `key`, or one in memory."""
-        ...
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         """Copy the object to a new local file; raise NotFound when it is absent.
 
         Where `size` (bytes) is given and the object has another, SizeDiffers is raised and nothing is copied.
         """
-        ...
 
     def list(self, prefix: str, *, every: bool = False) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix`, in no promised order.
@@ -89,25 +85,21 @@ class Store(Protocol):
         Those whose key does not pass `check_key` are passed over unless `every` is asked for: nobody here wrote them,
         and no call could name them. Consoles mark a folder by an empty object `folder/`.
         """
-        ...
 
     def list_folders(self, prefix: str) -> Iterator[str]:
         """Yield every `prefix`…/ under which objects lie, without listing those; `prefix` is empty or ends with "/".
 
         A server may go on naming one that is empty by now.
         """
-        ...
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; absent ones are no error."""
-        ...
 
     def sweep(self, wanted: Callable[[str], bool] = lambda key: True) -> int:
         """Abort the uploads below this store's URI that were begun and never finished; return how many.
 
         `wanted` is asked with the key that an upload was to fill.
         """
-        ...
 
 
 def open_store(uri: str, *, allow_http: bool = False, single_writer: bool = False) -> Store:
