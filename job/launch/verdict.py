@@ -75,20 +75,22 @@ def judge_error(error: BaseException) -> dict[str, Any]:
     """Return {exit_code, reason} of what ended a process; an unexpected error also logs the end of its traceback."""
     if isinstance(error, JobError):
         return {"exit_code": error.exit_code, "reason": redact(str(error))}
-    if lacks_memory(error):
-        reason = "memory is exhausted; use a smaller batch or a larger machine"
-        return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
-    if lacks_disk(error) and not getattr(error, "filename", None):
-        reason = f"{redact(str(error))}; free space, or give --work-dir another disk"
-        return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
-    if isinstance(error, OSError) and error.errno in _NODE_TROUBLE:
-        reason = (
-            f"{error.strerror} ({error.filename}); free space, or give --work-dir a folder that this user may write"
-        )
-        return {"exit_code": ResourceExhausted.exit_code, "reason": reason}
+    if lack := _explain_lack(error):
+        return {"exit_code": ResourceExhausted.exit_code, "reason": lack}
     for line in "".join(traceback.format_exception(error)).rstrip().splitlines()[-_TAIL_LINES:]:
         log.error("  %s", line)
     return {"exit_code": 1, "reason": redact(f"unexpected {type(error).__name__}: {error or 'no message'}")}
+
+
+def _explain_lack(error: BaseException) -> str:
+    """Return what this node lacks, and the next step; "" for an error that says nothing of the kind."""
+    if lacks_memory(error):
+        return "memory is exhausted; use a smaller batch or a larger machine"
+    if lacks_disk(error) and not getattr(error, "filename", None):
+        return f"{redact(str(error))}; free space, or give --work-dir another disk"
+    if isinstance(error, OSError) and error.errno in _NODE_TROUBLE:
+        return f"{error.strerror} ({error.filename}); free space, or give --work-dir a folder that this user may write"
+    return ""
 
 
 def decide(verdicts: list[Verdict]) -> Verdict:
