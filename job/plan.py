@@ -98,7 +98,7 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
     from job.data.sources import locate_data
     from job.store.models import count_parameters, fetch_model, read_config
 
-    cache = work.absolute() / "cache"
+    cache, task = work.absolute() / "cache", get_task(recipe.kind)
     model = fetch_model(recipe.model.id, recipe.model.revision, cache, allow_http=recipe.store.allow_http)
     source = locate_data(recipe.data, cache, allow_http=recipe.store.allow_http)
     config = read_config(model.path)
@@ -106,10 +106,10 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
     _, labels, counts = read_splits(recipe, source, config)
     rows = counts["rows"]
     refuse_few_rows(recipe, rows["test"])
-    least = "at least " if get_task(recipe.kind).per_token else ""  # long texts become several rows
+    least = "at least " if task.per_token else ""  # long texts become several rows
     refuse_precision(recipe, model.path)
-    find_model_class(model.path, get_task(recipe.kind))
-    check_exportable(model.path, get_task(recipe.kind))
+    find_model_class(model.path, task)
+    check_exportable(model.path, task)
     parameters = count_parameters(model.path)
     trained = parameters if recipe.tuning.method == "full" else _estimate_trained(recipe, model.path, labels.names)
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)

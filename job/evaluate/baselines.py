@@ -45,7 +45,7 @@ class Baselines:
     """Answers float32 [units, k] on the test split by name; it is embedded once."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._data = run, run.read("data.json")
+        self._run, self._task, self._data = run, get_task(run.recipe.kind), run.read("data.json")
         self.test, self._train = TokenTable.open(run.tokens("test")), TokenTable.open(run.tokens("train"))
 
     def answer(self, name: str) -> np.ndarray:
@@ -65,20 +65,20 @@ class Baselines:
 
     def _mean(self) -> np.ndarray:
         mean = np.full((len(self.test), 1), self._train.labels.mean(dtype=np.float64))
-        return np.asarray(get_task(self._run.recipe.kind).reduce(mean, self.test.truth.labels))
+        return np.asarray(self._task.reduce(mean, self.test.truth.labels))
 
     def load_untrained(self) -> Any:
         """Return the model before training."""
-        seed, task = self._run.recipe.training.seed, get_task(self._run.recipe.kind)
-        model, new_weights = load_model(self._run.base_model, task, self._data["labels"], seed)
-        if task.standardizes:
+        seed, labels = self._run.recipe.training.seed, self._data["labels"]
+        model, new_weights = load_model(self._run.base_model, self._task, labels, seed)
+        if self._task.standardizes:
             name, head = find_head(model)
             if f"{name}.weight" in new_weights:
                 Units.measure(self._train.labels, head).leave(head)
         return model
 
     def _untrained(self) -> np.ndarray:
-        return compute_answers(self.load_untrained(), self.test, self._data["pad_id"], get_task(self._run.recipe.kind))
+        return compute_answers(self.load_untrained(), self.test, self._data["pad_id"], self._task)
 
     def _zero_shot(self) -> np.ndarray:
         entailment = find_entailment(self._config)
