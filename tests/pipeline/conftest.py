@@ -83,18 +83,24 @@ def tiny_model(make_model: MakeModel) -> Path:
 
 
 @pytest.fixture(scope="session")
+def still_model(make_model: MakeModel) -> Path:
+    """The same without dropout: however many ranks share a training, its weights differ by rounding only."""
+    return make_model("bert", max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+@pytest.fixture(scope="session")
 def write_training(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> WriteTraining:
     """Return a function that writes a recipe of 2 epochs with 7 steps each, a save every 2 steps; what it is given
-    changes data and training.
+    changes data, model and training.
     """
 
-    def write(data: dict[str, Any], **training: Any) -> Path:
+    def write(data: dict[str, Any], model: Path | None = None, **training: Any) -> Path:
         folder = tmp_path_factory.mktemp("training")
         return write_recipe(
             folder / "recipe.yaml",
             name="training",
             task="text-classification",
-            model={"id": str(make_model("bert", max_position_embeddings=64))},
+            model={"id": str(model or make_model("bert", max_position_embeddings=64))},
             data={"source": str(reviews), "max_length": 48, "limit": 100} | data,
             training={
                 "num_train_epochs": 2, "global_batch_size": 16, "max_micro_batch_size": 4, "learning_rate": 1e-3,

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeModel, WriteTraining, call_job, write_recipe
+from conftest import WriteTraining, call_job, write_recipe
 from safetensors.numpy import load_file
-from trainings import Trial
+from trainings import ONE, TWO, Trial
 
-ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"
 DEEPSPEED = "distributed.engine=deepspeed"
 LORA = 'tuning={"method": "lora", "r": 4, "dropout": 0.1}'
 PARTIAL = "tuning={method: partial, unfreeze: last-1-layers}"
@@ -112,9 +111,8 @@ def test_every_engine_and_method_ends_the_same_after_kills(make_trial: MakeTrial
 
 
 @pytest.mark.slow
-def test_other_ranks_take_the_same_model(make_trial: MakeTrial, make_model: MakeModel) -> None:
-    still = make_model("bert", max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    options = [f"model.id={still}", DEEPSPEED, "training.learning_rate=1e-3"]
+def test_other_ranks_take_the_same_model(make_trial: MakeTrial, still_model: Path) -> None:
+    options = [f"model.id={still_model}", DEEPSPEED, "training.learning_rate=1e-3"]
     straight, moving = make_trial(*options), make_trial(*options)
     assert straight.attempt(ONE, "distributed.zero_stage=1") == 0, straight.reason
     assert moving.attempt(TWO, "distributed.zero_stage=3", accident="training_step:kill:5", rank=1) in (78, 79)

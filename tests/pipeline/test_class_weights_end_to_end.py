@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeModel, assert_refused, call_job, write_recipe
-from trainings import Trial
+from conftest import assert_refused, call_job, write_recipe
+from trainings import ONE, TWO, Trial
 
 from job.data.batching import plan_epoch
 from job.data.tokenize import TokenTable
 from job.tasks import get_task, load_model
-
-ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +49,9 @@ def write(folder: Path, model: Path, source: Path, **training: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory, imbalanced: Path, make_model: MakeModel) -> Path:
-    still = make_model("bert", max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+def path(tmp_path_factory: pytest.TempPathFactory, imbalanced: Path, still_model: Path) -> Path:
     training = {"max_steps": 4, "learning_rate": 1e-3, "class_weights": "balanced", "label_smoothing_factor": 0.1}
-    return write(tmp_path_factory.mktemp("split"), still, imbalanced, **training)
+    return write(tmp_path_factory.mktemp("split"), still_model, imbalanced, **training)
 
 
 @pytest.fixture(scope="module")

@@ -7,37 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeModel, assert_refused, call_job, write_recipe
+from conftest import assert_refused, call_job, write_recipe
 from safetensors.numpy import load_file
-from trainings import Trial
+from trainings import ONE, TWO, Trial
 
 ENGINES = {
-    "ddp on one rank": ["distributed.processes_per_node=1"],
-    "ddp on two ranks": ["distributed.processes_per_node=2"],
-    "ddp on two ranks, accumulating": ["distributed.processes_per_node=2", "training.max_micro_batch_size=4"],
-    "ZeRO-2 on two ranks": [
-        "distributed.processes_per_node=2",
-        "distributed.engine=deepspeed",
-        "distributed.zero_stage=2",
-    ],
-    "ZeRO-3 on two ranks": [
-        "distributed.processes_per_node=2",
-        "distributed.engine=deepspeed",
-        "distributed.zero_stage=3",
-    ],
+    "ddp on one rank": [ONE],
+    "ddp on two ranks": [TWO],
+    "ddp on two ranks, accumulating": [TWO, "training.max_micro_batch_size=4"],
+    "ZeRO-2 on two ranks": [TWO, "distributed.engine=deepspeed", "distributed.zero_stage=2"],
+    "ZeRO-3 on two ranks": [TWO, "distributed.engine=deepspeed", "distributed.zero_stage=3"],
 }
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> dict[str, Any]:
+def trainings(tmp_path_factory: pytest.TempPathFactory, reviews: Path, still_model: Path) -> dict[str, Any]:
     """Train the same recipe in fp32 without dropout on every engine; 100 rows make an uneven last batch."""
-    model = make_model("bert", max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     folder = tmp_path_factory.mktemp("engines")
     path = write_recipe(
         folder / "recipe.yaml",
         name="same",
         task="text-classification",
-        model={"id": str(model)},
+        model={"id": str(still_model)},
         data={"source": str(reviews), "max_length": 48, "limit": 100},
         training={
             "num_train_epochs": 2,
@@ -91,8 +82,6 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_the_nearest_that_fits(
 ) -> None:
     recipe["training"]["global_batch_size"] = 15
     path = write_recipe(tmp_path / "recipe.yaml", **recipe)
-    answer = call_job(
-        "run", str(path), "--work-dir", str(tmp_path / "work"), "--set", "distributed.processes_per_node=2"
-    )
+    answer = call_job("run", str(path), "--work-dir", str(tmp_path / "work"), "--set", TWO)
     assert_refused(answer, 10, "training.global_batch_size", "15", "14")
     assert not (tmp_path / "store" / "runs").exists()

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from conftest import WriteTraining
 from safetensors.numpy import load_file
-from trainings import Trial
+from trainings import ONE, TWO, Trial
 
 MakeTrial = Callable[..., Trial]
 
-ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"
 DEEPSPEED, BF16, LOADERS = "distributed.engine=deepspeed", "training.precision=bf16", "data.num_workers=2"
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeModel, WriteTraining
+from conftest import WriteTraining
 from safetensors.numpy import load_file
-from trainings import Trial
+from trainings import ONE, TWO, Trial
 
 LORA = {"method": "lora", "r": 4, "dropout": 0.1}
 PARTIAL = {"method": "partial", "unfreeze": "last-1-layers"}
-ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"
 
 MakeTrial = Callable[..., Trial]
 
@@ -76,10 +76,9 @@ def test_a_killed_training_goes_on_to_the_same_bits(
 @pytest.mark.parametrize("attempts", [[[TWO], [ONE]], [zero(2), [ONE, *zero(2)[1:]]], [zero(3), zero(1)]])
 @pytest.mark.parametrize("tuning", [LORA | {"dropout": 0.0}, PARTIAL], ids=["LoRA", "partial"])
 def test_the_ranks_and_the_zero_stage_may_change(
-    make_trial: MakeTrial, make_model: MakeModel, tuning: dict[str, Any], attempts: list[list[str]]
+    make_trial: MakeTrial, still_model: Path, tuning: dict[str, Any], attempts: list[list[str]]
 ) -> None:
-    still = make_model("bert", max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model = f"model.id={still}"
+    model = f"model.id={still_model}"
     straight, moving = (make_trial(tuning, model, noise=False) for _ in range(2))
     assert straight.attempt(ONE) == 0, straight.reason
     assert moving.attempt(*attempts[0], accident="training_step:kill:5") in (78, 79)

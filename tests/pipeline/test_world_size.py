@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MakeModel, write_recipe
+from conftest import WriteTraining
 from safetensors.numpy import load_file
-from trainings import Trial
-
-ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"
+from trainings import ONE, TWO, Trial
 
 
 def zero(stage: int) -> list[str]:
@@ -21,22 +19,8 @@ def zero(stage: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory, reviews: Path, make_model: MakeModel) -> Path:
-    folder = tmp_path_factory.mktemp("world-size")
-    model = make_model("bert", max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return write_recipe(
-        folder / "recipe.yaml",
-        name="world-size",
-        task="text-classification",
-        model={"id": str(model)},
-        data={"source": str(reviews), "max_length": 48, "limit": 100},
-        training={
-            "num_train_epochs": 2, "global_batch_size": 16, "max_micro_batch_size": 4, "learning_rate": 1e-3,
-            "precision": "fp32", "seed": 3, "save_steps": 2, "logging_steps": 1,
-        },
-        baselines=[],
-        store={"uri": str(folder / "unused")},
-    )  # fmt: skip
+def path(write_training: WriteTraining, still_model: Path) -> Path:
+    return write_training({}, still_model)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from job.store.manifest import Manifest
 from job.store.transfer import download_files
 
 HERE = Path(__file__).parent
+ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"
 
 
 def run_trial_rank(run: Run) -> dict[str, Any]:
