@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+ACCIDENTAL_JOB = (sys.executable, str(Path(__file__).with_name("accidental_job.py")))
+"""`job` with the stages replaced that JOB_STAND_INS names."""
 
 MakeModel = Callable[..., Path]
 WriteTraining = Callable[..., Path]
@@ -31,12 +34,15 @@ class Answer:
         return dict(json.loads(self.stdout.strip().splitlines()[-1]))
 
 
-def call_job(*words: str, env: dict[str, str] | None = None, timeout_s: int = 900) -> Answer:
-    """Run `python -m job` as a process of its own."""
+def call_job(
+    *words: str,
+    env: dict[str, str] | None = None,
+    timeout_s: int = 900,
+    program: Sequence[str] = (sys.executable, "-m", "job"),
+) -> Answer:
+    """Run `job` as a process of its own."""
     environment = {"HF_HUB_OFFLINE": "1"} | dict(os.environ) | (env or {})
-    done = subprocess.run(
-        [sys.executable, "-m", "job", *words], capture_output=True, text=True, env=environment, timeout=timeout_s
-    )
+    done = subprocess.run([*program, *words], capture_output=True, text=True, env=environment, timeout=timeout_s)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

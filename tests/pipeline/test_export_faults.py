@@ -6,19 +6,14 @@ attempt goes on from it.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
 import pytest
-from conftest import Answer, assert_refused, call_job, write_recipe
+from conftest import ACCIDENTAL_JOB, Answer, assert_refused, call_job, write_recipe
 
 from job.store import open_store
-
-SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +47,9 @@ def run(place: Path, stand_in: str = "", *options: str, env: dict[str, str] | No
     """Go on with the run; `stand_in` is `stage=function of broken_exports`, nothing for the real stages."""
     stage, _, function = stand_in.partition("=")
     words = [word for option in (f"store.uri={place / 'store'}", *options) for word in ("--set", option)]
-    command = [sys.executable, SCRIPT, "run", str(place / "recipe.yaml"), "--run-id", "faulty", *words]
-    stand_ins = f"{stage}=broken_exports:{function}" if stand_in else "none=none"
-    done = subprocess.run(
-        [*command, "--work-dir", str(place / "work")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "JOB_STAND_INS": stand_ins} | (env or {}),
-        timeout=300,
-    )
-    return Answer(done.returncode, done.stdout, done.stderr)
+    words += ["--run-id", "faulty", "--work-dir", str(place / "work")]
+    env = {"JOB_STAND_INS": f"{stage}=broken_exports:{function}" if stand_in else "none=none"} | (env or {})
+    return call_job("run", str(place / "recipe.yaml"), *words, env=env, timeout_s=300, program=ACCIDENTAL_JOB)
 
 
 def list_released(place: Path) -> list[str]:

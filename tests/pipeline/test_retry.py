@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer, assert_refused, write_recipe
+from conftest import ACCIDENTAL_JOB, Answer, assert_refused, call_job, write_recipe
 from test_node_faults import OWN_MOUNTS
 
 from job.store import RunStore
-
-SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
 
 
 def run(tmp_path: Path, recipe: dict[str, Any], *before: str, **variables: str) -> Answer:
@@ -22,11 +17,10 @@ def run(tmp_path: Path, recipe: dict[str, Any], *before: str, **variables: str) 
     recipe["training"] |= {"max_steps": int(variables.pop("STEPS", "8")), "save_steps": 3}
     path, work = write_recipe(tmp_path / "recipe.yaml", **recipe), tmp_path / "work"
     work.mkdir(exist_ok=True)
-    options = [variables.pop("OPTION")] if "OPTION" in variables else []
-    command = [sys.executable, SCRIPT, "run", str(path), "--run-id", "retried", "--work-dir", str(work), *options]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "JOB_STAND_INS": "train=trainings:run_trial_rank"} | variables
-    done = subprocess.run([*before, *command], capture_output=True, text=True, env=environment, timeout=400)
-    return Answer(done.returncode, done.stdout, done.stderr)
+    words = ["run", str(path), "--run-id", "retried", "--work-dir", str(work)]
+    words += [variables.pop("OPTION")] if "OPTION" in variables else []
+    env = {"JOB_STAND_INS": "train=trainings:run_trial_rank"} | variables
+    return call_job(*words, env=env, timeout_s=400, program=(*before, *ACCIDENTAL_JOB))
 
 
 def read_attempts(recipe: dict[str, Any]) -> list[tuple[int, bool]]:

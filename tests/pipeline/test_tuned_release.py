@@ -5,9 +5,6 @@ On real MiniLM, few rows and steps: what is released is asked, not how good it i
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +14,12 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import Answer, assert_refused, call_job, write_recipe
+from conftest import ACCIDENTAL_JOB, Answer, assert_refused, call_job, write_recipe
 from safetensors.numpy import load_file
 from trainings import Trial
 
 from job.store import open_store
 
-SCRIPT = str(Path(__file__).with_name("accidental_job.py"))
 PREFIX = "bert."
 """What the head's model has before the names of MiniLM's own weights."""
 POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
@@ -150,15 +146,9 @@ def test_a_merge_that_loses_something_releases_nothing_and_the_training_is_kept(
     write: Write, function: str, words: str
 ) -> None:
     recipe = write(method="lora")
-    command = [sys.executable, SCRIPT, "run", str(recipe), "--run-id", "tuned"]
-    failed = subprocess.run(
-        [*command, "--work-dir", str(recipe.with_name("work"))],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "JOB_STAND_INS": f"merge=broken_merges:{function}"},
-        timeout=300,
-    )
-    answer = Answer(failed.returncode, failed.stdout, failed.stderr)
+    place = ("--run-id", "tuned", "--work-dir", str(recipe.with_name("work")))
+    env = {"JOB_STAND_INS": f"merge=broken_merges:{function}"}
+    answer = call_job("run", str(recipe), *place, env=env, timeout_s=300, program=ACCIDENTAL_JOB)
     assert_refused(answer, 15, words, "the checkpoint is kept")
     assert answer.result["release"] is None
     assert list(open_store(str(recipe.with_name("store"))).list("models/")) == []
