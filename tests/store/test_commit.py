@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from watched import WatchedStore
 
 from job.errors import (
     AccessDenied,
@@ -22,64 +23,18 @@ from job.errors import (
     Unreachable,
 )
 from job.recipe.schema import Store as Address
-from job.store import ModelPointer, RunStore, Store, latest_release, open_store, publish_release
+from job.store import ModelPointer, RunStore, latest_release, open_store, publish_release
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import fence, move_pointer, read_pointer
 from job.store.folder import FolderStore
 from job.store.held import HeldFile
 from job.store.manifest import list_files
-from job.store.objects import Blob, ObjectInfo, PreconditionFailed
+from job.store.objects import Blob, PreconditionFailed
 from job.store.records import seal
 from job.store.release import read_release_manifest
 from job.store.restore import fetch_checkpoint, list_older, name_manifest
 
-Hook = Callable[[str, str], None]
-
 ATTEMPT = {"epoch": 1, "nonce": "0123456789abcdef", "keep": 2, "peer_timeout_s": 60.0}
-
-
-class WatchedStore:
-    """A store that calls `before` each change with (method, key) and `after` it, and otherwise is the one inside."""
-
-    def __init__(self, inside: Store, before: Hook = lambda *_: None, after: Hook = lambda *_: None) -> None:
-        self._inside, self.uri = inside, inside.uri
-        self._before, self._after = before, after
-        self._lock = threading.Lock()
-
-    def read(self, key: str) -> Blob | None:
-        return self._inside.read(key)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._inside.list(prefix)
-
-    def list_folders(self, prefix: str) -> Iterator[str]:
-        return self._inside.list_folders(prefix)
-
-    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
-        self._inside.download(key, path, size=size)
-
-    def sweep(self) -> int:
-        return self._inside.sweep()
-
-    def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
-        with self._lock:
-            self._before("write", key)
-            etag = self._inside.write(key, data, if_absent=if_absent, if_match=if_match)
-            self._after("write", key)
-            return etag
-
-    def upload(self, path: Path | HeldFile, key: str) -> None:
-        with self._lock:
-            self._before("upload", key)
-            self._inside.upload(path, key)
-            self._after("upload", key)
-
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            with self._lock:
-                self._before("delete", key)
-                self._inside.delete([key])
-                self._after("delete", key)
 
 
 @pytest.fixture

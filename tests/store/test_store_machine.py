@@ -6,20 +6,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from watched import WatchedStore
 
 from job.errors import Fenced, NoValidCheckpoint
 from job.store import RunStore, Store
 from job.store.checkpoints import CheckpointWriter
 from job.store.commit import fence
-from job.store.objects import Blob, ObjectInfo
 from job.store.records import Record
 from job.store.restore import list_older, read_manifest, restore_newest
 
@@ -30,48 +28,18 @@ class Died(BaseException):
     """The process is gone: nothing in the code under test may catch it."""
 
 
-class MortalStore:
-    """A folder store that dies before its n-th change, if told so."""
+class MortalStore(WatchedStore):
+    """A store that dies before its n-th change, if told so."""
 
     def __init__(self, inside: Store) -> None:
-        self._inside, self.uri = inside, inside.uri
+        super().__init__(inside, before=self._live)
         self.left: int | None = None
-        self._lock = threading.Lock()
 
-    def _live(self) -> None:
-        with self._lock:
-            if self.left == 0:
-                raise Died
-            if self.left is not None:
-                self.left -= 1
-
-    def read(self, key: str) -> Blob | None:
-        return self._inside.read(key)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._inside.list(prefix)
-
-    def list_folders(self, prefix: str) -> Iterator[str]:
-        return self._inside.list_folders(prefix)
-
-    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
-        self._inside.download(key, path, size=size)
-
-    def sweep(self) -> int:
-        return self._inside.sweep()
-
-    def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
-        self._live()
-        return self._inside.write(key, data, if_absent=if_absent, if_match=if_match)
-
-    def upload(self, path: Path, key: str) -> None:
-        self._live()
-        self._inside.upload(path, key)
-
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._live()
-            self._inside.delete([key])
+    def _live(self, method: str, key: str) -> None:
+        if self.left == 0:
+            raise Died
+        if self.left is not None:
+            self.left -= 1
 
 
 class StoreMachine(RuleBasedStateMachine):
