@@ -70,47 +70,30 @@ class TaskKeys:
     """
 
     columns: tuple[tuple[Column, ...], ...]
-    baselines: tuple[str, ...]
-    offered: tuple[str, ...]
-    targets: tuple[Target, ...]
-    min_agreement: float
+    baselines: tuple[str, ...] = ("majority", "untrained")
+    offered: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ("portable", "avx512_vnni")
+    min_agreement: float = 0.95
 
 
-TASK_KEYS: dict[str, TaskKeys] = {
-    "text-classification": TaskKeys(
-        (("text", "label"), ("text", "text_pair", "label")),
-        ("majority", "untrained"),
-        ("zero-shot", "one-shot", "few-shot", "linear-probe"),
-        ("portable", "avx512_vnni"),
-        0.95,
-    ),
+_OF_TEXTS: tuple[tuple[Column, ...], ...] = (("text", "label"), ("text", "text_pair", "label"))
+
+TASK_KEYS = {
+    "text-classification": TaskKeys(_OF_TEXTS, offered=("zero-shot", "one-shot", "few-shot", "linear-probe")),
     # a row agrees only where none of its labels changes
-    "text-classification:multi_label_classification": TaskKeys(
-        (("text", "label"), ("text", "text_pair", "label")),
-        ("majority", "untrained"),
-        (),
-        ("portable", "avx512_vnni"),
-        0.9,
-    ),
-    "text-classification:regression": TaskKeys(
-        (("text", "label"), ("text", "text_pair", "label")),
-        ("mean", "untrained"),
-        (),
-        ("portable", "avx512_vnni"),
-        0.95,
-    ),
-    "token-classification": TaskKeys(
-        (("tokens", "tags"),), ("majority", "untrained"), (), ("portable", "avx512_vnni"), 0.95
-    ),
-    "question-answering": TaskKeys(
-        (("question", "context", "answers"),), ("untrained",), (), ("portable", "avx512_vnni"), 0.9
-    ),
-    "masked-lm": TaskKeys((("text",),), ("untrained",), (), ("portable", "avx512_vnni"), 0.9),
+    "text-classification:multi_label_classification": TaskKeys(_OF_TEXTS, min_agreement=0.9),
+    "text-classification:regression": TaskKeys(_OF_TEXTS, ("mean", "untrained")),
+    "token-classification": TaskKeys((("tokens", "tags"),)),
+    "question-answering": TaskKeys((("question", "context", "answers"),), ("untrained",), min_agreement=0.9),
+    "masked-lm": TaskKeys((("text",),), ("untrained",), min_agreement=0.9),
     # the next token is often a close call: where 19 of 20 labels must not change, 9 of 10 tokens must not
     "causal-lm": TaskKeys(
-        (("text",), ("prompt", "completion"), ("messages",)), ("untrained",), (), ("portable", "int4"), 0.9
+        (("text",), ("prompt", "completion"), ("messages",)),
+        ("untrained",),
+        targets=("portable", "int4"),
+        min_agreement=0.9,
     ),
-    "seq2seq-lm": TaskKeys((("source", "target"),), ("untrained",), (), ("portable",), 0.9),
+    "seq2seq-lm": TaskKeys((("source", "target"),), ("untrained",), targets=("portable",), min_agreement=0.9),
 }
 
 
