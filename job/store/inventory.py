@@ -212,8 +212,8 @@ def _describe_attempts(store: Store) -> Iterator[list[str]]:
 
 
 def _list_epochs(store: Store) -> list[int]:
-    keys = [item.key for item in store.list("attempts/")]
-    return sorted(int(key[9:-5]) for key in keys if key[9:-5].isdecimal() and key.endswith(".json"))
+    names = (item.key.removeprefix("attempts/") for item in store.list("attempts/"))
+    return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name))
 
 
 def _describe_checkpoints(store: Store) -> list[list[str]]:

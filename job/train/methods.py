@@ -189,7 +189,8 @@ def find_depths(model: Any) -> dict[str, int]:
 
     What is in none of these (embeddings, and what all layers share) is behind the first layer.
     """
-    anatomy, count = Anatomy.of(model), len(Anatomy.of(model).layers)
+    anatomy = Anatomy.of(model)
+    count = len(anatomy.layers)
     depths = {f"{layer}.": count - index for index, layer in enumerate(anatomy.layers)}
     depths |= {f"{part}.": 0 for part in (*anatomy.head, *anatomy.behind)}
     return {
