@@ -12,7 +12,6 @@ import resource
 import shutil
 import time
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,22 +110,16 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     model, new_weights = load_model(run.base_model, task, data["labels"], training.seed)
     init_sharded_weights(model, new_weights, training.seed)
     apply_method(model, recipe.tuning, training.seed)
-    tables = TrainingData(
-        TokenTable.open(run.tokens("train")),
-        TokenTable.open(run.tokens("validation")),
-        data["pad_id"],
-        data["max_length"],
-        shape,
-    )
+    train, validation = (TokenTable.open(run.tokens(split)) for split in ("train", "validation"))
+    weights = None
     if training.class_weights is not None:
-        weights = weigh_labels(training.class_weights, data["labels"], np.asarray(tables.train.labels))
-        tables = replace(tables, class_weights=weights)
+        weights = weigh_labels(training.class_weights, data["labels"], np.asarray(train.labels))
     # rows of like length are hardly padded: encoders were as fast on an H200 as with rows end to end, or faster
     asked = "padded" if training.attention == "auto" and training.group_by_length else training.attention
     if asked != "padded" and not is_deepspeed_zero3_enabled():
         model.to(args.device)  # as Trainer or DeepSpeed does later: the answers of its kernels are compared
-    flat = choose_attention(asked, precision, model, task, tables.train)
-    tables = replace(tables, flat=flat)
+    flat = choose_attention(asked, precision, model, task, train)
+    tables = TrainingData(train, validation, data["pad_id"], data["max_length"], shape, weights, flat)
     if training.packing and not flat:
         check_packing(model, tables.train, tables.pad_id)
     if task.standardizes:
