@@ -8,75 +8,21 @@ from pathlib import Path
 from typing import Any
 
 FIRST = [
-    "Ada",
-    "Boris",
-    "Carla",
-    "Dmitri",
-    "Elena",
-    "Farid",
-    "Grete",
-    "Hugo",
-    "Ines",
-    "Jamal",
-    "Karin",
-    "Liam",
-    "Mona",
-    "Nils",
-    "Olga",
-    "Pavel",
-    "Rosa",
-    "Sven",
-]
+    "Ada", "Boris", "Carla", "Dmitri", "Elena", "Farid", "Grete", "Hugo", "Ines", "Jamal", "Karin", "Liam", "Mona",
+    "Nils", "Olga", "Pavel", "Rosa", "Sven",
+]  # fmt: skip
 LAST = [
-    "Meyer",
-    "Okafor",
-    "Tanaka",
-    "Silva",
-    "Novak",
-    "Larsen",
-    "Haddad",
-    "Moreau",
-    "Rossi",
-    "Kim",
-    "Patel",
-    "Weber",
-    "Costa",
-    "Berg",
-    "Ortiz",
-    "Dubois",
-]
+    "Meyer", "Okafor", "Tanaka", "Silva", "Novak", "Larsen", "Haddad", "Moreau", "Rossi", "Kim", "Patel", "Weber",
+    "Costa", "Berg", "Ortiz", "Dubois",
+]  # fmt: skip
 PLACES = [
-    "Paris",
-    "Lisbon",
-    "New Delhi",
-    "Cape Town",
-    "Oslo",
-    "San Jose",
-    "Cairo",
-    "Lima",
-    "Hong Kong",
-    "Prague",
-    "Boston",
-    "Quebec",
-    "Kyoto",
-    "Accra",
-]
+    "Paris", "Lisbon", "New Delhi", "Cape Town", "Oslo", "San Jose", "Cairo", "Lima", "Hong Kong", "Prague", "Boston",
+    "Quebec", "Kyoto", "Accra",
+]  # fmt: skip
 THINGS = [
-    "violin",
-    "lamp",
-    "ladder",
-    "kettle",
-    "camera",
-    "carpet",
-    "helmet",
-    "mirror",
-    "basket",
-    "candle",
-    "hammer",
-    "wallet",
-    "guitar",
-    "teapot",
-]
+    "violin", "lamp", "ladder", "kettle", "camera", "carpet", "helmet", "mirror", "basket", "candle", "hammer",
+    "wallet", "guitar", "teapot",
+]  # fmt: skip
 VERBS = ["hides", "keeps", "left", "found", "lost", "bought"]
 FRAMES = ("{p} flew from {l} to {l} yesterday .", "In {l} , {p} met {p} again .", "The mayor of {l} thanked {p} .",
           "{p} bought a {t} .", "Nobody in {l} knows why the {t} broke .", "{p} and {p} live near {l} .")  # fmt: skip
