@@ -17,21 +17,6 @@ from job.launch.topology import Place, Topology, find_place, find_topology
 from job.launch.verdict import Verdict, decide, judge_error
 
 __all__ = [
-    "ALONE",
-    "Guest",
-    "Host",
-    "Limits",
-    "Peers",
-    "Place",
-    "StopRequest",
-    "Supervisor",
-    "Topology",
-    "Verdict",
-    "decide",
-    "find_free_port",
-    "find_interface",
-    "find_place",
-    "find_topology",
-    "judge_error",
-    "set_up_logging",
-]
+    "ALONE", "Guest", "Host", "Limits", "Peers", "Place", "StopRequest", "Supervisor", "Topology", "Verdict", "decide",
+    "find_free_port", "find_interface", "find_place", "find_topology", "judge_error", "set_up_logging",
+]  # fmt: skip

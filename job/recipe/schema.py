@@ -33,20 +33,9 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 """What the label of a text is, in the words of transformers' `problem_type`."""
 
 Column = Literal[
-    "text",
-    "text_pair",
-    "label",
-    "tokens",
-    "tags",
-    "question",
-    "context",
-    "answers",
-    "prompt",
-    "completion",
-    "messages",
-    "source",
-    "target",
-]
+    "text", "text_pair", "label", "tokens", "tags", "question", "context", "answers", "prompt", "completion",
+    "messages", "source", "target",
+]  # fmt: skip
 Target = Literal["portable", "avx512_vnni", "avx2", "arm64", "int4"]
 
 DEFINES_TRAINING = ("task", "model", "data", "tuning", "training")

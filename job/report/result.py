@@ -27,20 +27,10 @@ def assemble_result(run_id: str, records: dict[str, dict[str, Any]]) -> dict[str
             }
     if trained := records.get("train"):
         keys = (
-            "steps",
-            "model_step",
-            "stopped_by",
-            "samples_per_second",
-            "tokens_per_second",
-            "resumed_from",
-            "world_size",
-            "precision",
-            "attention",
-            "seconds",
-            "trainable_parameters",
-            "checkpoint_bytes",
+            "steps", "model_step", "stopped_by", "samples_per_second", "tokens_per_second", "resumed_from",
+            "world_size", "precision", "attention", "seconds", "trainable_parameters", "checkpoint_bytes",
             "peak_memory_bytes",
-        )
+        )  # fmt: skip
         result["train"] = {key: trained.get(key) for key in keys}  # a stage may be of an older version
     return result
 

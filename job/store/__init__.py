@@ -24,15 +24,6 @@ from job.store.release import latest_release, publish_release
 from job.store.runs import RunStore
 
 __all__ = [
-    "Attempt",
-    "Manifest",
-    "ManifestEntry",
-    "ModelPointer",
-    "Pruner",
-    "RunStore",
-    "SharedFolders",
-    "Store",
-    "latest_release",
-    "open_store",
-    "publish_release",
-]
+    "Attempt", "Manifest", "ManifestEntry", "ModelPointer", "Pruner", "RunStore", "SharedFolders", "Store",
+    "latest_release", "open_store", "publish_release",
+]  # fmt: skip
