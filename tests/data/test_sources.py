@@ -56,7 +56,7 @@ def test_objects_that_changed_or_went_are_seen_and_sources_are_not_mixed(tmp_pat
     assert texts("x/y") == ["changed"]
 
 
-def test_the_hash_of_a_tokenizer_does_not_depend_on_its_use(assets: Path, tmp_path: Path) -> None:
+def test_the_hash_of_a_tokenizer_does_not_depend_on_its_use(assets: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(assets / "minilm-l6")

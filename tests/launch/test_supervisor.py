@@ -176,7 +176,7 @@ def wait_until_gone(pid: int) -> None:
     pytest.fail(f"process {pid} is still there")
 
 
-def test_a_killed_supervisor_takes_its_processes_with_it(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_supervisor_takes_its_processes_with_it(folder: Path) -> None:
     program = (
         "from pathlib import Path; from job.launch import Limits, StopRequest, Supervisor\n"
         f"Supervisor(StopRequest(), Limits(5, 60, 60)).run('stage_for_tests:one_refuses', Path({str(folder)!r}))"

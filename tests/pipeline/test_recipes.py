@@ -30,7 +30,7 @@ def list_texts(assets: Path) -> list[str]:
         return list(dict.fromkeys(row["text"] for row in csv.DictReader(file)))
 
 
-def make_rows(name: str, recipe: Recipe, texts: Iterator[str], rng: random.Random) -> dict[str, Any]:
+def make_rows(recipe: Recipe, texts: Iterator[str], rng: random.Random) -> dict[str, Any]:
     """Return one row with the columns of a recipe, in the form that its data set on the Hub has."""
     columns = recipe.data.columns
     if recipe.task == "token-classification":
@@ -55,7 +55,7 @@ def write_data(name: str, recipe: Recipe, folder: Path, texts: list[str]) -> Pat
     splits = {recipe.data.train: 400, recipe.data.validation: 60, recipe.data.test: 160}
     for split, count in splits.items():
         if isinstance(split, str):
-            rows = [make_rows(name, recipe, source, rng) for _ in range(count)]
+            rows = [make_rows(recipe, source, rng) for _ in range(count)]
             (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -146,9 +146,7 @@ def read_quantized(answer: Answer) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_dynamic_int8_is_a_way_for_encoder_and_decoder_too(
-    translated: Answer, language: tuple[Path, list[str]], tmp_path: Path
-) -> None:
+def test_dynamic_int8_is_a_way_for_encoder_and_decoder_too(language: tuple[Path, list[str]], tmp_path: Path) -> None:
     int8 = {"mode": "dynamic", "targets": ["portable", "avx512_vnni"], "gate": "report_only"}
     answer = run("t5", language, tmp_path, export={"latency": True, "int8": int8})
     assert answer.code == 0, answer.stderr

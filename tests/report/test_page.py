@@ -75,7 +75,7 @@ def test_hostile_labels_and_texts_are_shown_as_text(tmp_path: Path) -> None:
     assert all(quote.get("dir") == "auto" for quote in root.iter("blockquote"))
 
 
-def test_two_labels_have_a_matrix_and_a_hundred_their_most_confused_pairs(tmp_path: Path) -> None:
+def test_two_labels_have_a_matrix_and_a_hundred_their_most_confused_pairs() -> None:
     for labels, title in ((LABELS["two"], "Confusion"), (MANY, "Most confused labels")):
         numbers = make_numbers(labels)
         plot = draw_plots(numbers)["confusion"]

@@ -276,7 +276,7 @@ def test_a_run_of_which_one_object_could_not_be_deleted_is_found_the_next_time(s
     assert (shop.list("models/tiny/"), shop.list("runs/")) == ({versions[1]}, {"tiny-2"})
 
 
-def test_only_a_model_is_pruned(shop: Shop, tmp_path: Path) -> None:
+def test_only_a_model_is_pruned(shop: Shop) -> None:
     for uri in (f"{shop.uri}/runs/tiny", shop.uri, f"{shop.uri}/models/tiny/version"):
         with pytest.raises(NotFound, match=r"name …/models/<name>"):
             Pruner(uri).plan(1)

@@ -73,7 +73,7 @@ def test_a_release_aborts_what_its_own_run_left_half_uploaded_and_nothing_else(s
 
 
 def test_an_object_that_is_no_record_is_refused_before_it_fills_the_memory(
-    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("job.store.objects.MAX_READ_BYTES", 4 << 20)
     store = open_store(store_uri)

@@ -162,7 +162,7 @@ def test_the_best_span_is_the_best_of_all_spans(data: st.DataObject) -> None:
         assert answer[3] == pytest.approx(sorted(every)[-2], abs=1e-5)
 
 
-def test_the_loss_knows_neither_padding_nor_question(tokenizer: Any) -> None:
+def test_the_loss_knows_neither_padding_nor_question() -> None:
     torch.manual_seed(0)
     logits, label = torch.randn(1, 12, 2), torch.tensor([Window(4, 10, 5, 7).pack()])
     longer = torch.cat([logits, torch.full((1, 30, 2), 9.0)], dim=1)

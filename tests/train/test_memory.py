@@ -32,7 +32,7 @@ def test_two_layers_tell_what_all_keep(kind: str, task: str, tmp_path: Path) -> 
     assert measure_activations(tmp_path, get_task(task), 24, checkpointing=True) < 0.6 * found
 
 
-def test_a_longer_row_keeps_more_and_the_device_has_a_name(tmp_path: Path, assets: Path) -> None:
+def test_a_longer_row_keeps_more_and_the_device_has_a_name(assets: Path) -> None:
     task, model = get_task("text-classification"), assets / "minilm-l6"
     short, long = (measure_activations(model, task, tokens, checkpointing=False) for tokens in (32, 128))
     assert 3.5 * short < long < 8 * short
