@@ -25,9 +25,8 @@ def write_on(run: Run, model: Any) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     tokenizer, data = AutoTokenizer.from_pretrained(run.tokenizer), run.read("data.json")
-    length = max(
-        min(MAX_NEW_TOKENS, data["max_length"] // 2), 1
-    )  # prompts have the other half of what fits for certain
+    # prompts have the other half of what fits for certain
+    length = max(min(MAX_NEW_TOKENS, data["max_length"] // 2), 1)
     task, greedy, rows = get_task(run.recipe.kind), configure_greedy(data["generation"], length), []
     for prompt in run.read("sample.json")["prompts"]:
         ids, leads = write_greedily(model.eval(), tokenizer, task, prompt, greedy)

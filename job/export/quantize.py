@@ -95,9 +95,8 @@ class Judge:
     def try_out(self, model: Path) -> dict[str, Any]:
         """Return `compare` on validation rows, for a decoder that looks good also how it answers token by token."""
         quality = self.compare(model, "validation")
-        return quality | (
-            self._decode(model, "validation") if looks_good(quality, self._run.recipe.export.int8) else {}
-        )
+        promising = looks_good(quality, self._run.recipe.export.int8)
+        return quality | (self._decode(model, "validation") if promising else {})
 
     def judge(self, model: Path) -> dict[str, Any]:
         """Return `compare` on test rows, of a decoder also how it answers token by token."""

@@ -20,9 +20,9 @@ class Html(str):
 
 def escape(value: object) -> Html:
     """Return `value` as markup: as it is where it is `Html`, else with what has a meaning in markup taken from it."""
-    return (
-        value if isinstance(value, Html) else Html(html.escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(value))))
-    )
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(value))))
 
 
 def element(tag: str, *content: object, **attributes: object) -> Html:
@@ -62,13 +62,8 @@ def shorten(text: str, columns: int) -> str:
     text = " ".join(text.split())
     width = 0
     for place, letter in enumerate(text):
-        width += (
-            0
-            if unicodedata.category(letter) in ("Mn", "Me", "Cf")
-            else 2
-            if unicodedata.east_asian_width(letter) in "WF"
-            else 1
-        )
+        if unicodedata.category(letter) not in ("Mn", "Me", "Cf"):
+            width += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         if width > columns:
             return f"{text[: max(place - 1, 1)]}…"
     return text
