@@ -82,6 +82,11 @@ def draw_axes(x: Axis, y: Axis, x_name: str, y_name: str) -> Html:
     return Html("".join(parts))
 
 
+def draw_upright(x: float, y1: float, y2: float, kind: str, *content: object) -> Html:
+    """Return a line from one height to another; `kind` is its class in `style.py`."""
+    return element("line", *content, x1=x, x2=x, y1=y1, y2=y2, class_=kind)
+
+
 def draw_frame(name: str, *parts: object, height: float = HEIGHT, width: float = WIDTH) -> Html:
     """Return an SVG picture whose name a screen reader says."""
     box = f"0 0 {width:g} {height:g}"

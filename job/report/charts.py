@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_axes, draw_frame
+from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_axes, draw_frame, draw_upright
 from job.report.markup import Html, element
 from job.tasks.intervals import wilson_interval
 
@@ -35,33 +35,14 @@ def draw_curves(name: str, series: Sequence[Series], steps: int, marks: Sequence
     x = Axis.between(0, max(steps, 1), LEFT, RIGHT)
     y = Axis.across((value for each in series for _, value in each.points), BOTTOM, TOP)
     parts = [draw_axes(x, y, "step", "" if len(series) > 1 else series[0].name)]
-    parts += [
-        element(
-            "line",
-            element("title", f"resumed from step {step:g}"),
-            x1=x.place(step),
-            x2=x.place(step),
-            y1=TOP,
-            y2=BOTTOM,
-            class_="mark",
-        )
-        for step in marks
-    ]
+    for step in marks:
+        parts.append(draw_upright(x.place(step), TOP, BOTTOM, "mark", element("title", f"resumed from step {step:g}")))
     for each in series:
         path = " ".join(f"{x.place(step)},{y.place(value)}" for step, value in each.points)
         parts.append(element("polyline", points=path, class_=f"line-{each.colour}"))
-        if len(each.points) <= 40:
-            parts += [
-                element(
-                    "circle",
-                    element("title", f"step {step:g}: {value:.5g}"),
-                    cx=x.place(step),
-                    cy=y.place(value),
-                    r=2.5,
-                    class_=f"fill-{each.colour}",
-                )
-                for step, value in each.points
-            ]
+        for step, value in each.points if len(each.points) <= 40 else ():
+            tip, colour = element("title", f"step {step:g}: {value:.5g}"), f"fill-{each.colour}"
+            parts.append(element("circle", tip, cx=x.place(step), cy=y.place(value), r=2.5, class_=colour))
     return draw_frame(name, *parts, _draw_legend(series) if len(series) > 1 else "")
 
 
@@ -94,19 +75,10 @@ def draw_lengths(name: str, lengths: dict[str, Any]) -> Html:
     for number, count in enumerate(counts):
         left, right = x.place(number * width), x.place((number + 1) * width)
         tip = element("title", f"{number * width + 1} to {(number + 1) * width} tokens: {count} rows")
-        parts.append(
-            element(
-                "rect",
-                tip,
-                x=left + 0.5,
-                y=y.place(count),
-                width=max(round(right - left - 1, 1), 0.5),
-                height=round(BOTTOM - y.place(count), 1),
-                class_="fill-a",
-            )
-        )
+        size = {"width": max(round(right - left - 1, 1), 0.5), "height": round(BOTTOM - y.place(count), 1)}
+        parts.append(element("rect", tip, x=left + 0.5, y=y.place(count), **size, class_="fill-a"))
     if lengths["cut"]:
-        parts.append(element("line", x1=RIGHT, x2=RIGHT, y1=TOP, y2=BOTTOM, class_="mark"))
+        parts.append(draw_upright(RIGHT, TOP, BOTTOM, "mark"))
     return draw_frame(name, *parts)
 
 
@@ -121,7 +93,7 @@ def draw_reliability(name: str, calibration: dict[str, Any]) -> Html:
         low, high = wilson_interval(each["accuracy"], each["n"])
         place, radius = x.place(each["confidence"]), round(2.5 + 5 * math.sqrt(each["n"] / calibration["n"]), 1)
         tip = f"{each['n']} rows, confidence {each['confidence']:.3f}, right {each['accuracy']:.3f}"
-        parts.append(element("line", x1=place, x2=place, y1=y.place(low), y2=y.place(high), class_="line-a"))
+        parts.append(draw_upright(place, y.place(low), y.place(high), "line-a"))
         parts.append(
             element("circle", element("title", tip), cx=place, cy=y.place(each["accuracy"]), r=radius, class_="fill-a")
         )

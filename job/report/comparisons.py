@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from job.report.axes import Axis, draw_frame, format_tick
+from job.report.axes import Axis, draw_frame, draw_upright, format_tick
 from job.report.markup import Html, element, shorten
 
 _LEFT, _RIGHT, _ROW = 122, 346, 26
@@ -30,7 +30,7 @@ def draw_intervals(name: str, rows: Sequence[Bar], axis_name: str) -> Html:
     x, bottom = Axis.across(ends, _LEFT + 6, _RIGHT - 10, ticks=4), 12 + _ROW * len(rows)
     parts: list[object] = []
     for tick in x.ticks:
-        parts.append(element("line", x1=x.place(tick), x2=x.place(tick), y1=6, y2=bottom, class_="rule"))
+        parts.append(draw_upright(x.place(tick), 6, bottom, "rule"))
         parts.append(element("text", format_tick(tick), x=x.place(tick), y=bottom + 16, text_anchor="middle"))
     for number, row in enumerate(rows):
         middle = 6 + _ROW * (number + 0.5)
@@ -38,10 +38,7 @@ def draw_intervals(name: str, rows: Sequence[Bar], axis_name: str) -> Html:
         if row.low is not None and row.high is not None:
             left, right = x.place(row.low), x.place(row.high)
             parts.append(element("line", x1=left, x2=right, y1=middle, y2=middle, class_=f"line-{row.colour}"))
-            parts += [
-                element("line", x1=end, x2=end, y1=middle - 4, y2=middle + 4, class_=f"line-{row.colour}")
-                for end in (left, right)
-            ]
+            parts += [draw_upright(end, middle - 4, middle + 4, f"line-{row.colour}") for end in (left, right)]
         tip = element("title", f"{row.name}: {row.text}")
         parts.append(element("circle", tip, cx=x.place(row.value), cy=middle, r=4, class_=f"fill-{row.colour}"))
     parts.append(element("text", axis_name, x=(x.start + x.end) / 2, y=bottom + 33, text_anchor="middle"))
@@ -102,30 +99,10 @@ def draw_confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[i
         middle_x, middle_y = left + cell * (number + 0.5), head + height * (number + 0.5)
         turned = {} if not turns else {"transform": f"rotate(-60 {middle_x:.1f} {head - 6})"}
         anchor = "start" if turned else "middle"
-        whole = element("title", label)
-        parts.append(
-            element(
-                "text",
-                whole,
-                shorten(label, 12),
-                x=round(middle_x, 1),
-                y=head - 6,
-                text_anchor=anchor,
-                class_="ink",
-                **turned,
-            )
-        )
-        parts.append(
-            element(
-                "text",
-                whole,
-                shorten(label, columns),
-                x=left - 6,
-                y=round(middle_y + 4, 1),
-                text_anchor="end",
-                class_="ink",
-            )
-        )
+        place = {"x": round(middle_x, 1), "y": head - 6, "text_anchor": anchor}
+        parts.append(element("text", element("title", label), shorten(label, 12), **place, class_="ink", **turned))
+        place = {"x": left - 6, "y": round(middle_y + 4, 1), "text_anchor": "end"}
+        parts.append(element("text", element("title", label), shorten(label, columns), **place, class_="ink"))
         parts += _draw_matrix_row(labels, counts, number, (left, head, cell, height))
     return draw_frame(name, *parts, height=head + height * len(labels) + 4)
 
