@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from job.errors import Interrupted, Unreachable
 from job.launch import ALONE, Limits, Peers, StopRequest, Supervisor
 from job.recipe import Run
 from job.recipe.schema import Launch
+from job.store.parallel import run_beside
 
 T = TypeVar("T")
 
@@ -86,15 +86,7 @@ class Node:
 
         `check` may raise meanwhile. What is given up ends with this process, which leaves without waiting for threads.
         """
-        done: Future[T] = Future()
-
-        def carry() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:  # crosses to the caller
-                done.set_exception(error)
-
-        threading.Thread(target=carry, name="transfer", daemon=True).start()
+        done = run_beside("transfer", work)
         while not wait([done], timeout=_POLL_S).done:
             self.check()
             check()

@@ -4,7 +4,7 @@ Enters: local files and small JSON records. Leaves: objects under a store URI, v
 them, and nothing half-written that a reader could mistake for whole. Files:
 `objects.py` the store protocol, keys and URIs · `s3.py` (boto3) and `folder.py` implement it ·
 `manifest.py` sizes and sha256 of a set of files, `held.py` one that may lie in memory · `transfer.py` parallel upload
-and verified download, `parallel.py` its threads · `background.py` upload beside the training · `hub.py` the
+and verified download, `parallel.py` threads · `background.py` upload beside the training · `hub.py` the
 Hugging Face Hub, read only · `server.py` the embedded S3 server.
 The commit protocol, whose order of calls stands in `commit.py` (fence and pointer): `probe.py` can
 the store do it · `lease.py` who owns a run · `attempt.py` an attempt from its lease to its end ·

@@ -1,13 +1,28 @@
-"""Doing the same to many things in threads, until one of them fails."""
+"""Doing something in a thread beside the caller, or the same to many things in several, until one of them fails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event, Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def run_beside(name: str, work: Callable[[], Result]) -> Future[Result]:
+    """Do `work` in a thread of this name, which does not keep the process from ending."""
+    done: Future[Result] = Future()
+
+    def carry() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # crosses to whoever asks for the result
+            done.set_exception(error)
+
+    Thread(target=carry, name=name, daemon=True).start()
+    return done
 
 
 def run_parallel(threads: int, work: Callable[[Item], object], items: Iterable[Item]) -> None:

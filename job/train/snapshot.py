@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
@@ -29,19 +29,19 @@ import torch
 
 from job.liveness import beat
 from job.store.held import HeldFile
+from job.store.parallel import run_beside
 
 log = logging.getLogger("job.train")
 
 Keep = Callable[[torch.Tensor], torch.Tensor]
 """Returns a copy on the CPU that the next step does not change."""
 
-T = TypeVar("T")
-
 _ALIGNED_BYTES = 64
 _WAIT_S = 0.5
 _LEAST_PATIENCE_S, _LONGEST_PATIENCE_S = 1.0, 20.0
 """Half of the time between two saves; after that, what is not uploaded yet leaves this memory."""
 _THREAD = "checkpoint"
+"""No process is forked while one of this name works."""
 _LIVING: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 _INHERITED: list[np.ndarray] = []
 """Where a forked process has no such memory, to give it back would take what has come to lie at its address."""
@@ -60,7 +60,7 @@ class Snapshot:
 
     def __init__(self, size: int) -> None:
         gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-        self._memory: Future[torch.Tensor] = _work_beside(lambda: _allocate(size, gpu))
+        self._memory: Future[torch.Tensor] = run_beside(_THREAD, lambda: _allocate(size, gpu))
         self._used, self._began, self._patience_s = 0, time.monotonic(), 0.0
         self._written: Future[Written] | None = None
 
@@ -71,7 +71,7 @@ class Snapshot:
         if self._written:
             _wait_alive(self._written)
             for file in self._written.result().held:
-                moved = _work_beside(file.move_to_disk)
+                moved = run_beside(_THREAD, file.move_to_disk)
                 _wait_alive(moved)
                 moved.result()
         _wait_alive(self._memory)
@@ -98,7 +98,7 @@ class Snapshot:
                 threading.Thread(target=_give_way, args=[file, patience_s], name="give-way", daemon=True).start()
             return Written(time.monotonic() - began, held)
 
-        self._written = _work_beside(write)
+        self._written = run_beside(_THREAD, write)
         return self._written
 
 
@@ -134,7 +134,7 @@ def _give_way(file: HeldFile, patience_s: float) -> None:
     try:
         if shutil.disk_usage(file.path.parent).free < 2 * file.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _work_beside(file.move_to_disk).result()
+        run_beside(_THREAD, file.move_to_disk).result()
     except OSError as error:
         log.warning("%s: %s; it stays in memory until it is uploaded", file.path, error.strerror)
 
@@ -142,20 +142,6 @@ def _give_way(file: HeldFile, patience_s: float) -> None:
 def _wait_alive(future: Future[Any]) -> None:
     while not wait([future], _WAIT_S).done:
         beat()
-
-
-def _work_beside(work: Callable[[], T]) -> Future[T]:
-    """Call `work` in a thread that does not keep the process from ending."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # crosses to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=_THREAD, daemon=True).start()
-    return future
 
 
 def _finish_before_fork() -> None:
