@@ -131,12 +131,8 @@ def _render_tiles(numbers: Numbers) -> Html:
     train = result["train"]
     minutes, seconds = divmod(round(train["seconds"]), 60)
     ranks = f"{train['world_size']} rank{'s' if train['world_size'] > 1 else ''}"
-    tiles.append(
-        (
-            f"{minutes}:{seconds:02}",
-            f"minutes {'in the last attempt' if train['resumed_from'] else 'of training'}, {train['steps']:,} steps",
-        )
-    )
+    when = "in the last attempt" if train["resumed_from"] else "of training"
+    tiles.append((f"{minutes}:{seconds:02}", f"minutes {when}, {train['steps']:,} steps"))
     tiles.append((f"{train['tokens_per_second']:,}", f"tokens per second on {ranks}, {train['precision']}"))
     return element(
         "div", *(element("div", element("b", n), element("small", w), class_="tile") for n, w in tiles), class_="tiles"
