@@ -104,10 +104,13 @@ def read_place(environment: Mapping[str, str], host_name: str) -> Place:
     place = place or Place(run_id=_name_slurm_run(environment))
     if not 0 <= place.node_rank < place.nodes:
         raise RecipeError(f"node {place.node_rank} of {place.nodes} nodes: {_JOB_NODES}")
+    if place.nodes > 1 and not place.host:  # a name that is never found would be waited for, again and again
+        raise RecipeError(f"node {place.node_rank} of {place.nodes} nodes is not told where node 0 is: {_NODE_0}")
     return place
 
 
 _JOB_NODES = "JOB_NODES must be the Job's number of completions (and its parallelism)"
+_NODE_0 = "PET_MASTER_ADDR (or PET_RDZV_ENDPOINT) must be its name or address; SLURM says it by SLURM_STEP_NODELIST"
 
 
 def _read_kubeflow(environment: Mapping[str, str]) -> Place | None:

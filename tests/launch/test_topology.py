@@ -124,6 +124,9 @@ def test_a_single_node_meets_nobody_at_whatever_port() -> None:
         (INDEXED_JOB | {"JOB_NODES": "many"}, POD, "JOB_NODES"),
         (INDEXED_JOB | {"JOB_NODES": "1"}, POD, "JOB_NODES"),
         (TRAIN_JOB | {"PET_NNODES": "1:4"}, POD, "PET_NNODES"),
+        (TRAIN_JOB | {"PET_MASTER_ADDR": ""}, POD, "PET_MASTER_ADDR"),
+        (PYTORCH_JOB | {"PET_RDZV_ENDPOINT": ":29400"}, POD, "PET_RDZV_ENDPOINT"),
+        (SLURM_STEP | {"SLURM_STEP_NODELIST": ""}, "node2", "SLURM_STEP_NODELIST"),
         (TRAIN_JOB | {"PET_MASTER_PORT": "65536"}, POD, "PET_MASTER_PORT: 65536 is no port"),
         (INDEXED_JOB | {"JOB_RENDEZVOUS_PORT": "0"}, POD, "JOB_RENDEZVOUS_PORT: 0 is no port"),
     ],
@@ -176,3 +179,4 @@ def test_whatever_stands_in_the_environment_a_place_or_a_refusal_comes_of_it(
     except RecipeError:
         return
     assert 0 <= place.node_rank < place.nodes
+    assert place.nodes == 1 or place.host
