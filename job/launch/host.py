@@ -187,9 +187,9 @@ class Host:
         rank: Any = hello.get("rank")
         misfit = self._find_misfit(hello)
         with self._lock:
-            known = self._guests.get(rank)
+            known = None if misfit else self._guests.get(rank)  # a stranger's may be no number, nor anything to look up
             if known and known.line.is_open:
-                misfit = misfit or PeerLost(f"there is a node {rank} already; two have the same number")
+                misfit = PeerLost(f"there is a node {rank} already; two have the same number")
             if not misfit and not self._verdict:
                 self._guests[rank] = _Caller(rank, line, own_address)
                 self._came.add(rank)
