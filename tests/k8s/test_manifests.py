@@ -235,6 +235,16 @@ def test_under_another_name_pods_still_find_each_other_and_are_another_run(
     assert subdomains == {f"{affixes.get('namePrefix', '')}finetune{affixes.get('nameSuffix', '')}"}
 
 
+@pytest.mark.parametrize("affixes", [{}, {"namePrefix": "team-a-"}, {"nameSuffix": "-v2"}])
+def test_the_server_inside_the_cluster_is_found_under_another_name(affixes: dict[str, str], folder: Path) -> None:
+    rendered = render(folder, "dev-cpu", ["s3-secret"], **affixes)
+    servers = {f"http://{each['metadata']['name']}:8333" for each in rendered.of_kind("Service")}
+    for kind, spec in rendered.job_specs():
+        told = variables(spec["template"])
+        address = told["AWS_ENDPOINT_URL_S3"].replace("$(S3_SERVICE)", told.get("S3_SERVICE", ""))  # as the kubelet
+        assert address in servers, kind
+
+
 def test_the_names_of_a_cronjobs_pods_fit_into_a_host_name(folder: Path) -> None:
     """A CronJob's Job adds 11 characters, the name of the pod of node 999 four more; a label of DNS has 63."""
     rendered = render(folder, "nightly", namePrefix="p" * (45 - len("finetune")))
