@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,37 @@ def test_kueue_finds_its_queue_on_what_it_admits_and_nobody_suspends(folder: Pat
                 assert "suspend" not in about["spec"]
     assert set(queues.values()) == {"finetune"}, queues
     assert len(queues) == 3 * 2 + 3
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "protocol", "allowed"),
+    [
+        ("10.96.0.10", 53, "UDP", True),
+        ("10.96.0.10", 53, "TCP", True),  # an answer that is too long for UDP
+        ("10.128.0.4", 5353, "UDP", True),  # the name servers of OpenShift, whose Service says 53
+        ("10.128.0.4", 5353, "TCP", True),
+        ("52.216.1.1", 443, "TCP", True),  # S3, STS for IRSA, the Hub
+        ("169.254.170.23", 80, "TCP", True),  # keys by EKS Pod Identity
+        ("fd00:ec2::23", 80, "TCP", True),
+        ("169.254.169.254", 80, "TCP", False),  # the keys of the node itself
+        ("52.216.1.1", 80, "TCP", False),
+        ("10.96.0.1", 6443, "TCP", False),
+    ],
+)
+def test_pods_behind_the_network_policy_reach_what_they_need_and_no_more(
+    address: str, port: int, protocol: str, allowed: bool, folder: Path
+) -> None:
+    """https://kubernetes.io/docs/concepts/services-networking/network-policies/; none of these is a pod of the run."""
+    (policy,) = render(folder, "single-gpu", ["network-policy", "irsa"]).of_kind("NetworkPolicy")
+
+    def allows(rule: Manifest) -> bool:
+        blocks = [ip_network(peer["ipBlock"]["cidr"]) for peer in rule.get("to", []) if "ipBlock" in peer]
+        ports = [(each["protocol"], each["port"]) for each in rule.get("ports", [])]
+        reached = "to" not in rule or any(ip_address(address) in block for block in blocks)
+        return reached and (not ports or (protocol, port) in ports)
+
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert any(allows(rule) for rule in policy["spec"]["egress"]) == allowed
 
 
 def test_a_changed_recipe_has_another_name_so_that_a_running_pod_keeps_its_own(folder: Path) -> None:
