@@ -12,7 +12,7 @@ from typing import Any
 
 from job import stages
 from job.launch import Place, StopRequest, Topology, find_topology
-from job.node import Node, provide_temporary_folder
+from job.node import Node, claim_work_folder, provide_temporary_folder
 from job.recipe import Recipe, Run
 from job.training import list_environments
 
@@ -53,6 +53,7 @@ class Opening:
         return self._topology.result()
 
     def _start_ranks(self) -> Topology:
+        claim_work_folder(self.run.work)
         provide_temporary_folder(self.run.work)
         self.run = run = self.run.lock_folder(self.place.node_rank)
         topology = find_topology(run.recipe.distributed, self.place)

@@ -1,0 +1,74 @@
+"""The work folder of a node that others use as well: SLURM's default lies below /tmp, on every node of a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from job.errors import SecurityRefused
+from job.node import claim_work_folder
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A folder such as /tmp."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+def test_nobody_else_reads_what_a_run_leaves_below_tmp(shared: Path) -> None:
+    claim_work_folder(shared / "work")
+    assert stat.S_IMODE((shared / "work").stat().st_mode) == 0o700
+    claim_work_folder(shared / "work")
+
+
+def test_elsewhere_the_umask_decides_as_always(tmp_path: Path) -> None:
+    claim_work_folder(tmp_path / "team" / "work")
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "team" / "work").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@needs_root
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_folder_that_somebody_else_has_laid_there_before_is_refused_on_every_node(shared: Path, rank: str) -> None:
+    work, recipe = shared / "work", shared / "recipe.yaml"
+    work.mkdir()
+    os.chown(work, NOBODY, NOBODY)
+    recipe.write_text(
+        f"name: x\ntask: text-classification\nmodel: {{id: m}}\ndata: {{source: d}}\nstore: {{uri: {shared}/s}}\n"
+    )
+    node = {"PET_NNODES": "2", "PET_NODE_RANK": rank, "PET_MASTER_ADDR": "127.0.0.1", "JOB_RUN_ID": "run-1"}
+    command = [sys.executable, "-m", "job", "run", str(recipe), "--work-dir", str(work)]
+    done = subprocess.run(command, env=os.environ | node, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 19, done.stderr
+    assert "belongs to somebody else" in done.stderr
+    if rank == "0":
+        assert json.loads(done.stdout.splitlines()[-1])["exit_code"] == 19
+
+
+@needs_root
+def test_a_link_laid_there_by_somebody_else_is_refused(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (shared / "work").symlink_to(tmp_path / "mine")
+    os.chown(shared / "work", NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(SecurityRefused):
+        claim_work_folder(shared / "work")
+
+
+@needs_root
+def test_a_volume_of_a_pod_may_belong_to_anybody(tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    os.chown(volume, NOBODY, NOBODY)
+    claim_work_folder(volume)
