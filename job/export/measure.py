@@ -18,6 +18,7 @@ import numpy as np
 from job.data import TokenTable
 from job.errors import GateFailed, ResourceExhausted, lacks_memory
 from job.liveness import die_with_parent
+from job.processor import limit_threads
 from job.recipe import Run
 from job.tasks import Task, get_task, join_outputs, list_parts
 
@@ -65,11 +66,11 @@ def call_process(module: str, words: list[str]) -> None:
 
 
 def open_session(path: Path, threads: int = 0) -> Any:
-    """Return an ONNX Runtime session on the processor; `threads` 0: one for each core."""
+    """Return an ONNX Runtime session on the processor; `threads` 0: one for each core, or as many as a quota allows."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.intra_op_num_threads, options.log_severity_level = threads or limit_threads(), 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -26,6 +26,7 @@ from job.launch.memory import MemoryWatch
 from job.launch.pulse import Pulse
 from job.launch.signals import StopRequest
 from job.launch.verdict import Verdict, decide
+from job.processor import limit_threads
 
 if TYPE_CHECKING:
     from job.recipe.schema import Launch  # to build its classes takes time that most verbs have not
@@ -283,6 +284,8 @@ def _start_process(
         "PYTHONSAFEPATH": "1",
     }
     variables = os.environ | environment | own
+    if threads := limit_threads():
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), _CHECKOUT]))
     stdin = subprocess.PIPE if ahead else subprocess.DEVNULL
     return subprocess.Popen(command, env=variables, start_new_session=True, stdin=stdin)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.errors import RecipeError, ResourceExhausted
+from job.processor import count_processors
 
 if TYPE_CHECKING:
     from job.recipe.schema import Distributed  # to build its classes takes time that most verbs have not
@@ -73,7 +74,7 @@ class Topology:
 
         `port` is one that is free on node 0, where rank 0 will listen.
         """
-        threads = max(len(os.sched_getaffinity(0)) // self.processes_per_node, 1)
+        threads = max(count_processors() // self.processes_per_node, 1)
         for local_rank in range(self.processes_per_node):
             variables = {
                 "RANK": self.place.node_rank * self.processes_per_node + local_rank,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnxruntime
 
 from job.errors import NoValidCheckpoint
+from job.processor import count_processors
 
 
 def count_threads(asked: int) -> int:
-    """Return `asked`, but for 0 and for more than that one thread for each processor that this process may use."""
-    processors = len(os.sched_getaffinity(0))
+    """Return `asked`, but for 0 and for more than that one thread for each processor that it can keep busy."""
+    processors = count_processors()
     return min(asked or processors, processors)
 
 
