@@ -139,6 +139,14 @@ def test_slurm_warns_early_enough_for_the_grace_of_a_recipe() -> None:
     assert signal_s >= grace_s + 60, "SLURM may be 60 s late"
 
 
+def test_whoever_copies_an_example_that_asks_for_gpus_gets_processors_for_them() -> None:
+    """Of --ntasks-per-node=1 SLURM makes one processor a node, whatever the number of GPUs (sbatch(1), -c)."""
+    text = (ROOT / "README.md").read_text() + SCRIPT.read_text()
+    examples = [line for line in text.splitlines() if re.search(r"\bsbatch .*--gpus-per-node", line)]
+    assert len(examples) == 4
+    assert [line for line in examples if "--cpus-per-task=" not in line] == []
+
+
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
 def test_in_a_container_it_is_the_same_command(runtime: str, tmp_path: Path) -> None:
     _, argv, seen, _ = run_script(
