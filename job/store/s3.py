@@ -88,6 +88,10 @@ _AGAIN = {
 }  # fmt: skip
 _TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png", ".json": "application/json"}
 """What a browser must know to show an object instead of saving it."""
+_PROOFS = {
+    "PutObject": "ETag", "UploadPart": "ETag", "CreateMultipartUpload": "UploadId", "CompleteMultipartUpload": "ETag",
+}  # fmt: skip
+"""What each step of an upload answers where it was done."""
 _NO_BULK_DELETE = (400, 405, 501)
 """How servers answer that lack the call, or that want the MD5 which boto3 no longer sends with it (since 1.36)."""
 
@@ -132,6 +136,7 @@ class S3Store:
             if _is_protected(endpoint) and "payload_signing_enabled" not in core.get_scoped_config().get("s3", {}):
                 options.setdefault("s3", {})["payload_signing_enabled"] = False
             self._mover = _make_client(session, options)
+            self._mover.meta.events.register("after-call.s3", _demand_proof)
         self._client = client
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE_MIB << 20,
@@ -459,6 +464,15 @@ def _demand(answer: dict[str, Any], name: str) -> Any:
     if answer.get(name) in (None, ""):
         raise NotS3(name=name)
     return answer[name]
+
+
+def _demand_proof(http_response: Any, parsed: dict[str, Any], model: Any, **_: Any) -> None:
+    """Demand of a success in a transfer what `_put` does; s3transfer would take any for an object that is there.
+
+    A multipart upload is completed by an answer that can be a success with nothing, or something else, in it.
+    """
+    if http_response.status_code < 300 and (name := _PROOFS.get(model.name)):
+        _demand(parsed, name)
 
 
 def _code(error: ClientError) -> str:

@@ -158,6 +158,36 @@ def test_an_answer_without_an_etag_is_asked_for_again_then_77(
         call(store, tmp_path / "file")
 
 
+BEGUN = Answer(body=in_xml("InitiateMultipartUploadResult", "<UploadId>u</UploadId>"))
+DONE = Answer(body=in_xml("CompleteMultipartUploadResult", "<ETag>e</ETag>"))
+HALF_DONE = {
+    "in one request": (2, [PAGE]),
+    "begun": (17, [PAGE]),
+    "a part": (17, [BEGUN, PAGE]),
+    "completed by nothing": (17, [BEGUN, TAGGED, TAGGED, Answer()]),
+    "completed by a page": (17, [BEGUN, TAGGED, TAGGED, PAGE]),
+}
+
+
+@pytest.mark.parametrize(("size_mib", "lies"), HALF_DONE.values(), ids=HALF_DONE)
+def test_a_large_file_of_which_the_server_does_not_say_that_it_is_there_is_77(
+    liar: Liar, store: Store, tmp_path: Path, size_mib: int, lies: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    (tmp_path / "file").write_bytes(bytes(size_mib << 20))
+    liar.say(*lies)
+    with pytest.raises(Unreachable, match=r"has no (ETag|UploadId)"):
+        store.upload(tmp_path / "file", "a")
+
+
+def test_a_large_file_whose_upload_was_not_completed_is_sent_again(liar: Liar, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(17 << 20))
+    aborted = Answer(204)
+    liar.say(BEGUN, TAGGED, TAGGED, PAGE, aborted, BEGUN, TAGGED, TAGGED, DONE)
+    store.upload(tmp_path / "file", "a")
+    assert liar.requests == 9
+
+
 def test_an_object_whose_size_is_not_told_is_asked_for_again_then_77(
     liar: Liar, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
