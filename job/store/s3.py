@@ -37,8 +37,10 @@ from botocore.exceptions import (
     ProfileNotFound,
     ReadTimeoutError,
     ResponseStreamingError,
+    SSLError,
 )
 from botocore.utils import get_environ_proxies, parse_timestamp
+from urllib3.exceptions import HTTPError
 
 from job import __version__
 from job.errors import AccessDenied, JobError, NotFound, RecipeError, Unreachable
@@ -103,9 +105,12 @@ class NotS3(BotoCoreError):
 
 
 _TRANSIENT = (
-    ConnectTimeoutError, EndpointConnectionError, HTTPClientError, IncompleteReadError, NotS3, ReadTimeoutError,
-    ResponseStreamingError,
+    ConnectTimeoutError, EndpointConnectionError, HTTPClientError, HTTPError, IncompleteReadError, NotS3,
+    ReadTimeoutError, ResponseStreamingError,
 )  # fmt: skip
+"""HTTPError is urllib3's: botocore lets it through where TLS breaks in the middle of a body."""
+_WRONG_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
+"""What stays so: a certificate that nobody here trusts, a server that speaks no TLS. Else TLS breaks as a network."""
 
 
 class S3Store:
@@ -356,7 +361,7 @@ class S3Store:
                 result = request()
                 self._worked = True
                 return result
-            except (BotoCoreError, ClientError, Boto3Error) as caught:
+            except (BotoCoreError, ClientError, Boto3Error, HTTPError) as caught:
                 # S3UploadFailedError carries the server's answer only as its context
                 answer = caught.__context__ if isinstance(caught, Boto3Error) else None
                 error = answer if isinstance(answer, ClientError) else caught
@@ -487,6 +492,8 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, ClientError):
         again = _status(error) in (409, 429) or (_status(error) >= 500 and not _is_missing(error))
         return again or _code(error) in _AGAIN
+    if isinstance(error, SSLError):
+        return not any(sign in str(error) for sign in _WRONG_TLS)
     return isinstance(error, (*_TRANSIENT, RetriesExceededError))
 
 
