@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from job.data.sources import DataSource, list_split_files, read_front_matter
+from job.data.tokenize import is_whole_table
 from job.errors import JobError
 from job.recipe import Run, hash_json, write_json
 from job.store.manifest import hash_file, list_files
@@ -72,7 +73,7 @@ def take_prepared(run: Run, key: str | None) -> dict[str, Any] | None:
         kept = json.loads((folder / "kept.json").read_text(encoding="utf-8"))
         whole = all(hash_file(folder / name) == digest for name, digest in kept["files"].items())
         records = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in RECORDS}
-        if not whole or not all(Path(table).is_dir() for table in records["data.json"]["tokens"].values()):
+        if not whole or not all(is_whole_table(Path(table)) for table in records["data.json"]["tokens"].values()):
             return None
         shutil.copytree(folder / "tokenizer", run.tokenizer, dirs_exist_ok=True)
     except (OSError, ValueError, KeyError):

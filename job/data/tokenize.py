@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -20,13 +21,15 @@ import numpy as np
 from job.errors import DataError
 from job.recipe.schema import hash_json
 from job.store.cached import SharedFolders
-from job.store.manifest import hash_file
+from job.store.manifest import hash_file, list_files
 from job.store.transfer import build_folder
 from job.tasks import IGNORED_LABEL, Examples, Task, Truth
 
 log = logging.getLogger("job.data")
 
 _LIBRARIES = ("tokenizers", "transformers")
+_DIGESTS = "digests.json"
+"""File → sha256 of a table's files."""
 _SHARED_CHARACTERS = 1 << 20
 """Texts that are worth a dozen requests: they take most of a second, where requests take a tenth."""
 
@@ -219,7 +222,7 @@ def tokenize_split(examples: Examples, encoder: Encoder, place: Path, shared: Sh
     """
     key = hash_json([examples.fingerprint, *_describe(encoder)])
     folder = place / "tokens" / key
-    if folder.exists():
+    if is_whole_table(folder):
         return folder
     with build_folder(folder) as partial:
         known = shared is not None and _is_worth(examples) and shared.fetch(key, partial)
@@ -227,9 +230,22 @@ def tokenize_split(examples: Examples, encoder: Encoder, place: Path, shared: Sh
             log.info("took the tokens of %d texts from the store", len(examples))
         else:
             _write_table(examples, encoder, partial)
+            files = {name: hash_file(partial / name) for name in list_files(partial)}
+            (partial / _DIGESTS).write_text(json.dumps(files), encoding="utf-8")
+        if not is_whole_table(folder):
+            shutil.rmtree(folder, ignore_errors=True)
     if shared is not None and not known and _is_worth(examples):
         shared.keep(key, folder)
     return folder
+
+
+def is_whole_table(folder: Path) -> bool:
+    """Tell whether a table lies there as it was written: a power cut leaves files that are empty, or full of zeros."""
+    try:
+        files = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        return all(hash_file(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _describe(encoder: Encoder) -> list[Any]:

@@ -112,6 +112,37 @@ def test_other_weights_need_no_new_tokens_but_are_another_model(place: Place) ->
     assert first == second
 
 
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "a flipped bit": flip_a_bit,
+    "gone": lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("prepared", [True, False], ids=["known data", "new data"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_table_that_a_power_cut_has_damaged_is_made_anew(
+    place: Place, damage: Callable[[Path], object], prepared: bool
+) -> None:
+    identity = fetch_sources(place.run())
+    cache = place.work / "cache"
+    whole = read_all(cache / "tokens")
+    for table in (cache / "tokens").iterdir():
+        damage(table / "tokens.npy")
+        damage(table / "labels.npy")
+    if not prepared:
+        shutil.rmtree(cache / "prepared")
+    assert fetch_sources(place.run("second")) == identity
+    assert read_all(cache / "tokens") == whole
+
+
 def link_folder(at: Place) -> None:
     (at.data / "more").symlink_to(at.model)
 
