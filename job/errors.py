@@ -152,10 +152,19 @@ def lacks_memory(error: BaseException | str) -> bool:
     return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_NO_MORE = re.compile(r"too many open files|can't start new thread", re.IGNORECASE)
+
+
+def exceeds_limits(error: BaseException) -> bool:
+    """Tell whether an error is how Python or torch says that no more files may be opened, or processes started."""
+    return getattr(error, "errno", None) in _LIMITS or bool(_NO_MORE.search(str(error)))
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_DISK = re.compile(rf"os error ({'|'.join(map(str, _FULL))})\b")
+_NO_DISK = re.compile(rf"(?:os error |\[Errno )({'|'.join(map(str, _FULL))})\b")
 """How safetensors and tokenizers, which are Rust, report a full disk, an exhausted quota and a file that is too large
-for RLIMIT_FSIZE: it is no OSError.
+for RLIMIT_FSIZE: it is no OSError. `shutil.Error` is one, but says of what only in its text.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
@@ -158,8 +159,22 @@ def test_15_a_full_disk_is_78_also_where_a_library_in_rust_found_it() -> None:
         Exception("Disk quota exceeded (os error 122)"),
         OSError(28, "No space left on device"),
         OSError(28, "No space left on device", "/work/file"),
+        shutil.Error([("/work/a", "/work/b", "[Errno 28] No space left on device: '/work/a' -> '/work/b'")]),
     ):
         verdict = judge_error(error)
         assert verdict["exit_code"] == 78, error
         assert "--work-dir" in verdict["reason"]
     assert judge_error(Exception("os error 280"))["exit_code"] == 1
+
+
+def test_a_limit_of_open_files_or_processes_is_78_and_named() -> None:
+    for error in (
+        OSError(24, "Too many open files", "/work/file"),
+        OSError(23, "Too many open files in system"),
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("Too many open files. Communication with the workers is no longer possible."),
+    ):
+        verdict = judge_error(error)
+        assert verdict["exit_code"] == 78, error
+        assert "ulimit -n" in verdict["reason"]

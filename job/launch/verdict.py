@@ -16,6 +16,7 @@ from job.errors import (
     JobError,
     PeerLost,
     ResourceExhausted,
+    exceeds_limits,
     lacks_disk,
     lacks_memory,
     redact,
@@ -84,6 +85,8 @@ def judge_error(error: BaseException) -> dict[str, Any]:
 
 def _explain_lack(error: BaseException) -> str:
     """Return what this node lacks, and the next step; "" for an error that says nothing of the kind."""
+    if exceeds_limits(error):
+        return f"{redact(str(error))}; raise what limits open files and processes (ulimit -n and -u, a pids limit)"
     if lacks_memory(error):
         return "memory is exhausted; use a smaller batch or a larger machine"
     if lacks_disk(error) and not getattr(error, "filename", None):
