@@ -10,13 +10,14 @@ import glob
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from job.errors import DataError, JobError, NotFound, ResourceExhausted
+from job.errors import DataError, JobError, NotFound, exceeds_limits, lacks_disk, lacks_memory
 from job.recipe import hash_json
 from job.recipe.schema import Data
 from job.store.hub import download_snapshot, is_repository, resolve_commit
@@ -266,14 +267,17 @@ def _load(source: DataSource, what: str, files: Iterable[Path], split: str, opti
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     cache = source.cache / "datasets" / _name_state(files)
+    known = cache.exists()
     try:
         return datasets.load_dataset(what, cache_dir=str(cache), **options)
-    except OSError as error:
-        if getattr(error, "errno", None) == 28:
-            raise ResourceExhausted(f"{source.cache}: disk is full; free space or move --work-dir") from None
-        raise _unreadable(source, split, error) from None
     except Exception as error:  # the formats' readers raise errors of many libraries
-        raise _unreadable(source, split, error) from None
+        cause = error.__cause__ or error
+        if any(lacks(cause) for lacks in (lacks_disk, lacks_memory, exceeds_limits)):
+            raise cause from None  # which says something of this node and nothing of the file
+        if not known:
+            raise _unreadable(source, split, error) from None
+    shutil.rmtree(cache, ignore_errors=True)  # what an earlier attempt has left there may be damaged, by a power cut
+    return _load(source, what, files, split, options)
 
 
 def _name_state(files: Iterable[Path]) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from job.data.sources import DataSource, locate_data, read_split
 from job.data.tokenize import hash_tokenizer
@@ -22,6 +26,48 @@ def test_shards_of_a_split_keep_texts_that_read_na(tmp_path: Path) -> None:
     (folder / "test.csv").write_text("text,label\nelse,None\n")
     assert [row["text"] for row in read(folder, "train", tmp_path)] == ["NA", "null", "NaN"]
     assert read(folder, "test", tmp_path) == [{"text": "else", "label": "None"}]
+
+
+@pytest.mark.parametrize("name", ["*.arrow", "dataset_info.json"])
+def test_rows_that_an_earlier_attempt_has_cached_are_read_anew_where_they_are_damaged(
+    tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\na,x\n")
+    assert len(read(file, "train", tmp_path)) == 1
+    damaged = list((tmp_path / "datasets").rglob(name))
+    assert damaged
+    for cached in damaged:
+        cached.write_bytes(b"")
+    assert read(file, "train", tmp_path) == [{"text": "a", "label": "x"}]
+
+
+READ_WITH_LITTLE = """
+import resource, sys
+from pathlib import Path
+from job.data.sources import DataSource, read_split
+from job.launch import judge_error
+from job.recipe.schema import Data
+
+import datasets
+resource.setrlimit(resource.{limit}, ({value}, {value}))
+try:
+    read_split(DataSource("o", Path(sys.argv[1]), None, Path(sys.argv[2])), Data(source="o"), "train")
+except Exception as error:
+    print(judge_error(error))
+"""
+
+
+@pytest.mark.parametrize(("limit", "value"), [("RLIMIT_FSIZE", 1 << 16), ("RLIMIT_NOFILE", 4)])
+def test_a_node_that_lacks_something_is_78_and_the_file_is_not_called_wrong(
+    tmp_path: Path, limit: str, value: int
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"{number:0200},x\n" for number in range(10_000)))
+    code = READ_WITH_LITTLE.format(limit=limit, value=value)
+    done = subprocess.run([sys.executable, "-c", code, str(file), str(tmp_path)], capture_output=True, text=True)
+    assert "'exit_code': 78" in done.stdout, done.stdout + done.stderr
+    assert "correct the file" not in done.stdout
 
 
 def test_text_files_are_labelled_by_their_folder(tmp_path: Path) -> None:
