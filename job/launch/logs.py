@@ -88,8 +88,12 @@ def write_where_read(stream: TextIO | None, text: str, patience_s: float) -> Non
         stream.flush()
         handle = stream.fileno()
         writer = threading.Thread(target=write, daemon=True)
-        writer.start()
+        try:
+            writer.start()
+        except RuntimeError:  # no thread may be started any more, of which somebody must be told
+            return write()
         writer.join(patience_s)
+    return None
 
 
 def set_up_logging(stream: TextIO | None) -> None:

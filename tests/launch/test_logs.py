@@ -9,6 +9,7 @@ import os
 import pty
 import struct
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -16,6 +17,7 @@ from typing import TextIO
 import pytest
 
 from job.launch import set_up_logging
+from job.launch.logs import write_where_read
 
 PROGRESS = {"step": 20, "steps": 57, "percent": 35, "left_s": 72, "loss": 0.42131, "tokens_per_second": 5210.4}
 log = logging.getLogger("job.test")
@@ -76,3 +78,15 @@ def test_a_terminal_gets_a_bar_of_one_line_that_the_next_line_takes_the_place_of
         for words in ("20/57", "21/57", "1:12 left", "5,210 tokens/s", "loss 0.4213"):
             assert words in bars
     assert b"\x1b[?25l" not in shown  # a cursor that was hidden would stay so after a kill
+
+
+def test_a_result_is_told_where_no_thread_can_be_started_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with (tmp_path / "out").open("w") as stream:
+        write_where_read(stream, "the result\n", 1.0)
+    assert (tmp_path / "out").read_text() == "the result\n"
