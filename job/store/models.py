@@ -25,6 +25,10 @@ _HOSTILE_KEY = re.compile(r"auto_map|trust_remote_code|_attn_implementation.*|.*
 _HARMLESS_KEY = "_attn_implementation_autoset"  # a flag that transformers 4.46–4.56 wrote into every config
 _FP32_ONLY = ("deberta",)
 """Kinds that write a number of fp32 into a mask of bf16 (transformers#35332); deberta-v2 does not."""
+_NO_HEADER = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+"""What comes of reading one where there is none."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 
 
@@ -162,7 +166,7 @@ def _count_file(path: Path) -> int:
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         whole = 8 + length + max(tensor["data_offsets"][1] for tensor in tensors) == path.stat().st_size
         count = sum(math.prod(tensor["shape"]) for tensor in tensors)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, MemoryError, OverflowError):
+    except _NO_HEADER:
         whole, count = False, 0
     if not whole:
         raise DataError(f"model.id: {path} is not a whole safetensors file (damaged or cut short); fetch it again")

@@ -1,0 +1,28 @@
+"""Weights whose header is no header are the data's fault (11), however it is broken; nothing of it reaches torch."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from job.errors import DataError
+from job.store.models import inspect_model_folder
+
+HEADERS = {
+    "nested deeper than anybody reads": b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "no end": b'{"a":{"shape":[1],"data_offsets":[]}}',
+    "an endless end": b'{"a":{"shape":[1],"data_offsets":[0,1e999]}}',
+    "a word": b'"a"',
+    "no JSON": b"\xff",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_weights_with_a_broken_header_are_11(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        inspect_model_folder(tmp_path, "model")
