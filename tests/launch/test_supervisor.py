@@ -19,7 +19,7 @@ import pytest
 from job.errors import Fenced
 from job.launch import Limits, Place, StopRequest, Supervisor, find_topology
 from job.launch.memory import MemoryWatch
-from job.launch.supervisor import Verdict
+from job.launch.supervisor import Verdict, _read_saving_s
 from job.launch.topology import Topology
 from job.recipe import Run
 from job.recipe.schema import Distributed, Recipe
@@ -506,3 +506,9 @@ def test_what_was_started_ahead_for_nothing_is_gone_when_it_is_dropped(ahead: tu
     supervisor, pid = ahead
     supervisor.drop_ahead()
     wait_until_gone(pid)
+
+
+@pytest.mark.parametrize("left", ["", "5", "null", "[1]", "[" * 100_000, '{"seconds": null}'])
+def test_a_file_that_says_no_longer_how_long_saving_takes_says_nothing(tmp_path: Path, left: str) -> None:
+    (tmp_path / "reserve.json").write_text(left)
+    assert _read_saving_s(tmp_path) == 0.0
