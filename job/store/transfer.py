@@ -163,12 +163,24 @@ def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cac
     if not found:
         return None
     folder = cache / hashlib.sha256(json.dumps(found).encode()).hexdigest()
-    if not folder.is_dir():
+    digests = folder.with_suffix(".json")  # beside it: whatever lies in it is taken for the store's
+    if not _is_whole(folder, digests):
         with build_folder(folder) as partial:
             for key, _, _ in found:
                 (partial / check_key(key)).parent.mkdir(parents=True, exist_ok=True)
                 store.download(key, partial / key)
+            digests.write_text(json.dumps({key: hash_file(partial / key) for key, _, _ in found}))
+            if not _is_whole(folder, digests):
+                shutil.rmtree(folder, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: Path, digests: Path) -> bool:
+    """Tell whether a mirror is as it was fetched: a power cut leaves files that are empty, or full of zeros."""
+    try:
+        return all(hash_file(folder / key) == digest for key, digest in json.loads(digests.read_text()).items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _marks_folder(key: str) -> bool:
@@ -181,7 +193,11 @@ def build_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder that is named `folder` once it is whole; where another process was faster, that one's stays."""
     partial = _name_unfinished(folder)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:  # else every try of a full disk, or of a store that is out, leaves one more
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     try:
         os.rename(partial, folder)
     except OSError:  # it is named after what it holds, so theirs is the same
