@@ -32,7 +32,7 @@ from job.report.result import hide_paths
 from job.store import Attempt, ModelPointer, Pruner, publish_release
 from job.store.objects import open_room
 from job.store.promotion import Standing, take_order
-from job.store.records import parse_leniently
+from job.store.records import Contention, parse_leniently
 from job.store.release import read_release_manifest
 
 log = logging.getLogger("job.pipeline")
@@ -140,6 +140,7 @@ def describe_lineage(run: Run, order: int) -> dict[str, Any]:
 def _promote(node: Node, run: Run, attempt: Attempt, version: str, weights: str | None) -> Promotion:
     """Decide, and move the pointer where it is to be moved (calls b–d); `weights` is the sha256 of the trained ones."""
     order, pointer = node.transfer(lambda: find_order(run, attempt)), ModelPointer.of(run.recipe.store, run.recipe.name)
+    contention = Contention(f"{run.recipe.store.uri}/models/{run.recipe.name}", "current.json")
     while True:
         standing = node.transfer(pointer.read)
         if standing.version == version:
@@ -153,6 +154,7 @@ def _promote(node: Node, run: Run, attempt: Attempt, version: str, weights: str 
         if moved:
             failpoint("release-pointer-moved")
             return promotion
+        node.transfer(contention.wait)
 
 
 def _decide(node: Node, run: Run, standing: Standing, order: int, weights: str | None) -> Promotion:

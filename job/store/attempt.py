@@ -18,7 +18,7 @@ from job.store.lease import Lease, acquire_lease
 from job.store.ledger import Ledger, describe_attempt, read_attempt
 from job.store.objects import PreconditionFailed, Store
 from job.store.probe import probe_conditional_writes
-from job.store.records import Record, dump, has_seal, new_nonce, parse_leniently, seal, swap
+from job.store.records import Contention, Record, dump, has_seal, new_nonce, parse_leniently, seal, swap
 from job.store.restore import Restored, list_manifests, parse_name, restore_newest
 from job.store.runs import RunStore
 from job.store.transfer import sweep_unfinished
@@ -132,6 +132,7 @@ class Attempt:
     def _replace(self, key: str, record: Record, before: Callable[[], None] = lambda: None) -> None:
         """Swap an object that only the run's owner may write; `before` is called between asking and writing."""
         objects = self.store.objects
+        contention = Contention(objects.uri, key)
         while True:
             found = objects.read(key)
             self.verify()
@@ -141,6 +142,7 @@ class Attempt:
             with suppress(PreconditionFailed):
                 swap(objects, key, record, found.etag if found else None)
                 return
+            contention.wait()
 
     def note(self, event: str, **about: object) -> None:
         """Leave an event for `job show --events`."""

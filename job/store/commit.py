@@ -55,7 +55,7 @@ from job.errors import Fenced, NoValidCheckpoint
 from job.failpoints import failpoint
 from job.store.lease import has_overtaken, verify_owner
 from job.store.objects import Blob, PreconditionFailed, Store
-from job.store.records import Record, has_seal, new_nonce, parse_leniently, seal, swap
+from job.store.records import Contention, Record, has_seal, new_nonce, parse_leniently, seal, swap
 
 POINTER = "current.json"
 
@@ -69,6 +69,7 @@ def fence(objects: Store, epoch: int, attempt: str) -> tuple[Record, str]:
     A damaged pointer becomes one that names nothing but has `lost: true`: no proof of absence. So does one that is
     gone, for no attempt writes below checkpoints/ before it has fenced.
     """
+    contention = Contention(objects.uri, POINTER)
     while True:
         found, standing = _read_twice(objects)
         if not _is_pointer(standing):
@@ -80,6 +81,7 @@ def fence(objects: Store, epoch: int, attempt: str) -> tuple[Record, str]:
         try:
             etag = write_pointer(objects, pointer, found.etag if found else None)
         except PreconditionFailed:
+            contention.wait()
             continue
         failpoint("fenced")
         return pointer, etag
@@ -90,6 +92,7 @@ def move_pointer(objects: Store, pointer: Record, etag: str | None) -> str:
 
     Returns the new ETag. Raises Fenced (76) when a newer attempt stands there. A damaged pointer is replaced.
     """
+    contention = Contention(objects.uri, POINTER)
     while True:
         try:
             if etag is not None:
@@ -102,6 +105,7 @@ def move_pointer(objects: Store, pointer: Record, etag: str | None) -> str:
                 verify_owner(objects, pointer["epoch"], pointer["attempt"])
             return write_pointer(objects, pointer, found.etag if found else None)
         except PreconditionFailed:
+            contention.wait()
             etag = None
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from job.errors import Fenced, JobError
 from job.failpoints import failpoint
 from job.store.objects import Blob, PreconditionFailed, Store
-from job.store.records import Record, has_seal, new_nonce, parse_leniently, swap
+from job.store.records import Contention, Record, has_seal, new_nonce, parse_leniently, swap
 
 log = logging.getLogger("job.store")
 
@@ -135,13 +135,16 @@ def acquire_lease(objects: Store, ttl_s: float, check: Callable[[], None]) -> Le
     `check` is called while waiting and may raise. Raises Fenced (76) when a living owner held the
     lease for 2 × `ttl_s`.
     """
-    me, watch = Holder.me(), _Watch(ttl_s)
+    me, watch, contention = Holder.me(), _Watch(ttl_s), Contention(objects.uri, OWNER)
     while True:
         found = objects.read(OWNER)
         standing = parse_leniently(found)
         if found is None or standing.get("released") is True or me.outlives(standing) or watch.is_stale(found.etag):
-            with suppress(PreconditionFailed):  # somebody was faster: look again
+            try:
                 return _take(objects, me, standing, found.etag if found else None, ttl_s)
+            except PreconditionFailed:  # somebody was faster: look again
+                check()
+                contention.wait()
         else:
             watch.refuse_when_over(objects.uri, standing)
             check()

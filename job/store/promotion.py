@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from job.errors import CheckpointMismatch, Fenced, NotFound, NoValidCheckpoint
 from job.store.manifest import Manifest
 from job.store.objects import PreconditionFailed, Store, check_key, open_room
-from job.store.records import Record, new_nonce, parse_leniently, swap
+from job.store.records import Contention, Record, new_nonce, parse_leniently, swap
 from job.store.restore import require_manifest
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ class ModelPointer:
     def promote(self, version: str) -> Standing:
         """Let a person name the current version; NotFound (13) for one that is no release."""
         order = _number(self._require(version).about, "order")
+        contention = Contention(self._objects.uri, POINTER)
         while not self.move(self.read(), version, order, {"reason": "promoted by hand"}):
-            pass
+            contention.wait()
         self._require(version)  # asked again: a pruning may have deleted it before it could see the pointer there
         return self.read()
 
@@ -134,6 +135,7 @@ class ModelPointer:
 def take_order(address: Address, name: str) -> int:
     """Return the number of a run of model `name` that begins now: nobody else gets it, later ones get higher ones."""
     objects, pointer, key = open_room(address), ModelPointer.of(address, name), f"order/{name}.json"
+    contention = Contention(objects.uri, key)
     while True:
         found = objects.read(key)
         # a lost or damaged counter goes on above what is current: nothing would be promoted otherwise
@@ -141,6 +143,7 @@ def take_order(address: Address, name: str) -> int:
         try:
             swap(objects, key, {"last": number, "nonce": new_nonce()}, found.etag if found else None)
         except PreconditionFailed:
+            contention.wait()
             continue
         return number
 

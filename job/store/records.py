@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from typing import Any
 
-from job.errors import NoValidCheckpoint
+from job.errors import NoValidCheckpoint, Unreachable
 from job.store.objects import Blob, PreconditionFailed, Store
 
 Record = dict[str, Any]
+
+_CONTENDED_S = 60.0
+"""Whoever loses a swap reads what has won, and then it is his turn: seconds, were there hundreds of them."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
 
 def new_nonce() -> str:
@@ -84,3 +89,25 @@ def swap(objects: Store, key: str, value: Record, etag: str | None) -> str:
         if found and found.data == dump(value):
             return found.etag
         raise
+
+
+class Contention:
+    """Bounds how long and how often a swap of `key` is tried again that others are faster with.
+
+    Where 412 answers what was read a moment ago, over and over, reading answers with something old: a cache that stands
+    before the store, which its probe cannot tell from a store that has none.
+    """
+
+    def __init__(self, uri: str, key: str) -> None:
+        self._where, self._deadline, self._pause_s = f"{uri}/{key}", 0.0, _SHORTEST_PAUSE_S
+
+    def wait(self) -> None:
+        """Pause after a swap that was lost; Unreachable (77) where none was won for a minute."""
+        self._deadline = self._deadline or time.monotonic() + _CONTENDED_S
+        if time.monotonic() > self._deadline:
+            raise Unreachable(
+                f"{self._where}: was never what had just been read, for {_CONTENDED_S:.0f} s; does a cache stand "
+                "before the store? Take it away, then run again"
+            )
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

@@ -13,7 +13,7 @@ from job.failpoints import failpoint
 from job.store.manifest import Manifest, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_room, open_store
 from job.store.promotion import ModelPointer
-from job.store.records import Record, parse
+from job.store.records import Contention, Record, parse
 from job.store.restore import require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
 
@@ -77,7 +77,7 @@ def _delete_halves(model: Store, is_own: Callable[[str], bool], verify: Verify) 
 
 def _write_manifest(objects: Store, data: bytes) -> None:
     """Write a version's manifest; one that lies there already stays as it is, but a damaged one is replaced."""
-    etag = None
+    etag, contention = None, Contention(objects.uri, "manifest.json")
     while True:
         try:
             objects.write("manifest.json", data, if_absent=etag is None, if_match=etag)
@@ -89,6 +89,7 @@ def _write_manifest(objects: Store, data: bytes) -> None:
             return
         log.warning("%s/manifest.json is not what this run wrote (damaged): it is written anew", objects.uri)
         etag = found.etag if found else None
+        contention.wait()
 
 
 def _refuse_changed(folder: Path, found: dict[str, str], proven: dict[str, str]) -> None:
