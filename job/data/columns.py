@@ -93,11 +93,31 @@ def pick_columns(rows: Any, data: Data, split: str) -> RawColumns:
         raise DataError(f"data: split {split!r} of {data.source!r} has no rows; give it some")
     columns: dict[str, str] = {str(ours): theirs for ours, theirs in data.columns.items()}
     first, second, label = (next(filter(columns.get, names), None) for names in (_FIRST, _SECOND, _LABELS))
-    texts, pairs, labels = (list(rows[columns[name]]) if name else None for name in (first, second, label))
+    texts, pairs, labels = (_list_cells(rows, columns[key], split) if key else None for key in (first, second, label))
     declared = _find_names(rows.features[columns[label]]) if label else None
     if label == "label":
         label = _KINDS_OF_LABELS.get(data.problem_type, label)
     return RawColumns(split, (first, second, label), texts or [], pairs, labels, declared)
+
+
+def _list_cells(rows: Any, column: str, split: str) -> list[Any]:
+    """Return a column's cells. Those of JSON lines and parquet are bytes until now, which may be no text."""
+    try:
+        return list(rows[column])
+    except UnicodeDecodeError as error:
+        row = next((row for row in range(len(rows)) if not _is_decodable(rows, row)), 0) + 1
+        raise DataError(
+            f"data: row {row} of split {split!r} is not UTF-8 ({error.reason}); convert the file (say, iconv -f "
+            "WINDOWS-1252 -t UTF-8)"
+        ) from None
+
+
+def _is_decodable(rows: Any, row: int) -> bool:
+    try:
+        rows[row]
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _find_names(feature: Any) -> list[str] | None:

@@ -220,6 +220,8 @@ def _keep_cells(data: Data, files: list[Path]) -> dict[str, Any]:
 
     It decides over thousands of rows at a time, so a number in the first and a word in the last would not fit together.
     """
+    for file in files:
+        _refuse_other_separator(data, file)
     columns = {*data.columns.values(), *(name for file in files for name in _read_header(file))}
     converters: dict[str, Callable[[str], str]] = dict.fromkeys(sorted(columns), str)
     if "label" in data.columns:
@@ -227,9 +229,26 @@ def _keep_cells(data: Data, files: list[Path]) -> dict[str, Any]:
     return {"keep_default_na": False, "converters": converters}
 
 
-def _read_header(file: Path, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[str]:
+def _refuse_other_separator(data: Data, file: Path) -> None:
+    """Raise DataError for a table whose cells stand between other marks than its name says, as spreadsheets write."""
+    wanted = set(data.columns.values())
+    if wanted <= set(_read_header(file)):
+        return
+    other = next((mark for mark in ";\t,|" if wanted <= set(_read_header(file, separator=mark))), None)
+    if other:
+        raise DataError(
+            f"data.source: {file}:1: its cells stand between {other!r}, but {file.suffix} has {_separator_of(file)!r} "
+            "there; write it anew, with ',' as .csv or with tabs as .tsv"
+        )
+
+
+def _separator_of(file: Path) -> str:
+    return "\t" if file.suffix == ".tsv" else ","
+
+
+def _read_header(file: Path, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL, separator: str = "") -> list[str]:
     """Return the names in a file's first row; none where it is broken, which the library that reads it will say."""
-    separator = "\t" if file.suffix == ".tsv" else ","
+    separator = separator or _separator_of(file)
     try:
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             return next(csv.reader(lines, delimiter=separator, quoting=quoting), [])
@@ -265,7 +284,7 @@ def _load(source: DataSource, what: str, files: Iterable[Path], split: str, opti
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what cannot be read is said once, by the error below
     cache = source.cache / "datasets" / _name_state(files)
     known = cache.exists()
     try:
@@ -275,7 +294,7 @@ def _load(source: DataSource, what: str, files: Iterable[Path], split: str, opti
         if any(lacks(cause) for lacks in (lacks_disk, lacks_memory, exceeds_limits)):
             raise cause from None  # which says something of this node and nothing of the file
         if not known:
-            raise _unreadable(source, split, error) from None
+            raise _unreadable(source, split, files, error) from None
     shutil.rmtree(cache, ignore_errors=True)  # what an earlier attempt has left there may be damaged, by a power cut
     return _load(source, what, files, split, options)
 
@@ -286,10 +305,29 @@ def _name_state(files: Iterable[Path]) -> str:
     return hash_json([[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in states])[:16]
 
 
-def _unreadable(source: DataSource, split: str, error: Exception) -> JobError:
+def _unreadable(source: DataSource, split: str, files: Iterable[Path], error: Exception) -> JobError:
     cause = error.__cause__ or error
     reason = re.sub(r"\s+", " ", str(cause)).strip()[:300]
+    if "corresponds to no data" in reason:
+        return DataError(f"data: split {split!r} of {source.origin!r} has no rows; give it some")
+    for file in (each for each in files if FORMATS[each.suffix] != "parquet"):
+        if line := _find_foreign_line(file):
+            return DataError(
+                f"data.source: {file}:{line}: is not UTF-8, as which all is read; convert it (say, "
+                f"iconv -f WINDOWS-1252 -t UTF-8 {file.name} > utf8{file.suffix})"
+            )
     return DataError(f"data.source: cannot read split {split!r} of {source.origin!r}: {reason}; correct the file")
+
+
+def _find_foreign_line(file: Path) -> int | None:
+    """Return the number of the first line that is not UTF-8. What a library says of it counts within a block."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return None
 
 
 def _download_objects(uri: str, cache: Path, allow_http: bool) -> Path:

@@ -313,6 +313,39 @@ def test_a_text_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> None:
         read(tmp_path / "data")
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_a_table_that_is_not_utf_8_is_refused_by_file_and_line_and_nothing_else_is_said(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mark = "\t" if name.endswith("tsv") else ","
+    lines = [f"text{mark}label\n", f"fine{mark}a\n", f"schön{mark}b\n"]
+    (tmp_path / name).write_bytes("".join(lines).encode("windows-1252"))
+    with pytest.raises(DataError, match=rf"{name}:3: is not UTF-8.*convert it"):
+        read(tmp_path / name)
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
+def test_json_lines_that_are_not_utf_8_are_refused_by_row(tmp_path: Path) -> None:
+    lines = ['{"text": "fine", "label": "a"}\n', '{"text": "schön", "label": "b"}\n']
+    (tmp_path / "rows.jsonl").write_bytes("".join(lines).encode("windows-1252"))
+    with pytest.raises(DataError, match=r"row 2 of split 'train' is not UTF-8.*convert the file"):
+        label(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(("name", "mark"), [("rows.csv", ";"), ("rows.csv", "\t"), ("rows.tsv", ",")])
+def test_cells_between_other_marks_than_the_files_name_says_are_refused(tmp_path: Path, name: str, mark: str) -> None:
+    (tmp_path / name).write_text(f"text{mark}label\nGood, but long{mark}a\nFine{mark}b\n")
+    with pytest.raises(DataError, match=rf"{name}:1: its cells stand between {mark!r}".replace("\\", r"\\")):
+        read(tmp_path / name)
+
+
+def test_a_header_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"split 'train' of .* has no rows"):
+        read(tmp_path / "rows.csv")
+
+
 def test_a_name_that_no_file_system_takes_is_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         locate_data(Data(source="x" * 300 + ".csv"), tmp_path)
