@@ -160,10 +160,8 @@ class LabelMap:
             names = model_names
         order = _order_names(list(dict.fromkeys(names)), model_names)
         if len(order) < 2:
-            raise DataError(
-                f"data: split {train.split!r} has the single label {', '.join(map(repr, order))}; "
-                "classification needs at least two"
-            )
+            found = f"has the single label {order[0]!r}" if order else "has no label in any row"
+            raise DataError(f"data: split {train.split!r} {found}; classification needs at least two")
         numbers = {name: index for index, name in enumerate(order)}
         ids = numbers | {value: numbers[name] for value, name in zip(values, names, strict=True)}
         return LabelMap(order, ids)

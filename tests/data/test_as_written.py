@@ -340,6 +340,12 @@ def test_cells_between_other_marks_than_the_files_name_says_are_refused(tmp_path
         read(tmp_path / name)
 
 
+def test_sets_of_labels_that_are_all_empty_are_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nfine,\ngood,[]\n")
+    with pytest.raises(DataError, match="split 'train' has no label in any row"):
+        label(tmp_path / "rows.csv", problem_type="multi_label_classification")
+
+
 def test_a_header_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"split 'train' of .* has no rows"):
