@@ -280,15 +280,13 @@ def _find_label(value: Any, labels: LabelMap) -> int:
     return found
 
 
-def refuse_beyond(bad: int, total: int, data: Data, what: str) -> None:
-    """Raise DataError unless `bad` of `total` rows are within data.max_bad_fraction."""
+def refuse_beyond(bad: int, total: int, data: Data, what: str, keys: str = "data.labels or data.columns") -> None:
+    """Raise DataError unless `bad` of `total` rows are within data.max_bad_fraction; `keys` may be what is wrong."""
     if bad > data.max_bad_fraction * total:
         needed = math.ceil(10_000 * bad / total) / 10_000
         way_out = f", or set them aside with data.max_bad_fraction: {needed:g} (now {data.max_bad_fraction:g})"
         # beyond a tenth it is the recipe that is wrong, not the rows
-        raise DataError(
-            f"data: {what}; correct the rows" + (way_out if needed <= 0.1 else ", data.labels or data.columns")
-        )
+        raise DataError(f"data: {what}; correct the rows" + (way_out if needed <= 0.1 else f", {keys}"))
 
 
 def _list_problems(split: str, problems: dict[int, str]) -> str:

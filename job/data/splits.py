@@ -87,8 +87,8 @@ def separate_splits(splits: Splits, data: Data) -> Splits:
 
     Test keeps its rows; validation loses those of test; train loses those of both.
     """
-    validation = _drop_known(splits, "validation", "test", data)
     train = _drop_known(splits, "train", "test", data)
+    validation = _drop_known(splits, "validation", "test", data)
     train = _drop_known({"train": train, "validation": validation}, "train", "validation", data)
     return {"train": train, "validation": validation, "test": splits["test"]}
 
@@ -140,6 +140,7 @@ def _drop_known(splits: Splits, split: str, later: str, data: Data) -> Examples:
         len(examples),
         data,
         f"{count} {split} row{'s' * (count > 1)} stand{'s' * (count == 1)} in {later} too (row {rows})",
+        f"data.{split} or data.{later}",
     )
     log.warning("%d rows of %s are also in %s and were set aside", count, split, later)
     return examples.take(np.flatnonzero(~repeated))

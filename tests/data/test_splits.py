@@ -63,6 +63,13 @@ def test_leaks_beyond_the_limit_are_refused_and_within_it_leave_train() -> None:
     assert len(kept["test"]) == 2
 
 
+def test_a_test_split_that_is_train_itself_is_told_of_train_and_of_the_splits_not_of_labels() -> None:
+    texts = [f"t{i}" for i in range(100)]
+    splits = {"train": examples(texts[10:]), "validation": examples(texts[:10]), "test": examples(texts)}
+    with pytest.raises(DataError, match=r"data: 90 train rows stand in test too .*, data\.train or data\.test$"):
+        separate_splits(splits, Data(source="x"))
+
+
 @pytest.mark.parametrize(
     ("data", "values", "model", "names", "ids"),
     [
