@@ -114,7 +114,7 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
     trained = parameters if recipe.tuning.method == "full" else _estimate_trained(recipe, model.path, labels.names)
     per_epoch = math.ceil(rows["train"] / recipe.training.global_batch_size)
     steps = recipe.training.max_steps or math.ceil(per_epoch * recipe.training.num_train_epochs)
-    saves = steps // (recipe.training.save_steps or per_epoch) + 1
+    saves = math.ceil(steps / (recipe.training.save_steps or per_epoch))  # the last step is saved too
     each = _CHECKPOINT_BYTES_PER_PARAMETER + (_BYTES_PER_WEIGHT if recipe.training.load_best_model_at_end else 0)
     stored_gib = saves * each * trained / 2**30
     early = ", or fewer: early stopping" if recipe.training.early_stopping_patience else ""
@@ -128,7 +128,7 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
         f"steps:        {least}{steps} ({per_epoch} per epoch){early}",
         describe_memory(recipe, topology, model.path, (parameters, trained)),
         f"to the store: {least}≈ {stored_gib:.2g} GiB in {saves} "
-        f"checkpoints, of which {recipe.store.keep_checkpoints} stay",
+        f"checkpoint{'s' * (saves > 1)}, of which {min(saves, recipe.store.keep_checkpoints)} stay",
         suggest_interval(recipe, topology, model.path, parameters, each * trained),
     ]
 

@@ -22,11 +22,17 @@ def test_the_plan_says_steps_memory_bytes_to_the_store_and_how_often_to_save(
 ) -> None:
     said = check(recipe, tmp_path).stdout
     assert "steps:        6 " in said
-    assert "in 3 checkpoints, of which 2 stay" in said
+    assert "in 2 checkpoints, of which 2 stay" in said
     found = re.search(r"saves: .* one in (\d+) min .*training\.save_steps: (\d+) if a step takes ≈ ([0-9.]+) s", said)
     assert found, said
     assert int(found[1]) >= 1 and int(found[2]) >= 1
     assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_the_last_step_is_saved_once_also_where_it_is_one_of_the_interval(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    assert "in 1 checkpoint, of which 1 stay" in check(recipe, tmp_path, "training.save_steps=6").stdout
 
 
 def test_what_does_not_fit_into_memory_is_said_with_what_would(recipe: dict[str, Any], tmp_path: Path) -> None:
