@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from job.errors import RecipeError, SecurityRefused, contains_secret, redact
-from job.recipe.schema import Recipe
+from job.recipe.schema import Column, Recipe
 
 KeyPath = tuple[str | int, ...]
 
@@ -40,10 +40,24 @@ _OPAQUE = re.compile(r"(?<![\w/+=.-])(?=\w*[a-z])(?=\w*[A-Z])(?=\w*[0-9])[A-Za-z
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _FREE_KEYS = {("data", "labels"), ("training", "class_weights")}  # here keys are values of the user's data
 
+_ACCUMULATION = "accumulation is derived: write training.global_batch_size for the whole step"
+_SEPARATOR = "it goes by the file's name: commas in .csv, tabs in .tsv"
 _HINTS = {
     "per_device_train_batch_size": "the batch is global here: write training.global_batch_size = "
     "per-device batch × accumulation × ranks (for {value} on one rank: global_batch_size: {value})",
-    "gradient_accumulation_steps": "accumulation is derived: write training.global_batch_size for the whole step",
+    "gradient_accumulation_steps": _ACCUMULATION,
+    "gradient_accumulation": _ACCUMULATION,
+    "gradient_clipping": "write training.max_grad_norm: {value}",
+    "lr": "write training.learning_rate: {value}",
+    "epochs": "write training.num_train_epochs: {value}",
+    "max_epochs": "write training.num_train_epochs: {value}",
+    "optim": "it is AdamW; leave it out",
+    "optimizer": "it is AdamW; leave it out",
+    "lora_r": "write tuning.r: {value}",
+    "rank": "write tuning.r: {value}",
+    "delimiter": _SEPARATOR,
+    "sep": _SEPARATOR,
+    "encoding": "all is read as UTF-8; convert the file",
     "per_device_eval_batch_size": "the evaluation batch is chosen by length; leave it out",
     "metric_for_best_model": "it is the task's own metric; leave it out",
     "greater_is_better": "of every task's metric the higher is the better; leave it out",
@@ -297,6 +311,10 @@ def _rule(item: dict[str, Any], location: KeyPath) -> str:
     if item["type"] == "missing":
         return "is missing; add it (`job schema` lists every key)"
     message = _mask(item["msg"].removeprefix("Value error, "))
+    if item["type"] == "model_type":
+        message = f"is a section, as in {{{next(iter(_section_at(location).model_fields))}: …}}"
+    if item["type"] == "list_type" and isinstance(value, str):
+        return f"is a list; write [{_shorten(value)}]"
     shown = "" if isinstance(value, (dict, list, BaseModel)) else f" (found {_shorten(repr(value))})"
     if item["type"] == "literal_error" and location == ("task",):
         return f"{message}{shown}; this version trains no other task"
@@ -307,7 +325,11 @@ def _unknown_key(key: str, parent: KeyPath, value: Any) -> str:
     if key in _HINTS:
         return "unknown key; " + _HINTS[key].format(value=_shorten(str(value)))
     known = list(_section_at(parent).model_fields)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if parent == ("data",) and (column := key.removesuffix("_column")) in get_args(Column):
+        return f"unknown key; write data.columns: {{{column}: {_shorten(str(value))}}}"
+    # below this cutoff are keys that only look like it: load_best and adam_beta2
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    close += [name for name in known if min(len(key), len(name)) > 3 and (key in name or name in key)]
     if close:
         return f"unknown key; did you mean {close[0]!r}?"
     home = next((name for name, section in _sections() if key in section.model_fields), None)

@@ -230,6 +230,56 @@ def test_a_key_in_the_wrong_section_is_sent_home(load: Loader) -> None:
     assert "known here: method" in refuse(load, MINIMAL + "tuning: {zzz: 1}\n")
 
 
+@pytest.mark.parametrize(
+    ("section", "answers"),
+    [
+        (
+            "training: {lr: 1, max_epochs: 3, gradient_clipping: 1, gradient_accumulation: 2, optim: sgd, warmup: 10}",
+            {
+                "lr": "write training.learning_rate: 1",
+                "max_epochs": "write training.num_train_epochs: 3",
+                "gradient_clipping": "write training.max_grad_norm: 1",
+                "gradient_accumulation": "accumulation is derived",
+                "optim": "it is AdamW; leave it out",
+                "warmup": "did you mean 'warmup_ratio'?",
+            },
+        ),
+        (
+            "training: {deepspeed: x, load_best: 1}",
+            {"deepspeed": "known here", "load_best": "'load_best_model_at_end'"},
+        ),
+        ("tuning: {lora_r: 8, lora_alpha: 16}", {"lora_r": "write tuning.r: 8", "lora_alpha": "did you mean 'alpha'?"}),
+        (
+            "data: {source: d, text: body, label_column: stars, delimiter: ';', valid: 0.1}",
+            {
+                "text": "write data.columns: {text: body}",
+                "label_column": "write data.columns: {label: stars}",
+                "delimiter": "commas in .csv, tabs in .tsv",
+                "valid": "did you mean 'validation'?",
+            },
+        ),
+    ],
+    ids=["names of others", "what only looks like it", "peft's", "columns"],
+)
+def test_a_key_that_other_programs_have_is_answered_with_ours_and_never_with_one_that_only_looks_like_it(
+    load: Loader, section: str, answers: dict[str, str]
+) -> None:
+    kept = [line for line in MINIMAL.splitlines() if not line.startswith(f"{section.split(':')[0]}:")]
+    lines = refuse(load, "\n".join([*kept, section])).splitlines()
+    assert len(lines) == len(answers)
+    for line, (key, answer) in zip(lines, answers.items(), strict=True):
+        assert f".{key}: unknown key; " in line and answer in line
+
+
+def test_a_section_or_list_that_is_given_as_one_word_is_shown_how_it_is_written(load: Loader) -> None:
+    said = refuse(
+        load, MINIMAL.replace('{uri: "s3://bucket/prefix"}', "/tmp/store") + "baselines: majority\nlaunch: 3\n"
+    )
+    assert "store: is a section, as in {uri: …} (found '/tmp/store')" in said
+    assert "launch: is a section, as in {grace_s: …} (found 3)" in said
+    assert "baselines: is a list; write [majority]" in said
+
+
 def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path: Path) -> None:
     message = refuse(load, MINIMAL + "training:\n  seed: 1\n  max_steps: 5\n  seed: 2\n")
     assert message == f"{tmp_path / 'recipe.yaml'}:9: not valid YAML: key 'seed' is given twice"
