@@ -6,6 +6,7 @@ follow what custom servers accept: see `_list_options`. Every botocore error bec
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -59,6 +60,8 @@ from job.store.objects import (
 )
 from job.store.parallel import run_parallel
 
+log = logging.getLogger("job.store")
+
 Result = TypeVar("Result")
 
 PART_SIZE_MIB = 16
@@ -73,6 +76,8 @@ READ_TIMEOUT_S = 30
 DEADLINE_S = 60.0
 """How long one call goes on retrying before Unreachable (77)."""
 _LONGEST_PAUSE_S = 4.0
+_SILENT_S = 5.0
+"""How long a call fails before it says that it goes on trying."""
 _USER_AGENT = f"finetune-job/{__version__} boto3/{boto3.__version__}"
 """For the store's log; botocore would put one of its own together for every request."""
 
@@ -134,6 +139,7 @@ class S3Store:
             core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
             session = boto3.session.Session(botocore_session=core)  # one: it keeps what it has read of S3's description
             endpoint = session.client("s3").meta.endpoint_url
+            _check_address(endpoint)
             check_endpoint(endpoint, self._allow_http)
             client = _make_client(session, _list_options(endpoint, attempts=1))
             client.meta.events.register_last("before-call.s3", _ask_nothing_first)
@@ -353,7 +359,8 @@ class S3Store:
 
     def _call(self, what: str, request: Callable[[], Result]) -> Result:
         """Make one request, over and over while the store is unreachable, until DEADLINE_S."""
-        deadline = time.monotonic() + DEADLINE_S
+        began, told = time.monotonic(), False
+        deadline = began + DEADLINE_S
         pause_s = 0.5
         while True:
             client = self._client
@@ -368,6 +375,11 @@ class S3Store:
                 expired = self._worked and isinstance(error, ClientError) and _code(error) in _EXPIRED
                 if not (expired or _is_transient(error)) or time.monotonic() + pause_s > deadline:
                     self._raise(what, error, expired)
+                if not told and time.monotonic() > began + _SILENT_S:
+                    told, left_s = True, deadline - time.monotonic()
+                    log.warning(
+                        "%s: cannot %s yet (%s); trying again for %.0f s", self.uri, what, type(error).__name__, left_s
+                    )
                 if expired:  # new credentials may lie in the environment's files, or come with a new token
                     self._connect_again(client)
             time.sleep(pause_s * random.uniform(0.5, 1.0))
@@ -400,7 +412,16 @@ def _explain_settings() -> Iterator[None]:
     except ProfileNotFound as error:
         raise AccessDenied(f"AWS_PROFILE: {error}; correct it or unset it") from None
     except (BotoCoreError, ValueError) as error:
-        raise RecipeError(f"S3 client: {error}; check AWS_ENDPOINT_URL_S3 and AWS_REGION") from None
+        raise RecipeError(
+            f"S3 client: {error}; check AWS_ENDPOINT_URL_S3 (https://host or https://host:port) and AWS_REGION"
+        ) from None
+
+
+def _check_address(endpoint: str) -> None:
+    """Raise ValueError for an endpoint that boto3 takes, but to which no request can go."""
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"Invalid endpoint: {endpoint}")
 
 
 def _make_client(session: boto3.session.Session, options: dict[str, Any]) -> Any:

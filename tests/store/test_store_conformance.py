@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.errors import AccessDenied, JobError, NotFound, SecurityRefused, Unreachable
+from job.errors import AccessDenied, JobError, NotFound, RecipeError, SecurityRefused, Unreachable
 from job.store import Store, open_store
 from job.store.held import HeldFile
 from job.store.objects import MAX_KEY_DEPTH, MAX_KEY_LENGTH, PreconditionFailed, check_key
@@ -326,6 +327,30 @@ def test_plain_http_to_another_machine_is_refused(s3: str, monkeypatch: pytest.M
     with pytest.raises(SecurityRefused, match=r"store\.allow_http"):
         open_store(s3)
     assert open_store(s3, allow_http=True).uri == s3
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "localhost:9000", "htp://127.0.0.1:9000", "http://"])
+def test_an_endpoint_that_is_no_address_is_refused_at_once_with_what_one_looks_like(
+    s3: str, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    with pytest.raises(RecipeError, match=r"check AWS_ENDPOINT_URL_S3 \(https://host or https://host:port") as caught:
+        open_store(s3)
+    assert endpoint in str(caught.value)
+
+
+def test_who_waits_for_a_store_that_does_not_answer_is_told_so(
+    s3: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("job").propagate = True
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 2.5)
+    monkeypatch.setattr("job.store.s3._SILENT_S", 0.2)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(Unreachable):
+        open_store(s3).read("a")
+    assert [each.getMessage() for each in caplog.records] == [
+        f"{s3}: cannot read a yet (EndpointConnectionError); trying again for 2 s"
+    ]
 
 
 def test_a_store_that_does_not_answer_is_unreachable_after_the_deadline(
