@@ -218,7 +218,7 @@ def predict(
     )
 )
 def show(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="A store, or one run in it.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A store, a run in it, or …/models/<name>.")],
     events: Annotated[bool, typer.Option("--events", help="What every attempt of this run noted, in order.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Events as they come, until this run ends.")] = False,
     allow_http: HttpOption = False,

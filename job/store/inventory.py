@@ -33,6 +33,14 @@ def list_inventory(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
     parts = [key.split("/") for key in keys if key.startswith("models/") and key.endswith("/manifest.json")]
     models = sorted((each[1], each[2]) for each in parts if len(each) == 4)
     if not runs and not models:
+        if "manifest.json" in keys:
+            raise NotFound(
+                f"{uri}: is a single release or checkpoint; `job verify` takes it, and `job show` the store, a run "
+                "or …/models/<name>"
+            )
+        if any(key.endswith("/manifest.json") and key.count("/") == 1 for key in keys):
+            yield list_versions(uri, allow_http=allow_http)
+            return
         raise NotFound(f"{uri}: neither runs nor releases lie there; check the address (store.uri of the recipe)")
     yield "runs", ["run", "phase", "checkpoint", "MiB"], [_describe_run(store, run, keys) for run in runs]
     yield (

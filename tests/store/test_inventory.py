@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from job.errors import NotFound
 from job.recipe.schema import Store as Address
 from job.store import Manifest, ManifestEntry, open_store, publish_release
 from job.store.inventory import list_inventory, verify_uri
@@ -30,6 +31,16 @@ def test_a_release_is_listed_with_what_it_was_made_of(tmp_path: Path, about: dic
     store.write("models/m/m-run-1/manifest.json", Manifest("release", files, about).to_bytes())
     _, (_, headings, rows) = list_inventory(str(tmp_path))
     assert dict(zip(headings, rows[0], strict=True))["made of"] == shown
+
+
+def test_a_model_is_listed_with_its_versions_and_one_of_them_is_sent_to_the_verb_for_it(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    files = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+    store.write("models/m/m-run-1/manifest.json", Manifest("release", files, {}).to_bytes())
+    [(_, _, rows)] = list_inventory(str(tmp_path / "models/m"))
+    assert [row[0] for row in rows] == ["m-run-1"]
+    with pytest.raises(NotFound, match=r"is a single release or checkpoint; `job verify` takes it"):
+        list(list_inventory(str(tmp_path / "models/m/m-run-1")))
 
 
 @pytest.mark.parametrize("identity", [None, [], {"model": 7}, {"model": {"id": None}}])
