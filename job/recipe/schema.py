@@ -434,6 +434,8 @@ class Store(Section):
         scheme, separator, rest = uri.partition("://")
         if separator and scheme not in ("s3", "file"):
             raise ValueError(f"has scheme {scheme!r}; use s3://bucket/prefix or a local folder")
+        if uri.startswith("s3:") and not separator:  # else a folder of this name would hold the release
+            raise ValueError("must read s3://bucket/prefix")
         if scheme == "s3" and separator and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", rest):
             raise ValueError("must read s3://bucket/prefix with a valid bucket name")
         if scheme == "s3" and separator:

@@ -118,7 +118,7 @@ def open_store(uri: str, *, allow_http: bool = False, single_writer: bool = Fals
         from job.store.s3 import S3Store  # boto3 costs 0.3 s, which a local folder need not pay
 
         return S3Store(uri, allow_http=allow_http, single_writer=single_writer)
-    if "://" in uri.removeprefix("file://"):
+    if "://" in uri.removeprefix("file://") or uri.startswith("s3:"):
         raise NotFound(f"{uri}: is no store; write s3://bucket/prefix, file:///folder or a local path")
     from job.store.folder import FolderStore
 

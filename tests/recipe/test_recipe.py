@@ -315,6 +315,8 @@ def test_a_key_given_twice_is_refused_at_its_second_line(load: Loader, tmp_path:
         ("store: {uri: 'gs://bucket/x'}", "has scheme 'gs'"),
         ("store: {uri: ~nobody-here/x}", "names a home folder that does not exist"),
         ("store: {uri: 's3://B/x'}", "valid bucket name"),
+        ("store: {uri: 's3:/bucket/x'}", "must read s3://bucket/prefix"),
+        ("store: {uri: s3:bucket}", "must read s3://bucket/prefix"),
         ("name: a/b", "letters, digits"),
         ("name: 2026-11-23", "valid string"),
         ("export: {int8: {targets: [avx2, avx2]}}", "names a target twice"),
