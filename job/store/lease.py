@@ -2,8 +2,8 @@
 
 No wall clock decides anything: a lease is taken over when it was released, when its holder is
 provably gone (same boot and PID namespace, no such process; or an earlier start of the same SLURM
-job), or when its ETag has not changed for the TTL on the observer's monotonic clock. The order of
-calls stands in `commit.py`.
+job), or when its ETag has not changed for the TTL on the observer's monotonic clock: the observer's
+or the owner's, whichever is longer. The order of calls stands in `commit.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ log = logging.getLogger("job.store")
 
 OWNER = "owner.json"
 _POLL_S = 0.5
+_MAX_TTL_S = 3600
+"""Of a record; what claims to be silent for longer is not waited for."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,13 @@ def acquire_lease(objects: Store, ttl_s: float, check: Callable[[], None]) -> Le
     """Become the owner of a run: epoch = the highest that owner.json or current.json ever named, + 1.
 
     `check` is called while waiting and may raise. Raises Fenced (76) when a living owner held the
-    lease for 2 × `ttl_s`.
+    lease for 2 × `ttl_s`, or its own where that is longer.
     """
     me, watch, contention = Holder.me(), _Watch(ttl_s), Contention(objects.uri, OWNER)
     while True:
         found = objects.read(OWNER)
         standing = parse_leniently(found)
+        watch.heed(standing)
         if found is None or standing.get("released") is True or me.outlives(standing) or watch.is_stale(found.etag):
             try:
                 return _take(objects, me, standing, found.etag if found else None, ttl_s)
@@ -146,7 +149,7 @@ def acquire_lease(objects: Store, ttl_s: float, check: Callable[[], None]) -> Le
                 check()
                 contention.wait()
         else:
-            watch.refuse_when_over(objects.uri, standing)
+            watch.tell_and_refuse_when_over(objects.uri, standing)
             check()
             time.sleep(min(_POLL_S, ttl_s / 10))
 
@@ -179,7 +182,7 @@ def has_overtaken(pointer: Record, epoch: int, attempt: str) -> bool:
 def _take(objects: Store, me: Holder, standing: Record, etag: str | None, ttl_s: float) -> Lease:
     fenced = parse_leniently(objects.read("current.json")).get("epoch", 0)
     epoch = max(standing.get("epoch", 0), fenced) + 1
-    record = {"epoch": epoch, "nonce": new_nonce(), "seq": 0, "released": False} | asdict(me)
+    record = {"epoch": epoch, "nonce": new_nonce(), "seq": 0, "released": False, "ttl_s": ttl_s} | asdict(me)
     failpoint("owner-acquire")
     etag = swap(objects, OWNER, record, etag)
     failpoint("owner-acquired")
@@ -192,9 +195,16 @@ class _Watch:
     """How long an ETag has not changed, and how long one has waited, on this process' monotonic clock."""
 
     def __init__(self, ttl_s: float) -> None:
-        self._ttl_s = ttl_s
+        self._own_ttl_s = self._ttl_s = ttl_s
         self._began = self._changed = time.monotonic()
         self._etag: str | None = None
+        self._told = False
+
+    def heed(self, standing: Record) -> None:
+        """Take the TTL by which the owner renews its lease, where that is the longer one."""
+        theirs, self._ttl_s = standing.get("ttl_s"), self._own_ttl_s
+        if isinstance(theirs, (int, float)) and not isinstance(theirs, bool) and theirs <= _MAX_TTL_S:
+            self._ttl_s = max(self._own_ttl_s, theirs)
 
     def is_stale(self, etag: str) -> bool:
         now = time.monotonic()
@@ -202,9 +212,12 @@ class _Watch:
             self._etag, self._changed = etag, now
         return now - self._changed >= self._ttl_s
 
-    def refuse_when_over(self, uri: str, standing: Record) -> None:
+    def tell_and_refuse_when_over(self, uri: str, standing: Record) -> None:
+        owner = f"attempt {standing.get('epoch')} on {standing.get('host')} (pid {standing.get('pid')})"
+        if not self._told:
+            self._told = True
+            log.info("%s owns this run; waiting for it, at most %.0f s", owner, 2 * self._ttl_s)
         if time.monotonic() - self._began > 2 * self._ttl_s:
-            owner = f"attempt {standing.get('epoch')} on {standing.get('host')} (pid {standing.get('pid')})"
             raise Fenced(f"{uri}: {owner} is alive and owns this run; stop it first, or use another --run-id")
 
 

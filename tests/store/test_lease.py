@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -76,6 +77,36 @@ def test_a_living_owner_is_waited_for_twice_the_ttl_and_not_disturbed(objects: S
     assert time.monotonic() - began >= 2
     leases[0].verify()
     leases[0].check()
+
+
+def test_a_living_owner_with_a_longer_ttl_is_not_replaced_by_who_starts_with_a_shorter_one(
+    objects: Store, leases: list[Lease]
+) -> None:
+    leases.append(acquire(objects, ttl_s=8))  # renewed every two seconds
+    with pytest.raises(Fenced, match="is alive and owns this run"):
+        acquire(objects, ttl_s=0.5)
+    leases[0].verify()
+
+
+@pytest.mark.parametrize("ttl_s", [1e300, -1, True, "long", None])
+def test_a_ttl_in_a_record_that_is_none_makes_nobody_wait_for_it(
+    objects: Store, leases: list[Lease], ttl_s: Any
+) -> None:
+    objects.write(OWNER, dump(DEAD | asdict(replace(Holder.me(), host="elsewhere")) | {"ttl_s": ttl_s}))
+    leases.append(acquire(objects, ttl_s=0.5))
+    assert leases[0].epoch == 8
+
+
+def test_who_waits_for_a_living_owner_says_for_whom_and_how_long(
+    objects: Store, leases: list[Lease], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("job").propagate = True
+    caplog.set_level(logging.INFO, logger="job")
+    leases.append(acquire(objects, ttl_s=1))
+    with pytest.raises(Fenced):
+        acquire(objects, ttl_s=1)
+    said = [each.getMessage() for each in caplog.records if each.name == "job.store"]
+    assert said == [f"attempt 1 on {Holder.me().host} (pid {os.getpid()}) owns this run; waiting for it, at most 2 s"]
 
 
 def test_a_lease_whose_etag_stands_still_for_the_ttl_is_taken_over(objects: Store, leases: list[Lease]) -> None:
