@@ -121,9 +121,15 @@ def decodes_alike(quality: dict[str, Any], gate: Int8) -> bool:
 
 def passes(quality: dict[str, Any], gate: Int8, min_rows: int) -> bool:
     """Tell whether a comparison meets the recipe's limits on enough rows."""
-    return bool(
-        quality["n"] >= min_rows
-        and quality["drop_bound"] <= gate.max_metric_drop
-        and quality["agreement"] >= gate.min_agreement
-        and decodes_alike(quality, gate)
-    )
+    return not list_faults(quality, gate, min_rows)
+
+
+def list_faults(quality: dict[str, Any], gate: Int8, min_rows: int) -> list[str]:
+    """Return which of the recipe's limits a comparison does not meet, in words; what is no number meets none."""
+    met = {
+        f"only {quality['n']} of the {min_rows} rows that a proof needs": quality["n"] >= min_rows,
+        f"bound above {gate.max_metric_drop:g} (max_metric_drop)": quality["drop_bound"] <= gate.max_metric_drop,
+        f"agreement below {gate.min_agreement:g} (min_agreement)": quality["agreement"] >= gate.min_agreement,
+        "answers otherwise token by token": decodes_alike(quality, gate),
+    }
+    return [fault for fault, is_met in met.items() if not is_met]

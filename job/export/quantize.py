@@ -18,7 +18,7 @@ from job.errors import GateFailed, ResourceExhausted, lacks_disk, lacks_memory
 from job.export.bundle import find_exported, hash_onnx
 from job.export.decode import compare_decoding
 from job.export.encoder_decoder import EncoderDecoderQuantizer
-from job.export.gate import compare_quality, decodes_alike, describe_quality, looks_good, passes
+from job.export.gate import compare_quality, decodes_alike, describe_quality, list_faults, looks_good, passes
 from job.export.ladder import Rung, list_rungs
 from job.export.latency import find_real, measure_latency
 from job.export.measure import compute_answers
@@ -47,7 +47,7 @@ def quantize_run(run: Run) -> dict[str, Any]:
     gate = run.recipe.export.int8
     targets: dict[str, Any] = {target: _climb(run, target, judge, quantizer) for target in gate.targets}
     if gate.gate == "fail" and not any(result["accepted"] for result in targets.values()):
-        tried = "; ".join(_explain(target, result) for target, result in targets.items())
+        tried = "; ".join(_explain(target, result, judge) for target, result in targets.items())
         raise GateFailed(
             f"export.int8: no target passed ({tried}; limits: bound ≤ {gate.max_metric_drop:g}, agreement ≥ "
             f"{gate.min_agreement:g}); nothing is released, the checkpoint is kept. Change the limits, or set "
@@ -110,6 +110,11 @@ class Judge:
         gate = self._run.recipe.export.int8
         return passes(quality, gate, self._task.min_rows(gate.max_metric_drop))
 
+    def list_faults(self, quality: dict[str, Any]) -> list[str]:
+        """Return which of the recipe's limits it does not meet."""
+        gate = self._run.recipe.export.int8
+        return list_faults(quality, gate, self._task.min_rows(gate.max_metric_drop))
+
     def _fp32_answers(self, split: str) -> np.ndarray:
         if split not in self._fp32:
             self._fp32[split] = compute_answers(self._run, find_exported(self._run), split)
@@ -134,7 +139,7 @@ def _climb(run: Run, target: str, judge: Judge, quantizer: AnyQuantizer) -> dict
     result = about | judged | {"accepted": judge.accepts(judged), "rung": rung.name, "tried": tried}
     result["size"] = onnx_size(candidate)
     result["size_ratio"] = round(result["size"] / onnx_size(find_exported(run)), 4)
-    log.info("int8 %s (%s)", _explain(target, result), rung.name)
+    log.info("int8 %s (%s)", _explain(target, result, judge), rung.name)
     if result["accepted"]:
         move_model(candidate, final)
         result["sha256"] = hash_onnx(final)
@@ -198,11 +203,12 @@ def _try_rung(
     return {"rung": rung.name, "validation": quality}, quality
 
 
-def _explain(target: str, result: dict[str, Any]) -> str:
+def _explain(target: str, result: dict[str, Any], judge: Judge) -> str:
     if result["accepted"] is None:
         return f"{target}: this processor cannot judge it"
     if result["rung"] is None and not any("validation" in rung for rung in result["tried"]):
         return f"{target} left out: no way to quantize runs with this model"
     if result["rung"] is None:
         return f"{target} left out: what runs is hardly smaller than fp32, or answers otherwise token by token"
-    return f"{target} {'accepted' if result['accepted'] else 'left out'}: {describe_quality(result)}"
+    verdict = "accepted" if result["accepted"] else f"left out, {' and '.join(judge.list_faults(result))}"
+    return f"{target} {verdict}: {describe_quality(result)}"

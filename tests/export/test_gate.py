@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.errors import GateFailed
-from job.export.gate import check_parity, compare_quality, list_by_length, looks_good, passes
+from job.export.gate import check_parity, compare_quality, list_by_length, list_faults, looks_good, passes
 from job.recipe.schema import Int8
 from job.tasks import Truth, get_task
 
@@ -64,6 +64,24 @@ def test_few_validation_rows_can_choose_a_rung_though_they_prove_none() -> None:
     assert looks_good(judge(50, 0), Int8())
     assert not is_accepted(judge(50, 0))
     assert not looks_good(judge(50, 2), Int8())
+
+
+@pytest.mark.parametrize(
+    ("changes", "faults"),
+    [
+        ({}, []),
+        ({"n": 60}, ["only 60 of the 150 rows that a proof needs"]),
+        ({"drop_bound": 0.03}, ["bound above 0.02 (max_metric_drop)"]),
+        ({"agreement": 0.9}, ["agreement below 0.95 (min_agreement)"]),
+        ({"decoding": {"drop": 0.5, "margin": 0.1, "agreement": 1.0}}, ["answers otherwise token by token"]),
+        (
+            {"drop_bound": float("nan"), "agreement": float("nan")},
+            ["bound above 0.02 (max_metric_drop)", "agreement below 0.95 (min_agreement)"],
+        ),
+    ],
+)
+def test_each_limit_that_is_not_met_is_named(changes: dict[str, Any], faults: list[str]) -> None:
+    assert list_faults(judge(1000, 0) | changes, Int8(), 150) == faults
 
 
 def test_a_rung_that_is_just_within_the_limit_is_not_chosen_where_two_margins_are_asked_for() -> None:
