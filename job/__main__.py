@@ -81,7 +81,7 @@ def run(
         else:
             from job.report import format_result
 
-            leave_result(result, format_result(result))
+            leave_result(result, format_result(result, loaded))
         if result["exit_code"]:
             os._exit(int(result["exit_code"]))  # a transfer that was given up may still run in its threads
         return 0

@@ -36,7 +36,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         seconds = time.monotonic() - started
         _save(run.folder / "evaluate" / f"{split}.npy", answers)
         metrics[split] = task.score(answers, table.truth)
-        log.info("%s %s %.4f on %d rows", split, task.metric, metrics[split][task.metric], len(table))
+        log.info("%s %s %.4f on %d rows", split, task.metric, metrics[split][task.metric], metrics[split]["n"])
     run.write("evaluate/analysis.json", analyse_answers(run, task, answers))
     if task.is_encoder_decoder:
         metrics["test"] |= score_written(run, model)

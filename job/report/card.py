@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from job import __version__
-from job.recipe import Run
+from job.recipe import Recipe, Run
+from job.report.console import spell_question
 from job.report.images import write_pictures
 from job.report.markup import escape
 from job.report.page import render_page
@@ -58,13 +59,12 @@ tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
 {javascript}
 ```
 
-`job predict {folder_or_model} TEXT` answers from the shell, without torch.{triton}
+`job predict {folder_or_model} {question}` answers from the shell, without torch.{triton}
 
 ## Limits
 
 - {limits}
-- Numbers hold for rows like those of the test split. int8 numbers hold for the processor that is named: another one
-  computes int8 otherwise; `onnx/model_quantized.onnx` is the file that overflows on none.
+- Numbers hold for rows like those of the test split.{processors}
 - Licence of the base model: {licence}. The licence of the data (`{source}`) applies as well.
 
 Made by finetune-job {version}, run `{run_id}`; base model {base_commit}, data {data_commit}. `manifest.json` has the
@@ -73,6 +73,9 @@ worst mistakes with their texts; `plots/` its charts as pictures.
 """
 
 
+_PROCESSORS = """ int8 numbers hold for the processor that is named: another one
+  computes int8 otherwise"""
+_PORTABLE = "; `onnx/model_quantized.onnx` is the file that overflows on none"
 _PIPELINE = """import {{ pipeline }} from '@huggingface/transformers';
 const answer = await pipeline('{tag}', folder, {{ dtype: '{dtype}' }});"""
 _LOGITS = """import {{ AutoModelForSequenceClassification, AutoTokenizer }} from '@huggingface/transformers';
@@ -127,6 +130,7 @@ def render_card(run: Run, result: dict[str, Any]) -> str:
         base_commit=sources["model"]["commit"] or "without a commit",
         javascript=(_LOGITS if task.standardizes else _PIPELINE).format(tag=task.pipeline_tag, dtype=dtype),
         data_commit=sources["data"]["commit"] or "without a commit", folder_or_model=f"…/models/{recipe.name}",
+        question=_spell_question(recipe), processors=_warn_of_processors(result),
         triton="\n`triton/` is a model repository for a Triton server." if recipe.export.triton else "",
         licence=_write_text(find_licence(run.base_model)), ort_class=task.ort_class, auto_class=task.auto_class,
         **_describe_files(task, best),
@@ -160,6 +164,18 @@ def find_licence(folder: Path) -> str:
     path = folder / "README.md"
     found = _LICENCE.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
     return f"{found.group(1).strip()} (its own card says so)" if found else "not said in its folder"
+
+
+def _spell_question(recipe: Recipe) -> str:
+    words = spell_question(recipe, "TEXT", "QUESTION" if recipe.task == "question-answering" else "ANOTHER")
+    return words.replace('"TEXT"', "TEXT")
+
+
+def _warn_of_processors(result: dict[str, Any]) -> str:
+    """Return what is to be said of int8 numbers, nothing where no int8 file is released."""
+    if not any(numbers["accepted"] for numbers in result["int8"].values()):
+        return ""
+    return f"{_PROCESSORS}{_PORTABLE if _has_portable(result) else ''}."
 
 
 def _has_portable(result: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from job.errors import redact
+from job.recipe import Recipe
 from job.report.result import list_other_scores
 from job.report.versus import list_comparison
 from job.streams import escape_controls
@@ -21,7 +23,7 @@ from job.streams import escape_controls
 _EXAMPLE = "I am absolutely amazed with this new and revolutionary AI device"
 
 
-def format_result(result: dict[str, Any]) -> str:
+def format_result(result: dict[str, Any], recipe: Recipe | None = None) -> str:
     """Return tables of quality, exports and places, as stderr can show them; without metrics, the reason alone."""
     shown = io.StringIO()
     terminal = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
@@ -32,7 +34,7 @@ def format_result(result: dict[str, Any]) -> str:
         console.print(_quality_table(result))
     if "int8" in result:
         console.print(_export_table(result, _find_metric(result)))
-    for name, value in _list_places(result):
+    for name, value in _list_places(result, recipe):
         console.print(f"[bold]{name:<9}[/]", end="")
         console.print(value, markup=False, soft_wrap=True)  # one line, so that it can be copied
     colour = "green" if result["exit_code"] == 0 else "red"
@@ -109,13 +111,24 @@ def _export_table(result: dict[str, Any], metric: str) -> Table:
     return table
 
 
-def _list_places(result: dict[str, Any]) -> list[tuple[str, str]]:
+def spell_question(recipe: Recipe | None, text: str, other: str) -> str:
+    """Return the words after `job predict MODEL` that ask a model of a recipe's kind about a text, or two."""
+    columns: Collection[str] = recipe.data.columns if recipe else ()
+    if "question" in columns or "text_pair" in columns:
+        first, second = (other, text) if "question" in columns else (text, other)
+        return rf"--pairs $'{first}\t{second}'"
+    if recipe and recipe.task == "masked-lm":
+        text += " [MASK]"
+    return f'--chat "{text}"' if "messages" in columns else f'"{text}"'
+
+
+def _list_places(result: dict[str, Any], recipe: Recipe | None) -> list[tuple[str, str]]:
     """Return where everything lies, and the command to ask the model something."""
     if not result["release"]:
         return []
     store, _, name = result["release"].rpartition("/")[0].rpartition("/models/")
     pointer = "points to it" if result["promoted"] else "was not moved"
-    command = f'{_how_called()} predict {result["release"]} "{_EXAMPLE}"'
+    command = f"{_how_called()} predict {result['release']} {spell_question(recipe, _EXAMPLE, 'What amazes me?')}"
     return [
         ("release", result["release"]),
         ("current", f"{store}/models/{name}  ({pointer})"),

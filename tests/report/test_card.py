@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,18 @@ def test_a_label_is_text_on_one_line(card: str) -> None:
 
 def test_what_the_base_model_says_of_its_licence_is_text(card: str) -> None:
     assert "Licence of the base model: mit &lt;img src=x&gt; (its own card says so)" in card
+
+
+def test_the_card_asks_as_the_task_is_asked_and_names_no_file_that_is_not_there(tmp_path: Path) -> None:
+    run, numbers = make_run(tmp_path, ["a", "b"]), make_numbers(["a", "b"])
+    run.write("data.json", run.read("data.json") | {"max_length": 64, "truncated_share": 0.0})
+    run.write("sources.json", {"model": {"commit": None, "path": str(tmp_path)}, "data": {"commit": None}})
+    numbers.result["onnx"]["fp32"]["file"] = "model.onnx"
+    assert "`onnx/model_quantized.onnx` is the file that overflows" in render_card(run, numbers.records, numbers.result)
+    for numbers_of_target in numbers.result["int8"].values():
+        numbers_of_target["accepted"] = False
+    pairs = run.recipe.data.model_copy(update={"columns": {"text": "a", "text_pair": "b", "label": "c"}})
+    run = replace(run, recipe=run.recipe.model_copy(update={"data": pairs}))
+    card = render_card(run, numbers.records, numbers.result)
+    assert "model_quantized.onnx" not in card and "another one" not in card
+    assert r"`job predict …/models/reviews --pairs $'TEXT\tANOTHER'` answers" in card

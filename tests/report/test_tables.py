@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from job.recipe import Recipe
 from job.report import format_comparison, format_result
 from job.report.console import print_listing
 from job.report.plots import Numbers
@@ -35,6 +36,25 @@ def test_the_terminal_says_what_became_of_each_target() -> None:
     shown = format_result(RESULT)
     for words in ("accepted", "left out", "not judged", "nothing runs"):
         assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "words"),
+    [
+        ("text-classification", {}, 'predict s3://b/p/models/m/v "I am'),
+        ("text-classification", {"text_pair": "b"}, r"predict s3://b/p/models/m/v --pairs $'I am"),
+        ("question-answering", {}, r"predict s3://b/p/models/m/v --pairs $'What amazes me?\tI am"),
+        ("causal-lm", {"messages": "m"}, 'predict s3://b/p/models/m/v --chat "I am'),
+        ("masked-lm", {}, 'device [MASK]"'),
+    ],
+)
+def test_the_last_lines_ask_a_model_what_one_of_its_kind_can_answer(
+    task: str, columns: dict[str, str], words: str
+) -> None:
+    about = {"name": "m", "task": task, "model": {"id": "x"}, "store": {"uri": "s3://bucket/p"}}
+    recipe = Recipe.model_validate(about | {"data": {"source": "d", "columns": columns}})
+    shown = format_result(RESULT | {"release": "s3://b/p/models/m/v", "promoted": True}, recipe)
+    assert words in next(line for line in shown.splitlines() if line.startswith("ask it"))
 
 
 class Terminal(io.StringIO):
