@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -61,6 +62,8 @@ def fetch_model(origin: str, revision: str, cache: Path, *, allow_http: bool = F
         commit = resolve_commit(origin, "model", revision)
         refuse_pickles(list_files(origin, "model", commit), origin)
         source = ModelSource(origin, download_snapshot(origin, "model", commit, cache / "hub"), commit)
+    elif os.path.isfile(origin):
+        raise NotFound(f"model.id: {origin!r} is a file; name the folder that it lies in")
     else:
         raise NotFound(
             f"model.id: folder {origin!r} does not exist; correct the path (`make assets` fetches the quickstart's)"

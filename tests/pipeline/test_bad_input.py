@@ -126,6 +126,13 @@ def test_a_missing_model_folder_is_not_found(recipe: dict[str, Any], refuse: Cal
     refuse(13, "model.id", "/nowhere/model")
 
 
+def test_a_model_that_is_named_by_a_file_of_it_is_told_to_be_a_folder(
+    recipe: dict[str, Any], tiny_model: Path, refuse: Callable[..., None]
+) -> None:
+    recipe["model"]["id"] = str(tiny_model / "model.safetensors")
+    refuse(13, "model.id", "model.safetensors' is a file; name the folder that it lies in")
+
+
 def test_pickle_weights_are_refused(recipe: dict[str, Any], make_model: MakeModel, refuse: Callable[..., None]) -> None:
     folder = make_model("bert", max_position_embeddings=64)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
