@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -82,7 +83,7 @@ def _parse_json(line: str, row: int) -> Input:
 
 def _read_table(file: Iterable[str], delimiter: str) -> Iterator[Text]:
     csv.field_size_limit(_MAX_FIELD)
-    # nobody quotes in a table of tabs: a text may begin with a quotation mark
+    # in a table of tabs a text may begin with a quotation mark; only a cell that is wholly quoted is read as such
     plain = delimiter == "\t"
     reader = csv.DictReader(
         file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
@@ -90,6 +91,8 @@ def _read_table(file: Iterable[str], delimiter: str) -> Iterator[Text]:
     names, row = [], 0
     try:
         names = list(reader.fieldnames or [])
+        if plain:
+            reader.fieldnames = names = list(map(_unquote, names))
         chosen = [name for ours in _COLUMNS for name in ours if name in names]
         if not set(chosen) & set(_COLUMNS[0]):
             raise DataError(f"the first row names the columns {names}; one must be called `text`")
@@ -98,7 +101,14 @@ def _read_table(file: Iterable[str], delimiter: str) -> Iterator[Text]:
             if None in entry or None in texts:
                 differs = "more" if None in entry else "fewer"
                 raise DataError(f"row {row}: has {differs} columns than the first; correct the row")
+            texts = list(map(_unquote, texts)) if plain else texts
             yield (texts[0], texts[1]) if len(texts) > 1 else texts[0]
     except csv.Error as error:
         where = f"row {row + 1}" if names else "the first row"
         raise DataError(f"{where}: {error}; correct its quotation marks") from None
+
+
+def _unquote(cell: str) -> str:
+    """Return what a program has put into quotation marks, as `job.data` reads it for the training; else the cell."""
+    whole = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
+    return whole[1].replace('""', '"') if whole else cell

@@ -32,6 +32,7 @@ def read(path: Path | None, **options: object) -> list[object]:
          ["one", "two", ("a", "b"), ("c", "d")]),
         ("a.csv", 'id,text\n1,"one, and\nmore"\n2,two\n', ["one, and\nmore", "two"]),
         ("a.tsv", 'text\ttext_pair\na\tb\n"c\td\n', [("a", "b"), ('"c', "d")]),
+        ("quoted.tsv", '"id"\t"text"\n1\t"a ""fine"" film"\n2\t"so" so\n', ['a "fine" film', '"so" so']),
         ("bom.csv", "\ufefftext\nx\n", ["x"]),
         ("bom.txt", "\ufeffx\n", ["x"]),
         ("bom.jsonl", '\ufeff"x"\n', ["x"]),
