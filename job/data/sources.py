@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from job.errors import DataError, JobError, NotFound, exceeds_limits, lacks_disk, lacks_memory
+from job.errors import DataError, JobError, NotFound, ResourceExhausted, exceeds_limits, lacks_disk, lacks_memory
 from job.recipe import hash_json
 from job.recipe.schema import Data
 from job.store.hub import download_snapshot, is_repository, resolve_commit
@@ -291,12 +291,25 @@ def _load(source: DataSource, what: str, files: Iterable[Path], split: str, opti
         return datasets.load_dataset(what, cache_dir=str(cache), **options)
     except Exception as error:  # the formats' readers raise errors of many libraries
         cause = error.__cause__ or error
-        if any(lacks(cause) for lacks in (lacks_disk, lacks_memory, exceeds_limits)):
-            raise cause from None  # which says something of this node and nothing of the file
+        _refuse_lack(source, cause, known)
         if not known:
             raise _unreadable(source, split, files, error) from None
     shutil.rmtree(cache, ignore_errors=True)  # what an earlier attempt has left there may be damaged, by a power cut
+    if cache.exists():
+        raise ResourceExhausted(f"{cache} cannot be read, nor removed; remove it, or give --work-dir another folder")
     return _load(source, what, files, split, options)
+
+
+def _refuse_lack(source: DataSource, cause: BaseException, known: bool) -> None:
+    """Raise what says something of this node, and nothing of a data file or of a cache that is `known` already."""
+    if lacks_disk(cause):
+        raise ResourceExhausted(f"{source.cache}: disk is full; free space or move --work-dir") from None
+    if lacks_memory(cause) or exceeds_limits(cause):
+        raise cause from None
+    if not known and isinstance(cause, OSError) and str(cause.filename).startswith(str(source.cache)):
+        raise ResourceExhausted(
+            f"{cause.strerror} ({cause.filename}); give --work-dir a folder that this user may write"
+        ) from None
 
 
 def _name_state(files: Iterable[Path]) -> str:

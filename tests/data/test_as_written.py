@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from job.data.columns import LabelMap, check_rows, pick_columns
 from job.data.sources import DataSource, locate_data, read_split
 from job.data.splits import check_splits, hold_out
 from job.data.targets import join_words, list_labels, parse_json, read_answers, read_number
-from job.errors import DataError, NotFound
+from job.errors import DataError, NotFound, ResourceExhausted
 from job.recipe.load import load_recipe
 from job.recipe.schema import Data
 from job.store import open_store
@@ -344,6 +345,24 @@ def test_sets_of_labels_that_are_all_empty_are_said_to_be(tmp_path: Path) -> Non
     (tmp_path / "rows.csv").write_text("text,label\nfine,\ngood,[]\n")
     with pytest.raises(DataError, match="split 'train' has no label in any row"):
         label(tmp_path / "rows.csv", problem_type="multi_label_classification")
+
+
+def test_a_cache_that_may_not_be_written_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nfine,a\n")
+    about = Data(source="x", columns=COLUMNS)
+    with pytest.raises(ResourceExhausted, match=r"/proc/cache.*--work-dir"):
+        read_split(DataSource("x", tmp_path / "rows.csv", None, Path("/proc/cache")), about, "train")
+
+
+def test_a_disk_that_is_full_while_rows_are_read_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a fine film,a\n" * 50_000)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(ResourceExhausted, match="disk is full"):
+            read(tmp_path / "rows.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_a_header_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
