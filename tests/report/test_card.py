@@ -50,11 +50,11 @@ def test_the_card_asks_as_the_task_is_asked_and_names_no_file_that_is_not_there(
     run.write("data.json", run.read("data.json") | {"max_length": 64, "truncated_share": 0.0})
     run.write("sources.json", {"model": {"commit": None, "path": str(tmp_path)}, "data": {"commit": None}})
     numbers.result["onnx"]["fp32"]["file"] = "model.onnx"
-    assert "`onnx/model_quantized.onnx` is the file that overflows" in render_card(run, numbers.records, numbers.result)
+    assert "`onnx/model_quantized.onnx` is the file that overflows" in render_card(run, numbers.result)
     for numbers_of_target in numbers.result["int8"].values():
         numbers_of_target["accepted"] = False
     pairs = run.recipe.data.model_copy(update={"columns": {"text": "a", "text_pair": "b", "label": "c"}})
     run = replace(run, recipe=run.recipe.model_copy(update={"data": pairs}))
-    card = render_card(run, numbers.records, numbers.result)
+    card = render_card(run, numbers.result)
     assert "model_quantized.onnx" not in card and "another one" not in card
     assert r"`job predict …/models/reviews --pairs $'TEXT\tANOTHER'` answers" in card
