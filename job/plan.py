@@ -119,8 +119,8 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
     stored_gib = saves * each * trained / 2**30
     early = ", or fewer: early stopping" if recipe.training.early_stopping_patience else ""
     return [
-        f"model:        {model.origin} at {model.commit or 'no commit (local)'}: {parameters / 1e6:.1f} M parameters",
-        f"data:         {source.origin} at {source.commit or 'no commit (local)'}: "
+        f"model:        {model.origin} at {model.commit or 'no commit'}: {parameters / 1e6:.1f} M parameters",
+        f"data:         {source.origin} at {source.commit or 'no commit'}: "
         + ", ".join(f"{count} {name}" for name, count in rows.items())
         + (f"; labels {', '.join(labels.names)}" if labels.names else "")
         + (f"; set aside {counts['set_aside']}" if counts["set_aside"] else ""),

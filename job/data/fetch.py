@@ -232,9 +232,10 @@ def load_tokenizer(folder: Path, config: dict[str, Any], task: Task) -> Any:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise DataError(f"model.id: the tokenizer in {folder} has no pad, eos or unk token; add one to its files")
-    if len(tokenizer) > int(config.get("vocab_size", 1 << 31)):
+    tokens = max(tokenizer.get_vocab().values(), default=0) + 1  # numbers may be left out, so they are more than it has
+    if tokens > int(config.get("vocab_size", 1 << 31)):
         raise CheckpointMismatch(
-            f"model.id: the tokenizer knows {len(tokenizer):,} tokens, the model's embedding {config['vocab_size']:,}; "
+            f"model.id: the tokenizer numbers {tokens:,} tokens, the model's embedding {config['vocab_size']:,}; "
             "they do not belong together, restore the tokenizer of this model"
         )
     return tokenizer

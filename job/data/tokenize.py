@@ -285,11 +285,11 @@ def hash_tokenizer(tokenizer: Any) -> str:
 
 
 def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
-    rows = list(encoder.task.encode(encoder.tokenizer, examples, encoder.max_length))
+    rows = _encode(examples, encoder)
     if not rows:
         raise DataError("data: no text has a token to learn from; give longer texts")
-    narrow = np.uint16 if len(encoder.tokenizer) <= 1 << 16 else np.uint32
-    _save(folder, "tokens", np.concatenate([np.asarray(row.ids, dtype=narrow) for row in rows]))
+    tokens = np.concatenate([np.asarray(row.ids, dtype=np.uint32) for row in rows])
+    _save(folder, "tokens", tokens if tokens.max(initial=0) >> 16 else tokens.astype(np.uint16))
     _save(folder, "offsets", np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64))
     _save(folder, "rows", examples.rows[[row.place for row in rows]])
     _save(folder, "cut", np.array([row.cut for row in rows]))
@@ -306,6 +306,18 @@ def _write_table(examples: Examples, encoder: Encoder, folder: Path) -> None:
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     if rows[0].types is not None:
         _save(folder, "types", np.concatenate([np.asarray(row.types, dtype=np.uint8) for row in rows]))
+
+
+def _encode(examples: Examples, encoder: Encoder) -> list[Any]:
+    try:
+        return list(encoder.task.encode(encoder.tokenizer, examples, encoder.max_length))
+    except BaseException as error:
+        # how its library fails: by an Exception of no class of its own, or by Rust's panic, which is no Exception
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"model.id: its tokenizer cannot encode the texts ({error}); restore the tokenizer of this model"
+        ) from None
 
 
 def _flatten(spans: list[slice]) -> np.ndarray:

@@ -54,7 +54,9 @@ def _open(source: Path | None) -> Iterator[Iterator[str]]:
     except (FileNotFoundError, IsADirectoryError):
         raise NotFound(f"{name}: no such file; name a file of texts, or leave --file out for stdin") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}: is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+        raise DataError(
+            f"{name}: is not UTF-8 ({error.reason} at byte {error.start}); write it as UTF-8 text"
+        ) from None
 
 
 def _without_mark(lines: Iterable[str]) -> Iterator[str]:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from job.data import TokenTable
 from job.data.columns import Examples
 from job.data.tokenize import Encoder, tokenize_split
+from job.errors import DataError
 from job.tasks import IGNORED_LABEL, get_task
 
 
@@ -79,6 +81,28 @@ def test_the_token_that_ends_a_text_decides_which_table_it_is(tmp_path: Path) ->
         folder = tokenize_split(examples, Encoder(get_task("causal-lm"), tokenizer, 16), tmp_path)
         ends.append(int(TokenTable.open(folder).labels[-1]))
     assert ends == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "what"),
+    [({"<a>": 0, "film": 1}, "Missing .UNK. token"), ({"<a>": 0, "film": 70_000, "[UNK]": 1}, None)],
+)
+def test_a_tokenizer_that_cannot_encode_is_refused_and_one_with_gaps_is_not(
+    tmp_path: Path, vocabulary: dict[str, int], what: str | None
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = Encoder(get_task("causal-lm"), PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<a>"), 16)
+    examples = Examples(["film unheard"], None, np.zeros(1, np.int64), np.ones(1, np.int64))
+    if what:
+        with pytest.raises(DataError, match=f"model.id: its tokenizer cannot encode the texts .*{what}"):
+            tokenize_split(examples, encoder, tmp_path)
+    else:
+        table = TokenTable.open(tokenize_split(examples, encoder, tmp_path))
+        assert table.tokens.tolist() == [70_000, 1]
 
 
 def test_labels_are_padded_with_what_adds_nothing_to_the_loss() -> None:
