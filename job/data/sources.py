@@ -11,20 +11,25 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from job.errors import DataError, JobError, NotFound, ResourceExhausted, exceeds_limits, lacks_disk, lacks_memory
-from job.recipe import hash_json
 from job.recipe.schema import Data
 from job.store.hub import download_snapshot, is_repository, resolve_commit
 from job.store.objects import open_store, split_uri
 from job.store.transfer import mirror_objects
 
 log = logging.getLogger("job.data")
+
+_LEFT_S = 86400.0
+"""Seconds; nobody reads one split for so long."""
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 
@@ -285,37 +290,40 @@ def _load(source: DataSource, what: str, files: Iterable[Path], split: str, opti
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what cannot be read is said once, by the error below
-    cache = source.cache / "datasets" / _name_state(files)
-    known = cache.exists()
     try:
-        return datasets.load_dataset(what, cache_dir=str(cache), **options)
+        with _lend_folder(source.cache / "datasets") as folder:
+            return datasets.load_dataset(what, cache_dir=folder, **options)
     except Exception as error:  # the formats' readers raise errors of many libraries
-        cause = error.__cause__ or error
-        _refuse_lack(source, cause, known)
-        if not known:
-            raise _unreadable(source, split, files, error) from None
-    shutil.rmtree(cache, ignore_errors=True)  # what an earlier attempt has left there may be damaged, by a power cut
-    if cache.exists():
-        raise ResourceExhausted(f"{cache} cannot be read, nor removed; remove it, or give --work-dir another folder")
-    return _load(source, what, files, split, options)
+        _refuse_lack(source, error.__cause__ or error)
+        raise _unreadable(source, split, files, error) from None
 
 
-def _refuse_lack(source: DataSource, cause: BaseException, known: bool) -> None:
-    """Raise what says something of this node, and nothing of a data file or of a cache that is `known` already."""
+@contextmanager
+def _lend_folder(place: Path) -> Iterator[str]:
+    """Yield a folder for rows that are read once: what they are mapped from stays readable when its name is gone.
+
+    Another process' rows may be half written, or damaged by a power cut, and nothing in them would tell. What is to be
+    read again is kept by `prepared.py`, which verifies it.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    for left in place.iterdir():  # by processes that were killed, or by earlier versions
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=place, ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _refuse_lack(source: DataSource, cause: BaseException) -> None:
+    """Raise what says something of this node, and nothing of a data file."""
     if lacks_disk(cause):
         raise ResourceExhausted(f"{source.cache}: disk is full; free space or move --work-dir") from None
     if lacks_memory(cause) or exceeds_limits(cause):
         raise cause from None
-    if not known and isinstance(cause, OSError) and str(cause.filename).startswith(str(source.cache)):
+    if isinstance(cause, OSError) and str(cause.filename).startswith(str(source.cache)):
         raise ResourceExhausted(
             f"{cause.strerror} ({cause.filename}); give --work-dir a folder that this user may write"
         ) from None
-
-
-def _name_state(files: Iterable[Path]) -> str:
-    """Return a name for files as they are now. `datasets` goes by their times alone, which a copy may keep."""
-    states = [(path, path.stat()) for path in files]
-    return hash_json([[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in states])[:16]
 
 
 def _unreadable(source: DataSource, split: str, files: Iterable[Path], error: Exception) -> JobError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,18 +30,14 @@ def test_shards_of_a_split_keep_texts_that_read_na(tmp_path: Path) -> None:
     assert read(folder, "test", tmp_path) == [{"text": "else", "label": "None"}]
 
 
-@pytest.mark.parametrize("name", ["*.arrow", "dataset_info.json"])
-def test_rows_that_an_earlier_attempt_has_cached_are_read_anew_where_they_are_damaged(
-    tmp_path: Path, name: str
-) -> None:
-    file = tmp_path / "rows.csv"
+def test_rows_that_were_read_leave_nothing_that_a_later_attempt_could_believe(tmp_path: Path) -> None:
+    file, place = tmp_path / "rows.csv", tmp_path / "datasets"
+    for name, age_s in (("abandoned", 2 * 86400), ("in-use", 60)):
+        (place / name).mkdir(parents=True)
+        os.utime(place / name, (time.time() - age_s,) * 2)
     file.write_text("text,label\na,x\n")
-    assert len(read(file, "train", tmp_path)) == 1
-    damaged = list((tmp_path / "datasets").rglob(name))
-    assert damaged
-    for cached in damaged:
-        cached.write_bytes(b"")
     assert read(file, "train", tmp_path) == [{"text": "a", "label": "x"}]
+    assert [left.name for left in place.iterdir()] == ["in-use"]
 
 
 READ_WITH_LITTLE = """
