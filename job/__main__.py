@@ -66,8 +66,10 @@ def run(
     def action() -> int:
         from job.launch import find_place
         from job.recipe import load_recipe
+        from job.work_folder import refuse_foreign
 
         place = find_place()
+        refuse_foreign(work)
         known = run_id or place.run_id
         with early_result(work, _check_run_id(known) if known else "", place.node_rank):
             loaded = load_recipe(recipe, set_ or [])
@@ -137,8 +139,10 @@ def compare(
     def action() -> int:
         from job.launch import find_place
         from job.recipe import load_recipe
+        from job.work_folder import refuse_foreign
 
         place = find_place()
+        refuse_foreign(work)
         comparison_recipe = load_recipe(recipe, set_ or [])
         from job.comparing import compare_methods, plan_comparison
         from job.identity import name_run

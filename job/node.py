@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import wait
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
-from job.errors import Interrupted, SecurityRefused, Unreachable
+from job.errors import Interrupted, Unreachable
 from job.launch import ALONE, Limits, Peers, StopRequest, Supervisor
 from job.recipe import Run
 from job.recipe.schema import Launch
@@ -27,33 +22,6 @@ _LEAVING_SHARE = 0.25
 """Of the grace, for saying goodbye to the store; the rest is the ranks'."""
 _GIVE_UP_S = 1.0
 """How long a call to the store may still take after a stop signal; most end well before."""
-
-
-def claim_work_folder(work: Path) -> None:
-    """Make the work folder, for this user alone where everybody may put folders beside it, such as below /tmp.
-
-    Raises SecurityRefused (19) where somebody else has put one there under this name before: what a run reads back from
-    it, from its recipe to weights, they could replace at any moment.
-    """
-    shared = work.parent.is_dir() and work.parent.stat().st_mode & stat.S_ISVTX
-    with suppress(FileExistsError):  # what is no folder is found by whoever writes into it
-        work.mkdir(0o700 if shared else 0o777, parents=True)
-    owner = work.lstat().st_uid  # of a link, who has laid it
-    if shared and owner not in (os.getuid(), 0):
-        raise SecurityRefused(f"{work} belongs to somebody else (uid {owner}); name another folder by --work-dir")
-
-
-def provide_temporary_folder(work: Path) -> None:
-    """Have this process and those that it starts use one in `work` where the system has none that can be written to.
-
-    Python would take the current folder, or none: of a container that is read-only, `work` alone may be written to.
-    """
-    named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
-    if any(os.access(folder, os.W_OK | os.X_OK) for folder in (*named, "/tmp", "/var/tmp", "/usr/tmp")):
-        return
-    folder = work.absolute() / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 class Node:

@@ -12,9 +12,10 @@ from typing import Any
 
 from job import stages
 from job.launch import Place, StopRequest, Topology, find_topology
-from job.node import Node, claim_work_folder, provide_temporary_folder
+from job.node import Node
 from job.recipe import Recipe, Run
 from job.training import list_environments
+from job.work_folder import make_work_folder, provide_temporary_folder
 
 
 def run_node(recipe: Recipe, run_id: str, work: Path, fresh: bool, place: Place) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class Opening:
         return self._topology.result()
 
     def _start_ranks(self) -> Topology:
-        claim_work_folder(self.run.work)
+        make_work_folder(self.run.work)
         provide_temporary_folder(self.run.work)
         self.run = run = self.run.lock_folder(self.place.node_rank)
         topology = find_topology(run.recipe.distributed, self.place)

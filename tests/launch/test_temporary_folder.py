@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from job.node import provide_temporary_folder
+from job.work_folder import provide_temporary_folder
 
 
 def test_a_system_without_a_temporary_folder_gets_one_in_the_work_folder(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import SecurityRefused
-from job.node import claim_work_folder
+from job.work_folder import make_work_folder
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
@@ -28,13 +28,15 @@ def shared(tmp_path: Path) -> Path:
 
 
 def test_nobody_else_reads_what_a_run_leaves_below_tmp(shared: Path) -> None:
-    claim_work_folder(shared / "work")
+    make_work_folder(shared / "work")
     assert stat.S_IMODE((shared / "work").stat().st_mode) == 0o700
-    claim_work_folder(shared / "work")
+    make_work_folder(shared / "work")
+    make_work_folder(shared / "mine" / "work")
+    assert stat.S_IMODE((shared / "mine").stat().st_mode) == 0o700
 
 
 def test_elsewhere_the_umask_decides_as_always(tmp_path: Path) -> None:
-    claim_work_folder(tmp_path / "team" / "work")
+    make_work_folder(tmp_path / "team" / "work")
     (tmp_path / "usual").mkdir()
     assert (tmp_path / "team" / "work").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
@@ -53,8 +55,16 @@ def test_a_folder_that_somebody_else_has_laid_there_before_is_refused_on_every_n
     done = subprocess.run(command, env=os.environ | node, capture_output=True, text=True, timeout=60)
     assert done.returncode == 19, done.stderr
     assert "belongs to somebody else" in done.stderr
+    assert not list(work.iterdir()), "they could lead elsewhere by a link what is written there"
     if rank == "0":
         assert json.loads(done.stdout.splitlines()[-1])["exit_code"] == 19
+
+
+@needs_root
+def test_a_project_whose_folder_somebody_else_owns_has_guests(shared: Path) -> None:
+    (shared / "project").mkdir()
+    os.chown(shared / "project", NOBODY, NOBODY)
+    make_work_folder(shared / "project" / "work")
 
 
 @needs_root
@@ -63,7 +73,7 @@ def test_a_link_laid_there_by_somebody_else_is_refused(shared: Path, tmp_path: P
     (shared / "work").symlink_to(tmp_path / "mine")
     os.chown(shared / "work", NOBODY, NOBODY, follow_symlinks=False)
     with pytest.raises(SecurityRefused):
-        claim_work_folder(shared / "work")
+        make_work_folder(shared / "work")
 
 
 @needs_root
@@ -71,4 +81,4 @@ def test_a_volume_of_a_pod_may_belong_to_anybody(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
     os.chown(volume, NOBODY, NOBODY)
-    claim_work_folder(volume)
+    make_work_folder(volume)

@@ -1,0 +1,51 @@
+"""The work folder: whose it is, and that it serves for temporary files where nothing else can be written to."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from job.errors import SecurityRefused
+
+
+def refuse_foreign(work: Path) -> None:
+    """Raise SecurityRefused (19) where `work` was put by somebody else where everybody may put folders, such as /tmp.
+
+    What a run reads back from it, from its recipe to weights, they could replace at any moment, and what is written
+    there they could lead elsewhere by a link. (Below a folder that somebody else owns, as a project's, one is a guest.)
+    """
+    if _is_open_to_all(work.absolute().parent):
+        with suppress(FileNotFoundError):
+            owner = work.lstat().st_uid  # of a link, who has laid it
+            if owner not in (os.getuid(), 0):
+                raise SecurityRefused(
+                    f"{work} belongs to somebody else (uid {owner}); name another folder by --work-dir"
+                )
+
+
+def make_work_folder(work: Path) -> None:
+    """Make the work folder, for this user alone where everybody may put some beside it; raises as `refuse_foreign`."""
+    for folder in (each for each in (*reversed(work.absolute().parents), work) if not each.is_dir()):
+        with suppress(FileExistsError):  # what is no folder is found by whoever writes into it
+            folder.mkdir(0o700 if _is_open_to_all(folder.absolute().parent) else 0o777)
+    refuse_foreign(work)
+
+
+def provide_temporary_folder(work: Path) -> None:
+    """Have this process and those that it starts use one in `work` where the system has none that can be written to.
+
+    Python would take the current folder, or none: of a container that is read-only, `work` alone may be written to.
+    """
+    named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    if any(os.access(folder, os.W_OK | os.X_OK) for folder in (*named, "/tmp", "/var/tmp", "/usr/tmp")):
+        return
+    folder = work.absolute() / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def _is_open_to_all(folder: Path) -> bool:
+    return folder.is_dir() and bool(folder.stat().st_mode & stat.S_ISVTX)
