@@ -28,7 +28,7 @@ log = logging.getLogger("job.store")
 
 OWNER = "owner.json"
 _POLL_S = 0.5
-_MAX_TTL_S = 3600
+_MAX_TTL_S = 86400
 """Of a record; what claims to be silent for longer is not waited for."""
 
 
@@ -216,7 +216,7 @@ class _Watch:
         owner = f"attempt {standing.get('epoch')} on {standing.get('host')} (pid {standing.get('pid')})"
         if not self._told:
             self._told = True
-            log.info("%s owns this run; waiting for it, at most %.0f s", owner, 2 * self._ttl_s)
+            log.info("%s: %s owns this run; waiting for it, at most %.0f s", uri, owner, 2 * self._ttl_s)
         if time.monotonic() - self._began > 2 * self._ttl_s:
             raise Fenced(f"{uri}: {owner} is alive and owns this run; stop it first, or use another --run-id")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from job.errors import Fenced, NotFound, NoValidCheckpoint
@@ -115,7 +116,7 @@ class Pruner:
         """Delete a run that nobody owns and whose last release was `version`, which is gone; else False."""
         objects = self._open(f"/runs/{run}")
         try:
-            lease = acquire_lease(objects, _TTL_S, lambda: None)
+            lease = acquire_lease(objects, _TTL_S, _limit_waiting(objects.uri))
         except Fenced as error:
             log.warning("%s; it is left alone", error)
             return False
@@ -208,3 +209,14 @@ def _read_made(objects: Store, name: str, run: str = "") -> str:
     release = str(dig(parse_leniently(objects.read(f"{run}{RELEASED}")), "record", "release") or "")
     model, _, version = release.rpartition("/")
     return version if model.endswith(f"/models/{name}") else ""
+
+
+def _limit_waiting(uri: str) -> Callable[[], None]:
+    """Return what ends the wait for a run's owner when it is not silent by then, however long its own lease lasts."""
+    deadline = time.monotonic() + 2 * _TTL_S
+
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise Fenced(f"{uri}: somebody owns this run")
+
+    return check

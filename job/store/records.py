@@ -20,6 +20,8 @@ Record = dict[str, Any]
 _CONTENDED_S = 60.0
 """Whoever loses a swap reads what has won, and then it is his turn: seconds, were there hundreds of them."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
+_APART_S = 10.0
+"""Losses that lie so far apart have nothing to do with each other: something else was done in between."""
 
 
 def new_nonce() -> str:
@@ -99,15 +101,17 @@ class Contention:
     """
 
     def __init__(self, uri: str, key: str) -> None:
-        self._where, self._deadline, self._pause_s = f"{uri}/{key}", 0.0, _SHORTEST_PAUSE_S
+        self._where, self._last = f"{uri}/{key}", -_APART_S
 
     def wait(self) -> None:
-        """Pause after a swap that was lost; Unreachable (77) where none was won for a minute."""
-        self._deadline = self._deadline or time.monotonic() + _CONTENDED_S
-        if time.monotonic() > self._deadline:
+        """Pause after a swap that was lost; Unreachable (77) where nothing else happened for a minute."""
+        now = time.monotonic()
+        if now - self._last > _APART_S:
+            self._deadline, self._pause_s = now + _CONTENDED_S, _SHORTEST_PAUSE_S
+        if now > self._deadline:
             raise Unreachable(
                 f"{self._where}: was never what had just been read, for {_CONTENDED_S:.0f} s; does a cache stand "
                 "before the store? Take it away, then run again"
             )
         time.sleep(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause_s, self._last = min(2 * self._pause_s, _LONGEST_PAUSE_S), time.monotonic()

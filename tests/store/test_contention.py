@@ -14,6 +14,7 @@ from job.store.folder import FolderStore
 from job.store.manifest import Manifest, ManifestEntry
 from job.store.objects import PreconditionFailed
 from job.store.promotion import take_order
+from job.store.records import Contention
 from job.store.release import _write_manifest
 
 ENTRY = ManifestEntry(1, "0" * 64, "file")
@@ -67,3 +68,13 @@ def test_a_swap_that_is_always_lost_is_77_after_some_tries(
     with pytest.raises(Unreachable, match="does a cache stand before the store"):
         call(str(tmp_path / "store"))
     assert 2 <= tries < 20
+
+
+def test_swaps_that_are_lost_far_apart_are_no_contention(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("job.store.records.time.monotonic", lambda: now)
+    monkeypatch.setattr("job.store.records.time.sleep", lambda _: None)
+    contention = Contention("s3://x/models/m", "current.json")
+    for _ in range(5):  # as where ten minutes of a comparison lie between
+        contention.wait()
+        now += 600

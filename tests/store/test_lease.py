@@ -106,7 +106,8 @@ def test_who_waits_for_a_living_owner_says_for_whom_and_how_long(
     with pytest.raises(Fenced):
         acquire(objects, ttl_s=1)
     said = [each.getMessage() for each in caplog.records if each.name == "job.store"]
-    assert said == [f"attempt 1 on {Holder.me().host} (pid {os.getpid()}) owns this run; waiting for it, at most 2 s"]
+    owner = f"attempt 1 on {Holder.me().host} (pid {os.getpid()})"
+    assert said == [f"{objects.uri}: {owner} owns this run; waiting for it, at most 2 s"]
 
 
 def test_a_lease_whose_etag_stands_still_for_the_ttl_is_taken_over(objects: Store, leases: list[Lease]) -> None:
