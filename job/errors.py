@@ -149,7 +149,12 @@ _NO_MEMORY = re.compile(
 
 def lacks_memory(error: BaseException | str) -> bool:
     """Tell whether an error, or its text, is how Python, torch or ONNX Runtime say that memory is exhausted."""
-    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError) or _says(error, _NO_MEMORY)
+
+
+def _says(error: BaseException | str, pattern: re.Pattern[str]) -> bool:
+    """Search a text. A ValueError or KeyError is about a value, and quotes it: a user's rows may say anything."""
+    return not isinstance(error, (ValueError, KeyError)) and bool(pattern.search(str(error)))
 
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
@@ -158,7 +163,7 @@ _NO_MORE = re.compile(r"too many open files|can't start new thread", re.IGNORECA
 
 def exceeds_limits(error: BaseException) -> bool:
     """Tell whether an error is how Python or torch says that no more files may be opened, or processes started."""
-    return getattr(error, "errno", None) in _LIMITS or bool(_NO_MORE.search(str(error)))
+    return getattr(error, "errno", None) in _LIMITS or _says(error, _NO_MORE)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -170,7 +175,7 @@ for RLIMIT_FSIZE: it is no OSError. `shutil.Error` is one, but says of what only
 
 def lacks_disk(error: BaseException) -> bool:
     """Tell whether an error is how Python or a library in Rust says that a disk or quota is full."""
-    return getattr(error, "errno", None) in _FULL or bool(_NO_DISK.search(str(error)))
+    return getattr(error, "errno", None) in _FULL or _says(error, _NO_DISK)
 
 
 _SECRETS = re.compile(

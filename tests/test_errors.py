@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job import errors
-from job.errors import PERMANENT, JobError, RecipeError, contains_secret, redact
+from job.errors import (
+    PERMANENT,
+    JobError,
+    RecipeError,
+    contains_secret,
+    exceeds_limits,
+    lacks_disk,
+    lacks_memory,
+    redact,
+)
 from job.launch import judge_error
 
 # The table that the README, the Kubernetes manifests and the sbatch scripts are written from.
@@ -178,3 +187,10 @@ def test_a_limit_of_open_files_or_processes_is_78_and_named() -> None:
         verdict = judge_error(error)
         assert verdict["exit_code"] == 78, error
         assert "ulimit -n" in verdict["reason"]
+
+
+def test_a_value_that_a_user_wrote_says_nothing_of_this_node() -> None:
+    for cell in ("too many open files", "[Errno 28] No space left on device", "cannot allocate memory"):
+        error = ValueError(f"Failed to parse string: {cell!r} as a scalar of type int64")
+        assert not (lacks_disk(error) or lacks_memory(error) or exceeds_limits(error))
+        assert lacks_disk(OSError(cell)) or lacks_memory(RuntimeError(cell)) or exceeds_limits(RuntimeError(cell))
