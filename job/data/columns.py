@@ -105,7 +105,8 @@ def _list_cells(rows: Any, column: str, split: str) -> list[Any]:
     try:
         return list(rows[column])
     except UnicodeDecodeError as error:
-        row = next((row for row in range(len(rows)) if not _is_decodable(rows, row)), 0) + 1
+        cells = rows.select_columns([column])
+        row = next((row for row in range(len(cells)) if not _is_decodable(cells, row)), 0) + 1
         raise DataError(
             f"data: row {row} of split {split!r} is not UTF-8 ({error.reason}); convert the file (say, iconv -f "
             "WINDOWS-1252 -t UTF-8)"

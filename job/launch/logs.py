@@ -91,9 +91,9 @@ def write_where_read(stream: TextIO | None, text: str, patience_s: float) -> Non
         try:
             writer.start()
         except RuntimeError:  # no thread may be started any more, of which somebody must be told
-            return write()
-        writer.join(patience_s)
-    return None
+            write()
+        else:
+            writer.join(patience_s)
 
 
 def set_up_logging(stream: TextIO | None) -> None:

@@ -327,13 +327,12 @@ def _unknown_key(key: str, parent: KeyPath, value: Any) -> str:
     known = list(_section_at(parent).model_fields)
     if parent == ("data",) and (column := key.removesuffix("_column")) in get_args(Column):
         return f"unknown key; write data.columns: {{{column}: {_shorten(str(value))}}}"
+    if home := next((name for name, section in _sections() if key in section.model_fields), None):
+        return f"unknown key; did you mean {home}.{key}?"
     # below this cutoff are keys that only look like it: load_best and adam_beta2
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     close += [name for name in known if min(len(key), len(name)) > 3 and (key in name or name in key)]
-    if close:
-        return f"unknown key; did you mean {close[0]!r}?"
-    home = next((name for name, section in _sections() if key in section.model_fields), None)
-    return f"unknown key; did you mean {home}.{key}?" if home else f"unknown key; known here: {', '.join(known)}"
+    return f"unknown key; did you mean {close[0]!r}?" if close else f"unknown key; known here: {', '.join(known)}"
 
 
 def _shorten(text: str) -> str:

@@ -38,7 +38,7 @@ def list_inventory(uri: str, *, allow_http: bool = False) -> Iterator[Listing]:
                 f"{uri}: is a single release or checkpoint; `job verify` takes it, and `job show` the store, a run "
                 "or …/models/<name>"
             )
-        if any(key.endswith("/manifest.json") and key.count("/") == 1 for key in keys):
+        if uri.rstrip("/").split("/")[-2:-1] == ["models"] and any(key.endswith("/manifest.json") for key in keys):
             yield list_versions(uri, allow_http=allow_http)
             return
         raise NotFound(f"{uri}: neither runs nor releases lie there; check the address (store.uri of the recipe)")

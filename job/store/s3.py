@@ -377,9 +377,8 @@ class S3Store:
                     self._raise(what, error, expired)
                 if not told and time.monotonic() > began + _SILENT_S:
                     told, left_s = True, deadline - time.monotonic()
-                    log.warning(
-                        "%s: cannot %s yet (%s); trying again for %.0f s", self.uri, what, type(error).__name__, left_s
-                    )
+                    why = _code(error) if isinstance(error, ClientError) else type(error).__name__
+                    log.warning("%s: cannot %s yet (%s); trying again for %.0f s", self.uri, what, why, left_s)
                 if expired:  # new credentials may lie in the environment's files, or come with a new token
                     self._connect_again(client)
             time.sleep(pause_s * random.uniform(0.5, 1.0))
