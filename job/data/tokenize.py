@@ -21,7 +21,7 @@ import numpy as np
 from job.errors import DataError
 from job.recipe.schema import hash_json
 from job.store.cached import SharedFolders
-from job.store.manifest import hash_file, list_files
+from job.store.manifest import hash_file, keep_digests, match_digests
 from job.store.transfer import build_folder
 from job.tasks import IGNORED_LABEL, Examples, Task, Truth
 
@@ -230,8 +230,7 @@ def tokenize_split(examples: Examples, encoder: Encoder, place: Path, shared: Sh
             log.info("took the tokens of %d texts from the store", len(examples))
         else:
             _write_table(examples, encoder, partial)
-            files = {name: hash_file(partial / name) for name in list_files(partial)}
-            (partial / _DIGESTS).write_text(json.dumps(files), encoding="utf-8")
+            keep_digests(partial, partial / _DIGESTS)
         if not is_whole_table(folder):
             shutil.rmtree(folder, ignore_errors=True)
     if shared is not None and not known and _is_worth(examples):
@@ -240,12 +239,8 @@ def tokenize_split(examples: Examples, encoder: Encoder, place: Path, shared: Sh
 
 
 def is_whole_table(folder: Path) -> bool:
-    """Tell whether a table lies there as it was written: a power cut leaves files that are empty, or full of zeros."""
-    try:
-        files = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
-        return all(hash_file(folder / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+    """Tell whether a table lies there as it was written."""
+    return match_digests(folder, folder / _DIGESTS)
 
 
 def _describe(encoder: Encoder) -> list[Any]:

@@ -117,6 +117,21 @@ def hash_file(path: str | Path) -> str:
         return hash_stream(file)
 
 
+def keep_digests(folder: Path, record: Path) -> None:
+    """Write the sha256 of all files below `folder` into `record`, for `match_digests`."""
+    digests = {path: hash_file(folder / path) for path in list_files(folder)}
+    record.write_text(json.dumps(digests), encoding="utf-8")
+
+
+def match_digests(folder: Path, record: Path) -> bool:
+    """Tell whether files lie in `folder` as they were written: a power cut leaves some empty, or full of zeros."""
+    try:
+        digests = json.loads(record.read_text(encoding="utf-8"))
+        return all(hash_file(folder / path) == digest for path, digest in digests.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def hash_stream(stream: RawIOBase) -> str:
     """Return the sha256 (hex) of what a stream gives, read in chunks."""
     digest = hashlib.sha256()

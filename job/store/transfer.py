@@ -18,7 +18,7 @@ from pathlib import Path
 
 from job.errors import JobError, NotFound, NoValidCheckpoint, ResourceExhausted, SecurityRefused
 from job.store.held import HeldFile
-from job.store.manifest import Manifest, ManifestEntry, hash_file
+from job.store.manifest import Manifest, ManifestEntry, hash_file, keep_digests, match_digests
 from job.store.objects import SizeDiffers, Store, check_key
 from job.store.parallel import run_parallel
 
@@ -164,23 +164,15 @@ def mirror_objects(store: Store, prefix: str, wanted: Callable[[str], bool], cac
         return None
     folder = cache / hashlib.sha256(json.dumps(found).encode()).hexdigest()
     digests = folder.with_suffix(".json")  # beside it: whatever lies in it is taken for the store's
-    if not _is_whole(folder, digests):
+    if not match_digests(folder, digests):
         with build_folder(folder) as partial:
             for key, _, _ in found:
                 (partial / check_key(key)).parent.mkdir(parents=True, exist_ok=True)
                 store.download(key, partial / key)
-            digests.write_text(json.dumps({key: hash_file(partial / key) for key, _, _ in found}))
-            if not _is_whole(folder, digests):
+            keep_digests(partial, digests)
+            if not match_digests(folder, digests):
                 shutil.rmtree(folder, ignore_errors=True)
     return folder
-
-
-def _is_whole(folder: Path, digests: Path) -> bool:
-    """Tell whether a mirror is as it was fetched: a power cut leaves files that are empty, or full of zeros."""
-    try:
-        return all(hash_file(folder / key) == digest for key, digest in json.loads(digests.read_text()).items())
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _marks_folder(key: str) -> bool:
