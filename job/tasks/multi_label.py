@@ -43,9 +43,11 @@ class MultiLabel(TextClassification):
         """
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        asked = labels[:, 0] != IGNORED_LABEL
-        wanted = labels[asked] * (1 - smoothing) + smoothing / 2
-        return binary_cross_entropy_with_logits(logits[asked].float(), wanted, reduction="sum", pos_weight=weights)
+        asked = (labels[:, :1] != IGNORED_LABEL).float()
+        wanted = labels * (1 - smoothing) + smoothing / 2
+        return binary_cross_entropy_with_logits(
+            logits.float(), wanted, weight=asked, reduction="sum", pos_weight=weights
+        )
 
     def count_loss(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Return the number of decisions, whatever they weigh, as torch does."""

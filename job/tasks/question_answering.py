@@ -125,7 +125,7 @@ class QuestionAnswering(Task):
         if smoothing:
             even = -logs.masked_fill(~allowed[..., None], 0.0).sum(dim=1) / allowed.sum(dim=1)[:, None]
             loss = (1 - smoothing) * loss + smoothing * even
-        return loss.mean(dim=-1)[labels >= 0].sum()
+        return loss.mean(dim=-1).masked_fill(labels < 0, 0.0).sum()
 
     def reduce(self, logits: Any, labels: Any) -> Any:
         """Return answers float32 [rows, 7] of logits float [rows, tokens, 2]."""

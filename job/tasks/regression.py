@@ -48,8 +48,7 @@ class Regression(TextClassification):
         self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the squared errors summed over rows: logits float [rows, 1], labels float32 [rows] → scalar fp32."""
-        asked = labels != IGNORED_LABEL
-        return (logits[asked, 0].float() - labels[asked]).square().sum()
+        return (logits[:, 0].float() - labels).masked_fill(labels == IGNORED_LABEL, 0.0).square().sum()
 
     def reduce(self, logits: Any, labels: Any) -> Any:
         """Return answers float32 [rows, 2] of logits float [rows, 1] and labels float32 [rows]."""

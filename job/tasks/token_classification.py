@@ -79,8 +79,10 @@ class TokenClassification(OneLabel):
         """Return the cross-entropy summed over words; logits float [rows, tokens, labels]."""
         from torch.nn.functional import cross_entropy
 
-        asked = labels != IGNORED_LABEL
-        return cross_entropy(logits[asked].float(), labels[asked], weights, reduction="sum", label_smoothing=smoothing)
+        flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
+        return cross_entropy(
+            flat, wanted, weights, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
+        )
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return for each text what it adds to F1, so that their mean is the F1 of all.

@@ -161,7 +161,10 @@ class JobTrainer(SavingTrainer):
         weights = self._data.class_weights  # not those on the GPU, which would have to be waited for
         weights = None if weights is None else torch.from_numpy(weights).double()
         count = torch.stack([self.task.count_loss(batch["labels"].cpu(), weights) for batch in batch_samples]).sum()
-        total = self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count
+        if self.args.world_size > 1:  # filled there, not copied, for which the GPU would have to be waited for
+            count = torch.full((), count.item(), dtype=count.dtype, device=device)
+            count = self.accelerator.gather(count).sum()
+        total = count
         return total if weights is None else total.float()
 
     def _prepare_input(self, data: Any) -> Any:
