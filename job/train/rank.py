@@ -125,8 +125,10 @@ def _build_trainer(run: Run, world_size: int) -> tuple[JobTrainer, Any]:
     if task.standardizes:
         tables = enter_units(model, new_weights, tables)
     trainer = JobTrainer(model, args, run, tables, task)
-    # DeepSpeed has its own ways to add up, and this would hold whole gradients where each rank is to hold a part
-    trainer.repeats = torch.cuda.is_available() and not trainer.is_deepspeed_enabled and trainer.try_repeating()
+    # DeepSpeed has its own ways to add up, and this would hold whole gradients where each rank is to hold a part; a
+    # compiler would choose slower kernels, and what it makes in another attempt may add up otherwise all the same
+    can_repeat = torch.cuda.is_available() and not (trainer.is_deepspeed_enabled or training.torch_compile)
+    trainer.repeats = can_repeat and trainer.try_repeating()
     seed_rank(training.seed, args.process_index, 0)  # after Trainer, which seeds every rank alike
     if args.process_index == 0:
         log.info(

@@ -28,6 +28,7 @@ from job.recipe import Run, load_recipe
 from job.store import RunStore
 from job.store.manifest import Manifest
 from job.store.transfer import download_files
+from job.training import list_environments
 
 HERE = Path(__file__).parent
 ONE, TWO = "distributed.processes_per_node=1", "distributed.processes_per_node=2"
@@ -251,7 +252,7 @@ class Trial:
         path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
         common = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "TRIAL_NOISE": "1" if self._noise else ""}
         topology = find_topology(run.recipe.distributed, Place())
-        environments = [common | dict(each) for each in topology.rank_environments(find_free_port())]
+        environments = [each | common for each in list_environments(run, topology, find_free_port())]
         environments[rank] |= {"TRIAL_ACCIDENT": accident, "JOB_FAILPOINT": failpoint}
         supervisor = Supervisor(StopRequest(), Limits.of(run.recipe.launch))
         verdict = supervisor.run("trainings:run_trial_rank", run.folder, environments)
