@@ -55,7 +55,8 @@ def _open(source: Path | None) -> Iterator[Iterator[str]]:
         raise NotFound(f"{name}: no such file; name a file of texts, or leave --file out for stdin") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{name}: is not UTF-8 ({error.reason} at byte {error.start}); write it as UTF-8 text"
+            f"{name}: is not UTF-8 ({error.reason} at byte {error.start}); write it as UTF-8 text, a line each, or as "
+            ".jsonl, .csv or .tsv"
         ) from None
 
 

@@ -421,7 +421,9 @@ class Store(Section):
         description="days, at least, for which other nodes find tokenized texts in the store (of recipes that share it "
         "the shortest counts); null: none are put there",
     )
-    lease_ttl_s: Positive = Field(30, description="seconds after which a silent owner of the run is replaced")
+    lease_ttl_s: Annotated[int, Field(ge=1, le=86_400)] = Field(
+        30, description="seconds after which a silent owner of the run is replaced"
+    )
     max_unsynced_minutes: Positive = Field(30, description="minutes without a successful upload before stopping")
     single_writer: bool = Field(
         False, description="accept a store without conditional writes; nothing else may ever write this run"
