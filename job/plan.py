@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def describe_sources(recipe: Recipe, work: Path, topology: Topology) -> list[str
         describe_memory(recipe, topology, model.path, (parameters, trained)),
         f"to the store: {least}≈ {stored_gib:.2g} GiB in {saves} "
         f"checkpoint{'s' * (saves > 1)}, of which {min(saves, recipe.store.keep_checkpoints)} stay",
-        suggest_interval(recipe, topology, model.path, parameters, each * trained),
+        suggest_interval(recipe, topology, model.path, (parameters, trained)),
     ]
 
 
@@ -161,20 +162,47 @@ def describe_memory(recipe: Recipe, topology: Topology, folder: Path, counts: tu
     return f"{said}: does not fit; lower data.max_length, or use {way_out}"
 
 
-def suggest_interval(recipe: Recipe, topology: Topology, folder: Path, parameters: int, size: int) -> str:
-    """Return a line on how often a checkpoint of `size` bytes is best saved, in time and, roughly, in steps."""
-    from job.train import GPU_MTBF_H, SNAPSHOT_GB_S, estimate_step, find_interval
+def suggest_interval(recipe: Recipe, topology: Topology, folder: Path, counts: tuple[int, int]) -> str:
+    """Return a line on how often a checkpoint is best saved, in time and, roughly, in steps.
 
-    ranks, sharded = topology.world_size, recipe.distributed.engine == "deepspeed"
-    stall_s = size / 1e9 / (ranks if sharded else 1) / SNAPSHOT_GB_S
-    interval_s = find_interval(stall_s, 3600 * GPU_MTBF_H / ranks)
-    tokens = recipe.training.global_batch_size * _find_longest(recipe, folder) // ranks
-    step_s = estimate_step(parameters, tokens)
-    steps = max(round(interval_s / step_s), 1)
+    `counts`: parameters of the model in `folder`, and how many of them are trained.
+    """
+    from job.train import HOST, ON_GPUS, ON_PROCESSORS, Saved, estimate_cost, measure_device
+
+    ranks, (name, _) = topology.world_size, measure_device(topology.processes_per_node)
+    cluster = replace(ON_PROCESSORS if name == HOST else ON_GPUS, ranks_per_node=topology.processes_per_node)
+    stage = _find_stage(recipe, topology, folder, counts[0])
+    cost = estimate_cost(Saved(counts[1], ranks, stage, recipe.training.load_best_model_at_end), cluster)
+    interval, stall, lag = map(_say_time, (cost.interval_s, cost.stall_s, cost.lag_s))
+    step_s = _estimate_step(recipe, topology, folder, counts[0])
     return (
-        f"saves:        one in {interval_s / 60:.0f} min loses least (Young, Daly: {stall_s:.2g} s a save, "
-        f"{GPU_MTBF_H / ranks:,.0f} h to a failure); training.save_steps: {steps} if a step takes ≈ {step_s:.1f} s"
+        f"saves:        one in {interval} loses least (Young, Daly: {stall} a save, {cluster.mtbf_h / ranks:,.0f} h to "
+        f"a failure; durable {lag} after it began); training.save_steps: {cost.count_steps(step_s)} if a step takes ≈ "
+        f"{step_s:.1f} s"
     )
+
+
+def _estimate_step(recipe: Recipe, topology: Topology, folder: Path, parameters: int) -> float:
+    """Return the seconds of a step, every row of which is as long as one may be."""
+    from job.train import estimate_step, measure_flops
+
+    tokens = recipe.training.global_batch_size * _find_longest(recipe, folder) // topology.world_size
+    return estimate_step(parameters, tokens, measure_flops())
+
+
+def _find_stage(recipe: Recipe, topology: Topology, folder: Path, parameters: int) -> int:
+    """Return the ZeRO stage of the run, as far as it can be told here: `auto` depends on what ranks compute on."""
+    from job.train import decide_precision, decide_zero_stage
+
+    asked = recipe.training.precision
+    precision = decide_precision(asked, folder) if asked == "auto" else asked
+    return decide_zero_stage(recipe, parameters, (topology.world_size, topology.processes_per_node), precision)
+
+
+def _say_time(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _find_longest(recipe: Recipe, folder: Path) -> int:

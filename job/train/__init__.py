@@ -8,17 +8,20 @@ written beside the loop · `checkpoint.py` writes and reads the training state w
 `shards.py` the optimizer's, `fragments.py` where each engine keeps that · `preemption.py` lets all
 ranks stop at the same step · `selection.py` says which step's model is taken, and when training gets no further ·
 `progress.py` shows it · `failures.py` explains what torch raises · `packing.py` rows end to end · `varlen.py` those
-without padding, `attention.py` whether a model takes them · `memory.py` what a training will hold, `interval.py` how
-often to save · `versions.py` what transformers 5 calls otherwise.
+without padding, `attention.py` whether a model takes them · `memory.py` what a training will hold, `cost.py` what a
+checkpoint costs, `interval.py` how often to save · `versions.py` what transformers 5 calls otherwise.
 """
 
-from job.train.interval import GPU_MTBF_H, SNAPSHOT_GB_S, estimate_step, find_interval
+from job.train.cost import ON_GPUS, ON_PROCESSORS, Saved, estimate_cost
+from job.train.engine import decide_precision, decide_zero_stage
+from job.train.interval import estimate_step, measure_flops
 from job.train.memory import HOST, measure_activations, measure_device
 from job.train.merge import merge_run
 from job.train.methods import estimate_trained
 from job.train.rank import run_rank
 
 __all__ = [
-    "GPU_MTBF_H", "HOST", "SNAPSHOT_GB_S", "estimate_step", "estimate_trained", "find_interval", "measure_activations",
-    "measure_device", "merge_run", "run_rank",
+    "HOST", "ON_GPUS", "ON_PROCESSORS", "Saved", "decide_precision", "decide_zero_stage", "estimate_cost",
+    "estimate_step", "estimate_trained", "measure_activations", "measure_device", "measure_flops", "merge_run",
+    "run_rank",
 ]  # fmt: skip

@@ -183,13 +183,9 @@ def _same_names(training: Training) -> dict[str, Any]:
 
 
 def build_deepspeed_config(recipe: Recipe, shape: BatchShape, parameters: int, precision: str) -> dict[str, Any]:
-    """Return DeepSpeed's config. The optimizer is torch's AdamW, so that no op is compiled at run time.
-
-    Stage 0 below fp32 becomes stage 1: DeepSpeed's stage 0 shows no one its fp32 master weights.
-    """
-    asked, (_, room) = recipe.distributed.zero_stage, measure_device(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    stage = choose_zero_stage(parameters, shape.world_size, room) if asked == "auto" else asked
-    stage = max(stage, 0 if precision == "fp32" else 1)
+    """Return DeepSpeed's config. The optimizer is torch's AdamW, so that no op is compiled at run time."""
+    ranks = (shape.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    stage = decide_zero_stage(recipe, parameters, ranks, precision)
     log.info("DeepSpeed ZeRO stage %s on %d ranks", stage, shape.world_size)
     return {
         "train_micro_batch_size_per_gpu": "auto",
@@ -201,6 +197,18 @@ def build_deepspeed_config(recipe: Recipe, shape: BatchShape, parameters: int, p
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {"stage": stage, "contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()},
     }
+
+
+def decide_zero_stage(recipe: Recipe, parameters: int, ranks: tuple[int, int], precision: str) -> int:
+    """Return the ZeRO stage of a training, 0 under DDP; `ranks`: all of them, and those of a node.
+
+    Stage 0 below fp32 becomes stage 1: DeepSpeed's stage 0 shows no one its fp32 master weights.
+    """
+    if recipe.distributed.engine != "deepspeed":
+        return 0
+    asked, (_, room) = recipe.distributed.zero_stage, measure_device(ranks[1])
+    stage = choose_zero_stage(parameters, ranks[0], room) if asked == "auto" else asked
+    return max(stage, 0 if precision == "fp32" else 1)
 
 
 def choose_zero_stage(parameters: int, world_size: int, memory_bytes: int) -> int:

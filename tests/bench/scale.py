@@ -2,9 +2,9 @@
 
 python tests/bench/scale.py FOLDER [--parameters 1e9] [--gpus 8,16,…] [--constant NAME=VALUE …]
 
-writes scale.md, .png and .svg. A calculation from constants, each with its source below or in job/train/interval.py,
-and no measurement of many GPUs: it says what the design costs if they hold. The interval is Daly's (2006) for a save
-that blocks the loop for `stall`; what a failure costs is half an interval, the lag until the newest checkpoint is
+writes scale.md, .png and .svg. A calculation from constants, each with its source below or in job/train/cost.py, and no
+measurement of many GPUs: it says what the design costs if they hold. What a checkpoint costs and how often it is best
+saved is what `job check` says, too; what a failure costs is half an interval, the lag until the newest checkpoint is
 durable, and the restart.
 """
 
@@ -21,37 +21,30 @@ from results import write_plot
 from job.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, draw_frame, format_tick
 from job.report.markup import Html, element
 from job.report.plots import Plot
-from job.train.interval import GPU_MTBF_H, SHARE_OF_PEAK, SNAPSHOT_GB_S, find_interval
+from job.train.cost import Cluster, Saved, estimate_cost
+from job.train.interval import SHARE_OF_PEAK, estimate_step
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
-class Constants:
+class Constants(Cluster):
     """What the calculation is made of. Every one can be given on the command line."""
 
     parameters: float = 1e9
+    zero_stage: float = 2.0  # 0: DDP
     tokens_per_gpu: float = 16_384.0  # of one step
-    bytes_per_parameter: float = 12.0  # fp32 weight and two moments: what a checkpoint holds
-    gpu_flops: float = 788e12  # bf16 GEMM, measured on an H200
+    gpu_flops: float = 703e12  # bf16 matrix product, measured on an H200 (tests/bench/gpu.py)
     mfu: float = SHARE_OF_PEAK
-    gpus_per_node: float = 8.0
-    gradient_gb_s: float = 40.0  # all-reduce, bytes of the bus per GPU: 8 × 400 Gb/s a node, 80 %
-    hidden_share: float = 0.8  # of the all-reduce, behind the backward pass
-    snapshot_gb_s: float = SNAPSHOT_GB_S
-    hash_gb_s: float = 1.6  # sha256, measured on one core
-    send_gb_s: float = 0.85  # one process over http with SigV4 and CRC64, measured (1.17 CPU s/GB)
-    node_gb_s: float = 12.5  # 100 Gb/s a node to the store
-    store_gb_s: float = 50.0  # what the store takes in all
-    gpu_mtbf_h: float = GPU_MTBF_H
-    restart_s: float = 120.0  # a new pod, imports, the checkpoint fetched
+    hidden_share: float = 0.8  # assumed: of the gradients' all-reduce, behind the backward pass
+    restart_s: float = 120.0  # assumed: a new pod, imports, the checkpoint fetched
 
 
 @dataclass(frozen=True)
 class Point:
     """Seconds on so many GPUs: a step, the stall of a save, the lag until it is durable, the best interval; the loss.
 
-    `lost` is the share of time that saves and failures cost at that interval.
+    `steps` lie between two saves; `lost` is the share of time that saves and failures cost at that interval.
     """
 
     gpus: int
@@ -59,26 +52,22 @@ class Point:
     stall_s: float
     lag_s: float
     interval_s: float
+    steps: int
     lost: float
 
 
 def compute_point(gpus: int, given: Constants) -> Point:
-    """Return the times on so many GPUs, with ZeRO shards: every rank saves its part."""
-    total, nodes = given.parameters * given.bytes_per_parameter, math.ceil(gpus / given.gpus_per_node)
-    share_gb = total / gpus / 1e9
-    stall_s = share_gb / given.snapshot_gb_s
-    stream_gb_s = min(1 / (1 / given.hash_gb_s + 1 / given.send_gb_s), given.node_gb_s / given.gpus_per_node)
-    lag_s = stall_s + max(share_gb / stream_gb_s, total / 1e9 / min(nodes * given.node_gb_s, given.store_gb_s))
-    mtbf_s = 3600 * given.gpu_mtbf_h / gpus
-    interval_s = max(find_interval(stall_s, mtbf_s), lag_s)  # one upload at a time
-    lost = estimate_loss(interval_s, stall_s, lag_s + given.restart_s, mtbf_s)
-    return Point(gpus, estimate_step(gpus, given), stall_s, lag_s, interval_s, lost)
+    """Return the times on so many GPUs."""
+    cost = estimate_cost(Saved(given.parameters, gpus, int(given.zero_stage)), given)
+    step_s, mtbf_s = estimate_whole_step(gpus, given), 3600 * given.mtbf_h / gpus
+    lost = estimate_loss(cost.interval_s, cost.stall_s, cost.lag_s + given.restart_s, mtbf_s)
+    return Point(gpus, step_s, cost.stall_s, cost.lag_s, cost.interval_s, cost.count_steps(step_s), lost)
 
 
-def estimate_step(gpus: int, given: Constants) -> float:
-    """Return the seconds of a step: 6 FLOP a parameter and token, and what of the all-reduce is not hidden."""
-    compute_s = 6 * given.parameters * given.tokens_per_gpu / (given.gpu_flops * given.mfu)
-    gradient_s = 2 * 2 * given.parameters * (gpus - 1) / gpus / (given.gradient_gb_s * 1e9)
+def estimate_whole_step(gpus: int, given: Constants) -> float:
+    """Return the seconds of a step: what is computed, and what of the bf16 gradients' all-reduce is not hidden."""
+    gradient_s = 2 * 2 * given.parameters * (gpus - 1) / gpus / (given.collective_gb_s * 1e9)
+    compute_s = estimate_step(given.parameters, given.tokens_per_gpu, given.gpu_flops * given.mfu)
     return compute_s + (1 - given.hidden_share) * gradient_s
 
 
@@ -94,10 +83,9 @@ def format_points(points: Sequence[Point], given: Constants) -> str:
         "|---" * 7 + "|",
     ]
     for each in points:
-        steps = max(round(each.interval_s / each.step_s), 1)
         lines.append(
             f"| {each.gpus:,} | {each.step_s:.2f} s | {each.stall_s * 1000:.3g} ms | {each.lag_s:.2g} s "
-            f"| {each.interval_s:.3g} s | {steps:,} | {each.lost:.2%} |"
+            f"| {each.interval_s:.3g} s | {each.steps:,} | {each.lost:.2%} |"
         )
     said = ", ".join(f"{each.name} {getattr(given, each.name):g}" for each in fields(given))
     return "\n".join([*lines, "", f"Calculated, not measured: {said}.", ""])

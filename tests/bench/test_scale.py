@@ -23,11 +23,26 @@ def test_a_save_that_costs_more_than_failures_leave_time_for_is_made_once_betwee
     assert find_interval(50.0, 20.0) == 20.0
 
 
-def test_more_gpus_fail_more_often_and_save_faster_so_they_save_more_often() -> None:
+def test_more_gpus_fail_more_often_so_they_save_more_often() -> None:
     points = [compute_point(gpus, Constants()) for gpus in GPUS]
     for fewer, more in itertools.pairwise(points):
-        assert more.interval_s < fewer.interval_s and more.stall_s < fewer.stall_s and more.lag_s <= fewer.lag_s
-        assert more.lost > fewer.lost
+        assert more.interval_s < fewer.interval_s and more.lost > fewer.lost
+
+
+def test_neither_stall_nor_lag_falls_below_what_rank_0_needs_for_the_weights() -> None:
+    given = Constants()
+    for gpus in GPUS:
+        point = compute_point(gpus, given)
+        assert point.stall_s > 4 / 64, "no GPU copies faster than PCIe 5 × 16 does, 64 GB/s"
+        assert point.lag_s > 4 / given.hash_gb_s + 4 / given.send_gb_s
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_each_constant_of_a_checkpoint_counts(stage: int) -> None:
+    plain = compute_point(64, Constants(zero_stage=stage))
+    assert compute_point(64, Constants(zero_stage=stage, copy_gb_s=5.0)).stall_s > plain.stall_s
+    for slower in ({"write_gb_s": 0.1}, {"hash_gb_s": 0.1}, {"send_gb_s": 0.1}, {"request_s": 1.0}):
+        assert compute_point(64, Constants(zero_stage=stage, **slower)).lag_s > plain.lag_s
 
 
 def test_no_interval_is_shorter_than_an_upload_takes() -> None:

@@ -11,6 +11,8 @@ from conftest import assert_refused, call_job, write_recipe
 from safetensors.numpy import load_file
 from trainings import ONE, TWO, Trial
 
+from job.train.cost import Saved
+
 ENGINES = {
     "ddp on one rank": [ONE],
     "ddp on two ranks": [TWO],
@@ -50,7 +52,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, reviews: Path, still_mod
 def _train(trial: Trial) -> dict[str, Any]:
     """Run fetch and train, without the stages after them; return the training's record and weights."""
     assert trial.attempt() == 0, trial.reason
-    return {"record": trial.record, "weights": load_file(trial.weights)}
+    return {"record": trial.record, "weights": load_file(trial.weights), "files": trial.committed.files}
 
 
 @pytest.mark.parametrize("engine", list(ENGINES)[1:])
@@ -68,6 +70,21 @@ def test_weights_agree_with_one_rank_up_to_rounding(trainings: dict[str, Any], e
     for name, tensor in reference.items():
         # 14 steps of 1e-3 move a weight by up to 0.014; sums in another order move it by far less
         np.testing.assert_allclose(found[name], tensor, atol=5e-4, err_msg=f"{engine}: {name}")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_ranks_save_is_what_the_cost_of_a_checkpoint_is_calculated_from(
+    trainings: dict[str, Any], engine: str
+) -> None:
+    stage = int(engine[5]) if engine.startswith("ZeRO-") else 0
+    found = trainings[engine]
+    saved = Saved(sum(tensor.size for tensor in found["weights"].values()), found["record"]["world_size"], stage)
+    sizes = {path: entry.size for path, entry in found["files"].items() if path.endswith(".safetensors")}
+    shards = [size for path, size in sizes.items() if path.startswith("shard-")]
+    assert sizes["model.safetensors"] == pytest.approx(saved.weight_bytes, rel=0.01)
+    assert sizes["shard-00000.safetensors"] == pytest.approx(saved.moment_bytes, rel=0.01)
+    assert sizes["model.safetensors"] + sum(shards) == pytest.approx(saved.count_sent(saved.ranks), rel=0.01)
+    assert len(shards) == (saved.ranks if stage else 1)
 
 
 def test_first_loss_is_that_of_a_fresh_head_on_every_engine(trainings: dict[str, Any]) -> None:

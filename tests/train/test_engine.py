@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from job.errors import RecipeError, ResourceExhausted
-from job.train.engine import check_gpus, choose_zero_stage, decide_precision
+from job.recipe import Recipe
+from job.recipe.schema import Distributed
+from job.train.engine import check_gpus, choose_zero_stage, decide_precision, decide_zero_stage
 
 GIB = 2**30
 
@@ -28,6 +31,24 @@ GIB = 2**30
 )
 def test_the_lowest_stage_that_fits_is_chosen(parameters: float, ranks: int, memory: int, stage: int) -> None:
     assert choose_zero_stage(int(parameters), ranks, memory) == stage
+
+
+@pytest.mark.parametrize(
+    ("distributed", "precision", "stage"),
+    [
+        ({"engine": "ddp", "zero_stage": 3}, "bf16", 0),
+        ({"engine": "deepspeed", "zero_stage": 0}, "fp32", 0),
+        ({"engine": "deepspeed", "zero_stage": 0}, "bf16", 1),
+        ({"engine": "deepspeed", "zero_stage": 3}, "fp32", 3),
+        ({"engine": "deepspeed"}, "fp32", 0),
+        ({"engine": "deepspeed"}, "bf16", 1),
+    ],
+)
+def test_ddp_has_no_stage_and_below_fp32_stage_0_is_1(
+    smallest_recipe: Recipe, distributed: dict[str, Any], precision: str, stage: int
+) -> None:
+    recipe = smallest_recipe.model_copy(update={"distributed": Distributed.model_validate(distributed)})
+    assert decide_zero_stage(recipe, 1000, (2, 2), precision) == stage
 
 
 @pytest.fixture
