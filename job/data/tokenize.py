@@ -35,6 +35,21 @@ _SHARED_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
+class Widths:
+    """How many tokens a padded row has: as the longest beside it, or more, up to a multiple, but `limit` at most."""
+
+    multiple: int = 1
+    limit: int = 0
+
+    def fit(self, longest: int) -> int:
+        """Return the tokens of every row of a batch whose longest has so many."""
+        return max(longest, min(-(-longest // self.multiple) * self.multiple, self.limit))
+
+
+AS_LONGEST = Widths()
+
+
+@dataclass(frozen=True)
 class TokenTable:
     """One tokenized split.
 
@@ -70,13 +85,13 @@ class TokenTable:
         """Labels of each row whose tokens have labels, int64 [rows]."""
         return np.diff(self.offsets if self.label_offsets is None else self.label_offsets)
 
-    def pad(self, positions: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
-        """Return rows as int64 [len(positions), longest] input_ids, attention_mask and, for pairs, token_type_ids.
+    def pad(self, positions: np.ndarray, pad_id: int, widths: Widths = AS_LONGEST) -> dict[str, np.ndarray]:
+        """Return rows as int64 [len(positions), width] input_ids, attention_mask and, for pairs, token_type_ids.
 
-        With targets also decoder_input_ids [len(positions), longest target]: each label's token comes one place later.
+        With targets also decoder_input_ids [len(positions), their width]: each label's token comes one place later.
         """
         lengths = np.diff(self.offsets)[positions]
-        shape = (len(positions), int(lengths.max()))
+        shape = (len(positions), widths.fit(int(lengths.max())))
         batch = {"input_ids": np.full(shape, pad_id, dtype=np.int64), "attention_mask": np.zeros(shape, dtype=np.int64)}
         if self.types is not None:
             batch["token_type_ids"] = np.zeros(shape, dtype=np.int64)
@@ -87,7 +102,7 @@ class TokenTable:
             if self.types is not None:
                 batch["token_type_ids"][line, :length] = self.types[span]
         if self.label_offsets is not None:
-            batch["decoder_input_ids"] = self._shift_right(self.pad_labels(positions), pad_id)
+            batch["decoder_input_ids"] = self._shift_right(self.pad_labels(positions, widths), pad_id)
         return batch
 
     def _shift_right(self, labels: np.ndarray, pad_id: int) -> np.ndarray:
@@ -96,11 +111,12 @@ class TokenTable:
         ids[:, 1:] = np.where(labels[:, :-1] == IGNORED_LABEL, pad_id, labels[:, :-1])
         return ids
 
-    def pad_labels(self, positions: np.ndarray) -> np.ndarray:
-        """Return labels [len(positions), …], int64 or float32, and [len(positions), longest] of tokens."""
+    def pad_labels(self, positions: np.ndarray, widths: Widths = AS_LONGEST) -> np.ndarray:
+        """Return labels [len(positions), …], int64 or float32, and [len(positions), width] of tokens."""
         if not self.per_token:
             return np.array(self.labels[positions])
-        labels = np.full((len(positions), int(self.label_lengths[positions].max())), IGNORED_LABEL, dtype=np.int64)
+        width = widths.fit(int(self.label_lengths[positions].max()))
+        labels = np.full((len(positions), width), IGNORED_LABEL, dtype=np.int64)
         for line, span in enumerate(self._label_spans(positions)):
             labels[line, : span.stop - span.start] = self.labels[span]
         return labels

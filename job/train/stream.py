@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from job.data.batching import FILLER, MicroBatch, RankBatches
-from job.data.tokenize import TokenTable
+from job.data.tokenize import AS_LONGEST, TokenTable, Widths
 from job.tasks import IGNORED_LABEL
 
 _MODULUS = 1 << 256
@@ -60,15 +60,15 @@ def seed_rank(*path: int) -> None:
 
 
 class Collator:
-    """Positions → int64 tensors [rows, longest]; FILLER becomes a row that adds nothing to the loss."""
+    """Positions → int64 tensors [rows, width]; FILLER becomes a row that adds nothing to the loss."""
 
-    def __init__(self, table: TokenTable, pad_id: int, with_rows: bool) -> None:
-        self._table, self._pad_id, self._with_rows = table, pad_id, with_rows
+    def __init__(self, table: TokenTable, pad_id: int, with_rows: bool, widths: Widths = AS_LONGEST) -> None:
+        self._table, self._pad_id, self._with_rows, self._widths = table, pad_id, with_rows, widths
 
     def __call__(self, positions: list[int]) -> dict[str, torch.Tensor]:
         chosen, filler = replace_fillers(positions, self._table)
-        batch = self._table.pad(chosen, self._pad_id)
-        batch["labels"] = self._table.pad_labels(chosen)
+        batch = self._table.pad(chosen, self._pad_id, self._widths)
+        batch["labels"] = self._table.pad_labels(chosen, self._widths)
         batch["labels"][filler] = IGNORED_LABEL
         if self._with_rows:
             batch["row"] = np.where(filler, FILLER, self._table.rows[chosen])

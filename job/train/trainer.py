@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments
 
 from job.data.batching import FILLER, BatchShape, RankBatches
-from job.data.tokenize import TokenTable
+from job.data.tokenize import AS_LONGEST, TokenTable, Widths
 from job.recipe import Run
 from job.tasks import Task, join_outputs
 from job.train.engine import repeat_bits
@@ -30,6 +30,10 @@ from job.train.stream import Collator, SeededBatches, TableRows, keep_generators
 from job.train.varlen import FlatRows
 
 log = logging.getLogger("job.train")
+
+_COMPILED_WIDTHS = 8
+"""Rows are padded to a multiple of so many tokens where the model is compiled: attention on a GPU wants a mask whose
+lines are multiples of 8 numbers, and torch compiles once for masks that are so and again for those it must fill."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,9 @@ class JobTrainer(SavingTrainer):
             return self._data.flat.collate(self._data.train)
         if self._run.recipe.training.packing:
             return PackedCollator(self._data.train, self._data.pad_id, self._data.max_length)
-        return Collator(self._data.train, self._data.pad_id, with_rows=True)
+        compiled = self._run.recipe.training.torch_compile
+        widths = Widths(_COMPILED_WIDTHS, self._data.max_length) if compiled else AS_LONGEST
+        return Collator(self._data.train, self._data.pad_id, with_rows=True, widths=widths)
 
     def try_repeating(self) -> bool:
         """Compute the shortest rows; tell whether every kernel of this model can add up in one order."""

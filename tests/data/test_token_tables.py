@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from job.data import TokenTable
 from job.data.columns import Examples
-from job.data.tokenize import Encoder, tokenize_split
+from job.data.tokenize import Encoder, Widths, tokenize_split
 from job.errors import DataError
 from job.tasks import IGNORED_LABEL, get_task
 
@@ -111,3 +111,22 @@ def test_labels_are_padded_with_what_adds_nothing_to_the_loss() -> None:
     assert labels.shape == (2, 4)
     assert (labels[0, 2:] == IGNORED_LABEL).all()
     np.testing.assert_array_equal(labels[1], table.labels[2:])
+
+
+@pytest.mark.parametrize(("positions", "limit", "width"), [([0], 16, 8), ([0, 1], 16, 16), ([2], 15, 15), ([2], 8, 13)])
+def test_rows_are_widened_up_to_a_multiple_but_no_further_than_a_model_takes(
+    positions: list[int], limit: int, width: int
+) -> None:
+    table, rows, widths = make_table([3, 9, 13]), np.array(positions), Widths(8, limit)
+    batch = table.pad(rows, 1, widths) | {"labels": table.pad_labels(rows, widths)}
+    for name, array in (table.pad(rows, 1) | {"labels": table.pad_labels(rows)}).items():
+        longest = array.shape[1]
+        np.testing.assert_array_equal(batch[name][:, :longest], array)
+        filler = {"input_ids": 1, "attention_mask": 0, "labels": IGNORED_LABEL}[name]
+        assert batch[name].shape[1] == width and (batch[name][:, longest:] == filler).all()
+
+
+def test_what_a_decoder_is_given_is_as_wide_as_its_labels() -> None:
+    table = replace(make_table([3, 9]), label_offsets=np.array([0, 2, 12]), about={"decoder_start_id": 1})
+    batch, labels = table.pad(np.array([0, 1]), 0, Widths(8, 512)), table.pad_labels(np.array([0, 1]), Widths(8, 512))
+    assert batch["decoder_input_ids"].shape == labels.shape == (2, 16)
