@@ -21,7 +21,7 @@ from job.failpoints import failpoint
 from job.store.commit import move_pointer
 from job.store.held import HeldFile
 from job.store.lease import verify_owner
-from job.store.manifest import Manifest, ManifestEntry, describe_files, list_files
+from job.store.manifest import Manifest, ManifestEntry, describe_files, is_whole, list_files
 from job.store.objects import PreconditionFailed
 from job.store.records import Record, new_nonce
 from job.store.restore import name_manifest, read_manifest
@@ -121,18 +121,27 @@ class CheckpointWriter:
         deadline, pause_s = time.monotonic() + timeout_s, _POLL_S
         for rank in range(self._world_size):
             key = f"{name}/rank-{rank:05d}.json"
-            while (listed := self._store.read_json(key)) is None:
+            while (part := self._read_part(key)) is None:
                 if time.monotonic() > deadline:
                     # perhaps a new owner has cleared away what was there
                     verify_owner(self._store.objects, self._epoch, self._nonce)
                     raise PeerLost(
-                        f"rank {rank} did not upload its part of {name} within {timeout_s:.0f} s "
+                        f"rank {rank} did not upload its part of {name}, or not whole, within {timeout_s:.0f} s "
                         "(launch.hang_timeout_s); see that rank's log in the run's logs folder, then run again"
                     )
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
-            files |= {path: ManifestEntry(**entry) for path, entry in listed.items()}
+            files |= part
         return files
+
+    def _read_part(self, key: str) -> dict[str, ManifestEntry] | None:
+        """Return a rank's list of files; None where it is not there yet, or comes damaged, perhaps for once."""
+        try:
+            listed = self._store.read_json(key)
+            part = None if listed is None else {path: ManifestEntry(**entry) for path, entry in listed.items()}
+        except (NoValidCheckpoint, TypeError):
+            return None
+        return part if part is None or all(map(is_whole, part.values())) else None
 
     def _note(self, event: dict[str, Any]) -> None:
         """Tell `job show --events`; nothing depends on it."""

@@ -72,7 +72,7 @@ class Manifest:
             whole = sha256 is not None or has_seal(raw)
             entries = {str(path): ManifestEntry(**entry) for path, entry in raw["files"].items()}
             manifest = Manifest(str(raw["kind"]), entries, dict(raw["about"]))
-            whole = whole and all(_is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
+            whole = whole and all(is_whole(entry) for entry in entries.values()) and 0 < len(entries) <= _MAX_FILES
             whole = whole and not any(parent in entries for path in entries for parent in _parents(path))
             if sha256 is None:
                 manifest.to_bytes()  # nesting that can be read but not written would fail later
@@ -92,7 +92,8 @@ class Manifest:
         return manifest
 
 
-def _is_whole(entry: ManifestEntry) -> bool:
+def is_whole(entry: ManifestEntry) -> bool:
+    """Tell whether an entry that was read has what was written into it: a size, a sha256 in hex, a key."""
     digest_ok = isinstance(entry.sha256, str) and len(entry.sha256) == 64
     return digest_ok and type(entry.size) is int and entry.size >= 0 and isinstance(entry.key, str)
 

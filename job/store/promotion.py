@@ -57,14 +57,20 @@ class ModelPointer:
 
     def read(self) -> Standing:
         """Return what is current now; of a damaged pointer what can be read, and `job release promote` mends it."""
+        standing = self._read_once()
+        if standing.damaged:  # on the way, perhaps: where it is damaged at rest it comes so again
+            standing = self._read_once()
+        if standing.damaged:
+            log.warning("%s/%s is damaged; `job release promote` mends it", self._objects.uri, POINTER)
+        return standing
+
+    def _read_once(self) -> Standing:
         blob = self._objects.read(POINTER)
         record = parse_leniently(blob)
         if "manifest" in record:
             raise CheckpointMismatch(f"{self._objects.uri}: is a run, not a model; name …/models/<name>")
         version, before, why = record.get("version"), record.get("before", []), record.get("why")
         whole = isinstance(version, str) and isinstance(before, list) and type(record.get("order", 0)) is int
-        if blob and not whole:
-            log.warning("%s/%s is damaged; `job release promote` mends it", self._objects.uri, POINTER)
         return Standing(
             version if isinstance(version, str) else None,
             _number(record, "order"),

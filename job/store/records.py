@@ -45,6 +45,19 @@ def parse(blob: Blob, where: str) -> Record:
     return value
 
 
+def read_record(objects: Store, key: str) -> Record | None:
+    """Return the JSON object that lies at `key`, None where nothing does; NoValidCheckpoint (17) when it is damaged."""
+    try:
+        return _read_once(objects, key)
+    except NoValidCheckpoint:  # on the way, perhaps: where it is damaged at rest it comes so again
+        return _read_once(objects, key)
+
+
+def _read_once(objects: Store, key: str) -> Record | None:
+    blob = objects.read(key)
+    return None if blob is None else parse(blob, f"{objects.uri}/{key}")
+
+
 def parse_leniently(blob: Blob | None) -> Record:
     """Return the record; what is no record counts as none, and an epoch that is no number as 0."""
     try:

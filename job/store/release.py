@@ -13,7 +13,7 @@ from job.failpoints import failpoint
 from job.store.manifest import Manifest, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_room, open_store
 from job.store.promotion import ModelPointer
-from job.store.records import Contention, Record, parse
+from job.store.records import Contention, Record, read_record
 from job.store.restore import require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
 
@@ -104,11 +104,9 @@ def _refuse_changed(folder: Path, found: dict[str, str], proven: dict[str, str])
 def latest_release(uri: str, *, allow_http: bool = False) -> str:
     """Return the URI of a release: `uri` itself when it holds a manifest, else what its current.json names."""
     uri = uri.rstrip("/")
-    objects = open_store(uri, allow_http=allow_http)
-    blob = objects.read("current.json")
-    if blob is None:
+    pointer = read_record(open_store(uri, allow_http=allow_http), "current.json")
+    if pointer is None:
         return uri
-    pointer = parse(blob, f"{uri}/current.json")
     if "version" not in pointer:
         raise CheckpointMismatch(f"{uri}: is a run, not a model; name …/models/<name> or a folder")
     return f"{uri}/{check_key(str(pointer['version']))}"

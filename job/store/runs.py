@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.store.objects import PreconditionFailed, Store, open_store
-from job.store.records import Record, dump, parse
+from job.store.records import Record, dump, read_record
 
 if TYPE_CHECKING:
     from job.recipe import Run  # to build its classes takes time that most verbs have not
@@ -36,8 +36,7 @@ class RunStore:
 
     def read_json(self, key: str) -> Record | None:
         """Return a small JSON object, or None where it is absent; a damaged one is 17."""
-        blob = self.objects.read(key)
-        return None if blob is None else parse(blob, f"{self.uri}/{key}")
+        return read_record(self.objects, key)
 
     def write_json(self, key: str, value: Record) -> None:
         """Write a small JSON object over whatever was there."""

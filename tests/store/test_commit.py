@@ -382,6 +382,45 @@ def test_a_rank_that_never_uploads_is_named_after_the_deadline(run: RunStore, tm
         commit(writer, tmp_path, 0, 20)
 
 
+ODD_PARTS = [
+    b"", b"<html>maintenance</html>", b'{"model.safetensors": {"si', b'{"a": 7}', b'{"a": {"size": 1}}',
+    b'{"a": {"size": "1", "sha256": "", "key": "k"}}',
+]  # fmt: skip
+
+
+def answer_parts(run: RunStore, data: bytes, times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the next `times` answers to reading a rank's list of files be `data`; return which were asked for."""
+    read, asked = run.objects.read, []
+
+    def read_damaged(key: str) -> Blob | None:
+        if "/rank-" not in key or len(asked) >= times:
+            return read(key)
+        asked.append(key)
+        return Blob(data, "e")
+
+    monkeypatch.setattr(run.objects, "read", read_damaged)
+    return asked
+
+
+@pytest.mark.parametrize("data", ODD_PARTS, ids=lambda data: ascii(data[:20]))
+def test_a_part_that_was_damaged_on_its_way_is_waited_for(
+    run: RunStore, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.store.checkpoints._POLL_S", 0.01)
+    own(run)
+    asked = answer_parts(run, data, 3, monkeypatch)
+    commit(CheckpointWriter(run, 0, 1, ATTEMPT), tmp_path, 0, 10)
+    assert len(asked) == 3
+    assert verify_current(run, tmp_path / "scratch") == 10
+
+
+def test_a_part_that_stays_damaged_is_79(run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own(run)
+    answer_parts(run, b"{", 1000, monkeypatch)
+    with pytest.raises(PeerLost, match=r"rank 0 did not upload its part of .*, or not whole,"):
+        commit(CheckpointWriter(run, 0, 1, ATTEMPT | {"peer_timeout_s": 0.1}), tmp_path, 0, 10)
+
+
 def test_an_outage_at_the_first_commit_of_an_attempt_forgets_no_older_checkpoint(
     run: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,6 +530,12 @@ def test_the_first_record_written_once_stays(store_uri: str) -> None:
     store.write_json("status.json", {"phase": "export"})
     assert store.read_json("status.json") == {"phase": "export"}
     assert store.read_json("absent.json") is None
+
+
+def test_a_record_that_was_damaged_on_its_way_is_read_again(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_json("run.json", {"recipe": 1})
+    damage_once(run, "run.json", monkeypatch)
+    assert run.read_json("run.json") == {"recipe": 1}
 
 
 def test_a_missing_bucket_is_noticed_before_the_run_begins(s3: str) -> None:

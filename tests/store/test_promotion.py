@@ -10,8 +10,9 @@ import pytest
 
 from job.errors import CheckpointMismatch, Fenced, NotFound, NoValidCheckpoint, SecurityRefused
 from job.recipe.schema import Store as Address
-from job.store import ModelPointer, latest_release, open_store
+from job.store import ModelPointer, Store, latest_release, open_store
 from job.store.manifest import Manifest, ManifestEntry
+from job.store.objects import Blob
 from job.store.promotion import take_order
 
 
@@ -132,6 +133,28 @@ def test_a_damaged_pointer_is_mended_by_the_next_promotion(
     assert pointer.promote("b").version == "b"
     assert not pointer.read().damaged
     assert latest_release(f"{store_uri}/models/tiny").endswith("/b")
+
+
+def test_a_pointer_that_was_damaged_on_its_way_is_read_again(
+    pointer: ModelPointer, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pointer.promote("a")
+    kind = type(open_store(store_uri))
+    read, damaged = kind.read, []
+
+    def read_damaged(store: Store, key: str) -> Blob | None:
+        found = read(store, key)
+        if found is None or damaged:
+            return found
+        damaged.append(key)
+        return Blob(found.data[:-9], found.etag)
+
+    monkeypatch.setattr(kind, "read", read_damaged)
+    standing = pointer.read()
+    assert (standing.version, standing.damaged, damaged) == ("a", False, ["current.json"])
+    damaged.clear()
+    assert latest_release(f"{store_uri}/models/tiny").endswith("/a")
+    assert damaged
 
 
 def test_a_runs_pointer_is_not_taken_for_a_models(store_uri: str) -> None:
