@@ -29,6 +29,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
@@ -92,6 +93,7 @@ _AGAIN = {
     "SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "NoSuchUpload",
     "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",  # other bytes came than were sent
     "InternalError", "ServiceUnavailable",  # of one key of many, without a status
+    "Throttling", "IDPCommunicationError",  # of who gives out the credentials of a role, which says 400
 }  # fmt: skip
 _TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png", ".json": "application/json"}
 """What a browser must know to show an object instead of saving it."""
@@ -159,10 +161,11 @@ class S3Store:
         self._transfer.max_in_memory_upload_chunks = self._transfer.max_concurrency
 
     def _connect_again(self, client: Any) -> None:
-        """Connect anew, once for all threads whose `client` was refused."""
+        """Connect anew, once for all threads whose `client` was refused; where that fails, all stays as it is."""
         with self._connecting:
             if self._client is client:
-                self._connect()
+                with suppress(JobError):  # of a file, say, that somebody is writing: the next try reads it again
+                    self._connect()
 
     def read(self, key: str) -> Blob | None:
         def get() -> Blob | None:
@@ -372,7 +375,7 @@ class S3Store:
                 # S3UploadFailedError carries the server's answer only as its context
                 answer = caught.__context__ if isinstance(caught, Boto3Error) else None
                 error = answer if isinstance(answer, ClientError) else caught
-                expired = self._worked and isinstance(error, ClientError) and _code(error) in _EXPIRED
+                expired = self._worked and _lacks_credentials(error)
                 if not (expired or _is_transient(error)) or time.monotonic() + pause_s > deadline:
                     self._raise(what, error, expired)
                 if not told and time.monotonic() > began + _SILENT_S:
@@ -506,6 +509,13 @@ def _code(error: ClientError) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _lacks_credentials(error: Exception) -> bool:
+    """Tell whether credentials that worked have expired, or could not be renewed just now, whatever the reason was."""
+    if isinstance(error, ClientError):
+        return _code(error) in _EXPIRED or error.operation_name.startswith("AssumeRole")
+    return isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError))
 
 
 def _is_transient(error: Exception) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from job.errors import Unreachable
+from job.errors import AccessDenied, Unreachable
 from job.store import Store, open_store
 
 
@@ -67,18 +69,25 @@ class _Connection(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
 
 
+@contextmanager
+def serve_lies() -> Iterator[Liar]:
+    """Run a server as long as the block lasts."""
+    with Liar() as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
 @pytest.fixture
 def liar(monkeypatch: pytest.MonkeyPatch) -> Iterator[Liar]:
     """A server that `s3://bucket` leads to."""
     monkeypatch.setattr(time, "sleep", lambda _: None)  # back-off only costs time here
-    with Liar() as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with serve_lies() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
             monkeypatch.setenv(name, "made-up")
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -218,3 +227,61 @@ def test_one_key_of_many_that_could_not_be_deleted_now_is_deleted_later(liar: Li
     liar.say(Answer(body=failed), Answer(body=in_xml("DeleteResult", "")))
     store.delete(["a", "b"])
     assert liar.requests == 2
+
+
+@pytest.fixture
+def role(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Liar]:
+    """What gives out the credentials of a role, as to a pod; they end so soon that each request wants new ones."""
+    (tmp_path / "token").write_text("token")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/job")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "absent"))
+    with serve_lies() as service:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{service.server_port}")
+        service.say(give_role())
+        yield service
+
+
+def give_role() -> Answer:
+    until = (datetime.now(UTC) + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    keys = "".join(f"<{name}>made-up</{name}>" for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
+    given = f"<Credentials>{keys}<Expiration>{until}</Expiration></Credentials>"
+    action = "AssumeRoleWithWebIdentity"
+    return Answer(body=in_xml(f"{action}Response", f"<{action}Result>{given}</{action}Result>"))
+
+
+def refuse_role(code: str, status: int) -> Answer:
+    return Answer(status, body=in_xml("ErrorResponse", f"<Error><Code>{code}</Code><Message>m</Message></Error>"))
+
+
+NO_ROLE = [("Throttling", 400), ("IDPCommunicationError", 400), ("InvalidIdentityToken", 400), ("AccessDenied", 403)]
+
+
+@pytest.mark.parametrize(("code", "status"), NO_ROLE, ids=[row[0] for row in NO_ROLE])
+def test_a_role_that_cannot_be_had_anew_is_asked_for_again_then_77(
+    liar: Liar, role: Liar, code: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar.say(TAGGED)
+    store = open_store("s3://bucket/prefix")
+    store.write("a", b"")
+    role.say(*[refuse_role(code, status)] * 7, give_role())  # botocore itself asks up to five times
+    store.write("a", b"")
+    assert role.requests > 7
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    role.say(refuse_role(code, status))
+    with pytest.raises(Unreachable, match="no new ones came"):
+        store.write("a", b"")
+
+
+def test_a_role_that_was_never_had_is_12_but_77_where_too_many_ask_for_one(
+    liar: Liar, role: Liar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    role.say(refuse_role("AccessDenied", 403))
+    with pytest.raises(AccessDenied):
+        open_store("s3://bucket/prefix").read("a")
+    role.say(refuse_role("Throttling", 400))
+    with pytest.raises(Unreachable, match="Throttling"):
+        open_store("s3://bucket/prefix").read("a")

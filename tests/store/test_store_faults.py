@@ -203,6 +203,51 @@ def test_credentials_that_expire_after_they_worked_are_waited_for_then_77(
         store.read("a")
 
 
+HALF_WRITTEN = {"empty": "", "without a secret": "[default]\naws_access_key_id = k\n", "cut": "[defau"}
+
+
+@pytest.fixture
+def keys(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that has the credentials, which nothing else has."""
+    path = tmp_path / "credentials"
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    path.write_text("".join(["[default]\n", *(f"{name.lower()} = {os.environ[name]}\n" for name in names)]))
+    for name in names:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return path
+
+
+@pytest.mark.parametrize("half", HALF_WRITTEN.values(), ids=HALF_WRITTEN)
+def test_credentials_that_are_being_written_when_they_are_needed_are_read_again(
+    keys: Path, through_proxy: Through, half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, proxy = through_proxy(lambda request: "")
+    store, whole = open_store(uri), keys.read_text()
+    store.write("a", b"1")
+    keys.write_text(half)
+    monkeypatch.setattr(time, "sleep", lambda _: keys.write_text(whole))  # between two tries
+    proxy.fault = first(1, "expired")
+    assert store.read("a") is not None
+    assert proxy.count["expired"] == 1
+
+
+def test_credentials_that_are_gone_after_they_worked_are_waited_for_then_77(
+    keys: Path, through_proxy: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, proxy = through_proxy(lambda request: "")
+    store = open_store(uri)
+    store.write("a", b"1")
+    keys.write_text("")
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 1.0)
+    proxy.fault = first(1, "expired")
+    with pytest.raises(Unreachable, match="no new ones came"):
+        store.read("a")
+    with pytest.raises(AccessDenied, match="no credentials"):
+        open_store(uri).read("a")
+
+
 def test_a_server_that_never_answers_is_given_up_after_the_deadline(
     through_proxy: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
