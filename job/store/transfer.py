@@ -54,12 +54,12 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
     naming the object that does not match, SecurityRefused (19) for a path that would leave `folder`.
     """
     wanted = {path: entry for path, entry in manifest.files.items() if only is None or path in only}
-    need = sum(entry.size for entry in wanted.values())
     folder.mkdir(parents=True, exist_ok=True)
-    if need > shutil.disk_usage(folder).free:
-        raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
     check = cache(partial(_check_place, os.path.realpath(folder)))  # thousands of files lie in few places
     targets = {path: _find_target(path, folder, check) for path in wanted}
+    need = sum(entry.size for path, entry in wanted.items() if _find_size(targets[path]) != entry.size)
+    if need > shutil.disk_usage(folder).free:
+        raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
     for place in set(map(os.path.dirname, targets.values())):
         _remove_leftovers(place)
     others = [
@@ -68,6 +68,14 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
         if entry.size > _SMALL_BYTES or not _lies_here(targets[path], entry)
     ]
     run_parallel(PARALLEL_FILES, lambda path: _download_one(store, path, wanted[path], folder), others)
+
+
+def _find_size(target: str) -> int | None:
+    """Return the bytes of what lies here already, None where nothing does."""
+    try:
+        return os.lstat(target).st_size
+    except OSError:
+        return None
 
 
 def _find_target(path: str, folder: Path, check: Callable[[str], None]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -299,6 +300,19 @@ def test_a_set_larger_than_the_disk_is_refused_before_the_first_byte(tmp_path: P
         download_files(open_store(str(tmp_path / "store")), manifest, tmp_path / "target")
     assert caught.value.exit_code == 78
     assert list_files(tmp_path / "target") == []
+
+
+def test_what_lies_here_already_needs_no_more_of_a_full_disk(
+    stored: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, manifest = stored
+    download_files(store, manifest, tmp_path / "target")
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr("job.store.transfer.shutil.disk_usage", lambda _: full)
+    download_files(store, manifest, tmp_path / "target")
+    (tmp_path / "target/onnx/model.onnx").unlink()
+    with pytest.raises(ResourceExhausted, match="do not fit"):
+        download_files(store, manifest, tmp_path / "target")
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
