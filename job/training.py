@@ -179,6 +179,8 @@ def _describe_attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
         "nonce": attempt.nonce,
         "since": attempt.since,
         "keep": run.recipe.store.keep_checkpoints,
-        "peer_timeout_s": run.recipe.launch.hang_timeout_s,
+        # a rank that has lost the store trains on for so long, and then says so itself; one that is gone or hangs is
+        # noticed by the supervisors
+        "peer_timeout_s": 60 * run.recipe.store.max_unsynced_minutes + run.recipe.launch.hang_timeout_s,
         "max_micro_batch_size": run.recipe.training.max_micro_batch_size,
     }

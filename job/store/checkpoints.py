@@ -127,7 +127,7 @@ class CheckpointWriter:
                     verify_owner(self._store.objects, self._epoch, self._nonce)
                     raise PeerLost(
                         f"rank {rank} did not upload its part of {name}, or not whole, within {timeout_s:.0f} s "
-                        "(launch.hang_timeout_s); see that rank's log in the run's logs folder, then run again"
+                        "(store.max_unsynced_minutes + launch.hang_timeout_s); see that rank's log, then run again"
                     )
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)

@@ -106,6 +106,24 @@ def test_18_training_goes_on_through_an_outage_of_many_lease_times(case: Case, p
     check_finished(case, ended)
 
 
+def test_18_a_rank_that_alone_loses_the_store_is_waited_for_longer_than_one_that_hangs(
+    tmp_path: Path, s3: str, proxy: FaultProxy
+) -> None:
+    case = Case(f"{s3}/{tmp_path.name}", tmp_path, ranks=2)
+    began: list[float] = []
+
+    def refuse_second_rank(request: Request) -> str:
+        if request.method != "PUT" or "-00001.json" not in request.key:
+            return ""
+        began.append(time.monotonic())
+        return "503" if began[-1] < began[0] + 8 else ""
+
+    proxy.fault = refuse_second_rank
+    check_finished(case, case.attempt("first", "--hang-timeout=4", **behind(proxy, **SHORT)))
+    assert resumed_from(case) is None
+    assert proxy.count["503"] > 0
+
+
 ENDLESS = [
     ("503", 77, "SlowDown|503"),
     ("500", 77, "InternalError|500"),
