@@ -39,7 +39,8 @@ A stage record, in the supervisor's process after the stage has left:
 A release (release.py, promotion.py; `job/releasing.py` calls):
 
     15. aborts and deletes what an earlier attempt left half uploaded, after GET owner.json; uploads the bundle's
-        files; GET owner.json; PUT manifest.json, If-None-Match, or If-Match over a damaged one
+        files; GET owner.json; PUT manifest.json, If-None-Match, or If-Match over a damaged one; GET owner.json: who
+        slept before that PUT deletes it again where his successor has deleted the files
     16. GET models/<name>/current.json; perhaps a comparison with what is current; GET owner.json;
         PUT If-Match    ← the release is visible
     17. stage record as in 14; PUT attempts/<epoch>.json; PUT owner.json {released}

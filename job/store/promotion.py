@@ -18,7 +18,7 @@ from job.errors import CheckpointMismatch, Fenced, NotFound, NoValidCheckpoint
 from job.store.manifest import Manifest
 from job.store.objects import PreconditionFailed, Store, check_key, open_room
 from job.store.records import Contention, Record, new_nonce, parse_leniently, swap
-from job.store.restore import require_manifest
+from job.store.restore import find_missing, require_manifest
 
 if TYPE_CHECKING:
     from job.recipe.schema import Store as Address  # to build its classes takes time that most verbs have not
@@ -101,7 +101,7 @@ class ModelPointer:
         return True
 
     def promote(self, version: str) -> Standing:
-        """Let a person name the current version; NotFound (13) for one that is no release."""
+        """Let a person name the current version; NotFound (13) for one that is no release, or not whole."""
         order = _number(self._require(version).about, "order")
         contention = Contention(self._objects.uri, POINTER)
         while not self.move(self.read(), version, order, {"reason": "promoted by hand"}):
@@ -135,6 +135,11 @@ class ModelPointer:
         manifest = require_manifest(self._objects, key)
         if manifest.kind != "release":
             raise NotFound(f"{self._objects.uri}/{key}: is no release; `job release list` shows what there is")
+        if missing := find_missing(self._objects, manifest, f"{version}/"):
+            raise NotFound(
+                f"{self._objects.uri}/{missing[0]}: is gone ({len(missing)} of {len(manifest.files)} files); pick "
+                "another version, `job release list` shows what there is"
+            )
         return manifest
 
 

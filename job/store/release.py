@@ -14,7 +14,7 @@ from job.store.manifest import Manifest, describe_files, list_files
 from job.store.objects import PreconditionFailed, Store, check_key, open_room, open_store
 from job.store.promotion import ModelPointer
 from job.store.records import Contention, Record, read_record
-from job.store.restore import require_manifest
+from job.store.restore import find_missing, require_manifest
 from job.store.transfer import sweep_unfinished, upload_files
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def publish_release(
     failpoint("release-manifest")
     _write_manifest(objects, manifest.to_bytes())
     failpoint("release-manifest-written")
+    _withdraw_if_fenced(objects, manifest, verify)
     return version
 
 
@@ -69,6 +70,7 @@ def _delete_halves(model: Store, is_own: Callable[[str], bool], verify: Verify) 
                 keys = [item.key for item in model.list(folder)]
                 verify()
                 model.delete(keys)
+                model.delete([f"{folder}manifest.json"])  # where who began it has woken up meanwhile and written it
     except Fenced:
         raise
     except JobError as error:
@@ -90,6 +92,19 @@ def _write_manifest(objects: Store, data: bytes) -> None:
         log.warning("%s/manifest.json is not what this run wrote (damaged): it is written anew", objects.uri)
         etag = found.etag if found else None
         contention.wait()
+
+
+def _withdraw_if_fenced(objects: Store, manifest: Manifest, verify: Verify) -> None:
+    """Take a manifest back whose files are gone: who slept before writing it has perhaps a successor that deleted them.
+
+    Where all are there it stays, for the successor may have made the same version and follow it. Raises Fenced (76).
+    """
+    try:
+        verify()
+    except Fenced:
+        if find_missing(objects, manifest):
+            objects.delete(["manifest.json"])
+        raise
 
 
 def _refuse_changed(folder: Path, found: dict[str, str], proven: dict[str, str]) -> None:

@@ -162,3 +162,9 @@ def require_manifest(objects: Store, key: str) -> Manifest:
         if objects.read(key) is None:
             raise NotFound(f"{objects.uri}/{key}: no such object; check the address with `job show`") from None
         raise
+
+
+def find_missing(objects: Store, manifest: Manifest, prefix: str = "") -> list[str]:
+    """Return the keys below `prefix` that a manifest names and nothing lies at; it costs one listing."""
+    there = {item.key for item in objects.list(prefix, every=True)}
+    return [key for entry in manifest.files.values() if (key := f"{prefix}{entry.key}") not in there]

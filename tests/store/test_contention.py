@@ -34,6 +34,7 @@ def record(store: str) -> None:
 
 def promote(store: str) -> object:
     objects = FolderStore(Path(store) / "models" / "x")
+    objects.write("v/file", b"1")
     objects.write("v/manifest.json", Manifest("release", {"file": ENTRY}, {"order": 1}).to_bytes())
     return ModelPointer(objects).promote("v")
 

@@ -22,6 +22,7 @@ def pointer(store_uri: str) -> ModelPointer:
     objects = open_store(f"{store_uri}/models/tiny")
     for version in "abc":
         entry = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+        objects.write(f"{version}/config.json", b"{}")
         objects.write(f"{version}/manifest.json", Manifest("release", entry).to_bytes())
     return ModelPointer(objects)
 
@@ -41,6 +42,16 @@ def test_promoting_the_current_release_again_changes_no_history(pointer: ModelPo
     for version in "abb":
         pointer.promote(version)
     assert pointer.rollback().version == "a"
+
+
+def test_a_release_of_which_a_file_is_gone_is_not_made_current(pointer: ModelPointer, store_uri: str) -> None:
+    for version in "ab":
+        pointer.promote(version)
+    open_store(store_uri).delete(["models/tiny/a/config.json"])
+    for call in (lambda: pointer.promote("a"), pointer.rollback):
+        with pytest.raises(NotFound, match=r"a/config\.json: is gone \(1 of 1 files\)"):
+            call()
+    assert pointer.read().version == "b"
 
 
 @pytest.mark.parametrize("version", ["d", "a/config.json", "..", "../tiny/a"])
@@ -99,6 +110,7 @@ def test_a_release_that_was_promoted_by_hand_keeps_away_the_nights_that_began_be
 ) -> None:
     entry = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
     objects = open_store(f"{store_uri}/models/tiny")
+    objects.write("fifth/config.json", b"{}")
     objects.write("fifth/manifest.json", Manifest("release", entry, {"order": 5}).to_bytes())
     pointer.move(pointer.read(), "a", 1, {})
     assert pointer.promote("fifth").order == 5

@@ -104,6 +104,51 @@ def test_who_lost_the_run_deletes_nothing_that_its_successor_uploads(tmp_path: P
     assert half in list_versions(uri)
 
 
+def overtaken_by(successor: Callable[[], object]) -> Callable[[], None]:
+    """Be the owner when asked first, then sleep until a successor, who owns the run from then on, has done its work."""
+    asked: list[int] = []
+
+    def verify() -> None:
+        asked.append(1)
+        if len(asked) > 1:
+            raise Fenced("a newer attempt owns this run")
+        successor()
+
+    return verify
+
+
+def test_a_zombie_leaves_no_manifest_of_files_that_its_successor_has_deleted(store_uri: str, bundle: Path) -> None:
+    made: list[str] = []
+    with pytest.raises(Fenced):
+        publish(store_uri, bundle, "one", overtaken_by(lambda: made.append(publish(store_uri, bundle, "two"))))
+    assert list_versions(store_uri) == set(made)
+
+
+def test_a_zombie_leaves_the_manifest_of_the_version_that_its_successor_made_as_well(
+    store_uri: str, bundle: Path
+) -> None:
+    made: list[str] = []
+    with pytest.raises(Fenced):
+        publish(store_uri, bundle, "one", overtaken_by(lambda: made.append(publish(store_uri, bundle, "one"))))
+    objects, manifest = read_release_manifest(f"{store_uri}/models/tiny/{made[0]}")
+    assert all(objects.read(entry.key) for entry in manifest.files.values())
+
+
+def test_a_manifest_that_a_zombie_writes_just_before_its_files_are_deleted_goes_with_them(
+    tmp_path: Path, bundle: Path
+) -> None:
+    uri = str(tmp_path / "store")
+    half, written = leave_half(uri, bundle, "one"), []
+    manifest = (bundle / "manifest.json").read_bytes()
+
+    def wake_zombie() -> None:
+        if not written:
+            written.append(open_store(f"{uri}/models/tiny").write(f"{half}/manifest.json", manifest))
+
+    version = publish(uri, bundle, "two", wake_zombie)
+    assert list_versions(uri) == {version}
+
+
 def test_who_may_not_delete_releases_all_the_same(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -282,6 +282,7 @@ def test_job_release_moves_a_pointer_by_hand_where_the_server_knows_no_condition
     objects = open_store(f"{uri}/models/tiny")
     for version in "ab":
         entry = {"config.json": ManifestEntry(2, "0" * 64, "config.json")}
+        objects.write(f"{version}/config.json", b"{}")
         objects.write(f"{version}/manifest.json", Manifest("release", entry).to_bytes())
     command = [sys.executable, "-m", "job", "release", "promote", f"{uri}/models/tiny"]
     refused = subprocess.run([*command, "a"], capture_output=True, text=True)
