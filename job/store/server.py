@@ -94,15 +94,23 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def _read_access(folder: Path) -> dict[str, str]:
-    """Return the key pair of this folder; made once, readable by its owner alone."""
+    """Return the key pair of this folder; made once, readable by its owner alone. The folder's lock must be held."""
     path = folder / "s3.json"
-    if not path.exists():
-        key = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
-        identity = {"name": "owner", "credentials": [key], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"identities": [identity]}, file)
+    if not path.exists() or not path.stat().st_size:  # an older version left it empty where it was killed
+        _make_access(path)
     return dict(json.loads(path.read_text())["identities"][0]["credentials"][0])
+
+
+def _make_access(path: Path) -> None:
+    """Write a new key pair; whatever happens meanwhile, `path` has all of it or is what it was."""
+    key = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
+    identity = {"name": "owner", "credentials": [key], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    unfinished = path.with_suffix(".partial")
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"identities": [identity]}, file)
+    os.replace(unfinished, path)
 
 
 def _free_ports(bind: str) -> dict[str, int]:

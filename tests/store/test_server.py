@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from processes import find_processes
 
 from job.errors import AccessDenied, NotFound, ResourceExhausted
 from job.store import open_store
-from job.store.server import DEFAULT_BUCKET, run_beside_server, serve
+from job.store.server import DEFAULT_BUCKET, _read_access, run_beside_server, serve
 
 BESIDE = """
 import sys
@@ -58,6 +59,25 @@ def test_data_and_key_survive_a_restart_and_only_their_owner_can_read_the_key(
         assert found is not None
         assert found.data == b"kept"
         assert second["AWS_SECRET_ACCESS_KEY"] == first["AWS_SECRET_ACCESS_KEY"]
+
+
+def test_a_disk_that_is_full_while_the_key_is_made_costs_that_start_alone(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from job.store.server import _read_access; "
+    program += "_read_access(Path(sys.argv[1]))"
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))}
+    command = [sys.executable, "-B", "-c", program, str(tmp_path)]  # -B: a compiled module would be cut short, too
+    failed = subprocess.run(command, capture_output=True, text=True, **limit)  # type: ignore[call-overload]
+    assert "File too large" in failed.stderr
+    assert not (tmp_path / "s3.json").exists()
+    first = _read_access(tmp_path)
+    assert len(first["secretKey"]) == 40
+    assert _read_access(tmp_path) == first
+    assert [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("s3.json", 0o600)]
+
+
+def test_an_empty_key_file_that_an_older_version_left_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "s3.json").touch()
+    assert _read_access(tmp_path) == _read_access(tmp_path)
 
 
 def test_a_key_that_may_only_read_is_told_so_on_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
