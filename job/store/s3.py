@@ -346,6 +346,11 @@ class S3Store:
             yield page
             if not page["IsTruncated"]:
                 return
+            if page["NextContinuationToken"] == wanted.get("ContinuationToken"):
+                raise Unreachable(
+                    f"{self.uri}: cannot list {prefix}: the server says again to go on at the same place; does a "
+                    "cache stand before the store? Take it away, then run again"
+                )
             wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     def _list_page(self, wanted: dict[str, str]) -> dict[str, Any]:

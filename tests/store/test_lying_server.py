@@ -145,6 +145,14 @@ def test_an_empty_listing_is_proof_of_absence(liar: Liar, store: Store) -> None:
     assert list(store.list("")) == []
 
 
+def test_a_listing_that_never_gets_on_is_77(liar: Liar, store: Store) -> None:
+    begin = f"<IsTruncated>true</IsTruncated>{KEY}"
+    liar.say(*(listing(f"{begin}<NextContinuationToken>{token}</NextContinuationToken>") for token in "abb"))
+    with pytest.raises(Unreachable, match="at the same place"):
+        list(store.list(""))
+    assert liar.requests == 3
+
+
 TAGGED = Answer(headers={"ETag": '"e"'}, body=b"")
 CALLS: dict[str, Callable[[Store, Path], Any]] = {
     "read": lambda store, file: store.read("a"),
