@@ -27,7 +27,8 @@ from job.store.commit import fence, move_pointer, read_pointer
 from job.store.inventory import list_events, list_inventory
 from job.store.lease import verify_owner
 from job.store.ledger import Ledger
-from job.store.records import dump, seal
+from job.store.objects import Blob
+from job.store.records import dump, has_seal, parse_leniently, seal
 from job.store.release import read_release_manifest
 from job.store.restore import restore_newest
 
@@ -143,6 +144,13 @@ def test_no_record_of_a_run_breaks_who_reads_it_or_leads_outside(
     finally:
         for kept in ("current.json", name):
             run.objects.write(kept, (template / "store/runs/run-1" / kept).read_bytes())
+
+
+@pytest.mark.parametrize("depth", [100, *range(900, 1000), 2000])
+def test_a_record_that_is_nested_deeper_than_one_can_be_written_has_no_seal(depth: int) -> None:
+    """How deep that is depends on the version of Python, and on how deep the call lies."""
+    nested = b'{"seal": "0", "x": ' + b'{"x":' * depth + b"1" + b"}" * depth + b"}"
+    assert not has_seal(parse_leniently(Blob(nested, "e")))
 
 
 ENTRIES = st.dictionaries(
