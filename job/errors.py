@@ -161,21 +161,29 @@ _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _NO_MORE = re.compile(r"too many open files|can't start new thread", re.IGNORECASE)
 
 
-def exceeds_limits(error: BaseException) -> bool:
-    """Tell whether an error is how Python or torch says that no more files may be opened, or processes started."""
+def exceeds_limits(error: BaseException | str) -> bool:
+    """Tell whether an error, or its text, is how Python or torch says that no more files or processes are allowed."""
     return getattr(error, "errno", None) in _LIMITS or _says(error, _NO_MORE)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_DISK = re.compile(rf"(?:os error |\[Errno )({'|'.join(map(str, _FULL))})\b")
+_NO_DISK = re.compile(
+    rf"(?:os error |\[Errno )({'|'.join(map(str, _FULL))})\b"
+    r"|\d requested and \d+ written|Not enough free space to write \d"
+)
 """How safetensors and tokenizers, which are Rust, report a full disk, an exhausted quota and a file that is too large
-for RLIMIT_FSIZE: it is no OSError. `shutil.Error` is one, but says of what only in its text.
+for RLIMIT_FSIZE: it is no OSError. `shutil.Error` is one, but says of what only in its text; so are NumPy's two.
 """
 
 
-def lacks_disk(error: BaseException) -> bool:
-    """Tell whether an error is how Python or a library in Rust says that a disk or quota is full."""
+def lacks_disk(error: BaseException | str) -> bool:
+    """Tell whether an error, or its text, is how Python, NumPy or a Rust library says that a disk or quota is full."""
     return getattr(error, "errno", None) in _FULL or _says(error, _NO_DISK)
+
+
+def blames_node(error: BaseException | str) -> bool:
+    """Tell whether an error, or its text, says that this node has no memory, disk, open file or process left."""
+    return lacks_memory(error) or lacks_disk(error) or exceeds_limits(error)
 
 
 _SECRETS = re.compile(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +177,19 @@ def test_15_a_full_disk_is_78_also_where_a_library_in_rust_found_it() -> None:
         assert verdict["exit_code"] == 78, error
         assert "--work-dir" in verdict["reason"]
     assert judge_error(Exception("os error 280"))["exit_code"] == 1
+
+
+def test_15_a_file_that_numpy_cannot_write_to_its_end_is_78(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            np.save(tmp_path / "answers.npy", np.zeros(1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.errno is None, "there is nothing but its text"
+    assert judge_error(caught.value)["exit_code"] == 78
+    assert judge_error(OSError("Not enough free space to write 33554432 bytes after offset 128"))["exit_code"] == 78
 
 
 def test_a_limit_of_open_files_or_processes_is_78_and_named() -> None:

@@ -10,6 +10,6 @@ cached by content · `fetch.py` runs these in order · `prepared.py` finds what 
 from job.data.batching import derive_micro_batch
 from job.data.fetch import fetch_sources, load_tokenizer
 from job.data.splits import draw_shots
-from job.data.tokenize import TokenTable
+from job.data.tokenize import TokenTable, save_array
 
-__all__ = ["TokenTable", "derive_micro_batch", "draw_shots", "fetch_sources", "load_tokenizer"]
+__all__ = ["TokenTable", "derive_micro_batch", "draw_shots", "fetch_sources", "load_tokenizer", "save_array"]

@@ -341,4 +341,14 @@ def _add_up(spans: list[slice]) -> np.ndarray:
 
 
 def _save(folder: Path, name: str, array: np.ndarray) -> None:
-    np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    save_array(folder / f"{name}.npy", array)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a file as `np.load` reads it; raise OSError where it does not fit on the disk.
+
+    NumPy writes to what is opened with "wb" by stdio, and looks neither at its errno nor, at the end, whether the last
+    block was written: of a small array nobody would hear. To what is opened for reading as well it writes by Python.
+    """
+    with path.open("w+b") as file:
+        np.save(file, array, allow_pickle=False)

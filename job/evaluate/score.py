@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from job.data import TokenTable
+from job.data import TokenTable, save_array
 from job.evaluate.analysis import analyse_answers
 from job.evaluate.baselines import measure_baselines
 from job.evaluate.inference import compute_answers
@@ -52,4 +52,4 @@ def evaluate_run(run: Run) -> dict[str, Any]:
 
 def _save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array.astype(np.float32), allow_pickle=False)
+    save_array(path, array.astype(np.float32))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from job.data import TokenTable
+from job.data import TokenTable, save_array
 from job.export.gate import compare_quality
 from job.export.measure import Rows, call_process, empty_cache, open_sessions, read_source, run_table, select_inputs
 from job.liveness import die_with_parent
@@ -96,7 +96,7 @@ def main(task: str, folder: str, pad_id: str, model: str, output: str) -> None:
         read = int((labels[0] != IGNORED_LABEL).argmax())  # what nobody asks about
         logits = decode_row(sessions, table.pad(place, rows.pad_id), read)
         parts.append((place, rows.task.reduce(logits, labels)))
-    np.save(output, np.stack([run_table(sessions, rows), table.gather(parts)]), allow_pickle=False)
+    save_array(Path(output), np.stack([run_table(sessions, rows), table.gather(parts)]))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from job.data import TokenTable
-from job.errors import GateFailed, ResourceExhausted, lacks_memory
+from job.data import TokenTable, save_array
+from job.errors import GateFailed, ResourceExhausted, blames_node, lacks_memory
 from job.liveness import die_with_parent
 from job.processor import limit_threads
 from job.recipe import Run
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
 def compute_answers(run: Run, model: Path, split: str) -> np.ndarray:
     """Return the task's answers float32 [units, k] of an ONNX file on a split, from a process of its own.
 
-    Raises GateFailed (15) when the file does not run, ResourceExhausted (78) for lack of memory.
+    Raises GateFailed (15) when the file does not run, ResourceExhausted (78) for what this node lacks.
     """
     output = run.folder / "measured" / f"{model.stem}-{split}.npy"
     output.parent.mkdir(exist_ok=True)
@@ -62,6 +62,10 @@ def call_process(module: str, words: list[str]) -> None:
         names = ", ".join(Path(word).name for word in words if ".onnx" in word)
         if result.returncode == -signal.SIGKILL or lacks_memory(result.stderr):
             raise ResourceExhausted(f"export: memory is too small to run {names} ({reason}); use a larger machine")
+        if blames_node(result.stderr):
+            raise ResourceExhausted(
+                f"export: this node lacks what it takes to run {names} ({reason}); free space, or raise its limits"
+            )
         raise GateFailed(f"export: {names} does not run: {reason}; nothing is released, the checkpoint is kept")
 
 
@@ -135,7 +139,7 @@ def main(task: str, folder: str, pad_id: str, model: str, output: str) -> None:
     """Measure once in this process; the arguments are those of the command line."""
     die_with_parent()
     rows = Rows.open(task, folder, pad_id)
-    np.save(output, run_table(open_sessions(Path(model)), rows), allow_pickle=False)
+    save_array(Path(output), run_table(open_sessions(Path(model)), rows))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from job.data import TokenTable
-from job.errors import GateFailed, lacks_memory
+from job.errors import GateFailed, blames_node
 from job.export.bundle import find_exported, hash_onnx
 from job.export.gate import check_parity, list_by_length
 from job.export.measure import compute_answers
@@ -46,7 +46,7 @@ def export_run(run: Run) -> dict[str, Any]:
             device="cpu",
         )
     except (ValueError, NotImplementedError, RuntimeError, TypeError, LookupError, AttributeError) as error:
-        if lacks_memory(error):
+        if blames_node(error):
             raise
         raise GateFailed(
             f"export: this model does not export to ONNX: {' '.join(str(error).split())[:300]}; "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from job.data import TokenTable
-from job.errors import GateFailed, ResourceExhausted, lacks_disk, lacks_memory
+from job.errors import GateFailed, ResourceExhausted, blames_node
 from job.export.bundle import find_exported, hash_onnx
 from job.export.decode import compare_decoding
 from job.export.encoder_decoder import EncoderDecoderQuantizer
@@ -196,7 +196,7 @@ def _try_rung(
     try:
         quality = judge.try_out(quantizer.write(rung, path))
     except Exception as error:  # of quantizers, which meet models that they were not made for; the next rung may work
-        if isinstance(error, ResourceExhausted) or lacks_memory(error) or lacks_disk(error):
+        if isinstance(error, ResourceExhausted) or blames_node(error):
             raise
         log.warning("int8: no (%s): %s", rung.name, " ".join(str(error).split())[:300])
         return {"rung": rung.name, "error": type(error).__name__}, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.data import TokenTable
+from job.data import TokenTable, save_array
 from job.data.columns import Examples
 from job.data.tokenize import Encoder, Widths, tokenize_split
-from job.errors import DataError
+from job.errors import DataError, lacks_disk
 from job.tasks import IGNORED_LABEL, get_task
 
 
@@ -130,3 +131,19 @@ def test_what_a_decoder_is_given_is_as_wide_as_its_labels() -> None:
     table = replace(make_table([3, 9]), label_offsets=np.array([0, 2, 12]), about={"decoder_start_id": 1})
     batch, labels = table.pad(np.array([0, 1]), 0, Widths(8, 512)), table.pad_labels(np.array([0, 1]), Widths(8, 512))
     assert batch["decoder_input_ids"].shape == labels.shape == (2, 16)
+
+
+@pytest.mark.parametrize("numbers", [1_000, 1_000_000])
+def test_an_array_that_does_not_fit_on_the_disk_is_not_left_half_written_in_silence(
+    tmp_path: Path, numbers: int
+) -> None:
+    limit, array = resource.getrlimit(resource.RLIMIT_FSIZE), np.arange(numbers)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, limit[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            save_array(tmp_path / "array.npy", array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert lacks_disk(caught.value)
+    save_array(tmp_path / "array.npy", array)
+    assert np.array_equal(np.load(tmp_path / "array.npy", allow_pickle=False), array)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.errors import GateFailed
+from job.export.consumers import refuse_to_open
 from job.export.gate import check_parity, compare_quality, list_by_length, list_faults, looks_good, passes
 from job.recipe.schema import Int8
 from job.tasks import Truth, get_task
@@ -193,3 +194,9 @@ def test_parity_fails_closed(damage: str) -> None:
     expected = found if damage == "both nan" else expected
     with pytest.raises(GateFailed):
         check_parity(TASK, expected, found, np.arange(50))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files"), OSError(28, "No space left")])
+def test_what_this_node_lacks_is_no_fault_of_the_bundle_that_it_opens(error: Exception) -> None:
+    assert refuse_to_open(error) is error
+    assert isinstance(refuse_to_open(OSError(2, "No such file")), GateFailed)

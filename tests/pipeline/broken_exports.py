@@ -6,7 +6,9 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,29 @@ def export_with_little_memory(run: Run) -> dict[str, Any]:
     limit = pages * resource.getpagesize() + (4 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return export_run(run)
+
+
+def export_on_a_full_disk(run: Run) -> dict[str, Any]:
+    """What is measured finds no room for its answers."""
+    from job.export import export_run
+
+    _fill_disk_of_measuring()
+    return export_run(run)
+
+
+def quantize_on_a_full_disk(run: Run) -> dict[str, Any]:
+    """The same for each int8 file."""
+    from job.export import quantize_run
+
+    _fill_disk_of_measuring()
+    return quantize_run(run)
+
+
+def _fill_disk_of_measuring() -> None:
+    from job.export import measure
+
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (512, 512))
+    measure.subprocess.run = partial(subprocess.run, preexec_fn=limit)  # type: ignore[misc]
 
 
 def quantize_badly(run: Run) -> dict[str, Any]:
