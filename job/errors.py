@@ -167,12 +167,16 @@ def exceeds_limits(error: BaseException | str) -> bool:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_DISK = re.compile(
-    rf"(?:os error |\[Errno )({'|'.join(map(str, _FULL))})\b"
-    r"|\d requested and \d+ written|Not enough free space to write \d"
-)
-"""How safetensors and tokenizers, which are Rust, report a full disk, an exhausted quota and a file that is too large
-for RLIMIT_FSIZE: it is no OSError. `shutil.Error` is one, but says of what only in its text; so are NumPy's two.
+
+
+def _list_numbers(numbers: tuple[int, ...]) -> str:
+    """Return a pattern for one, as Python writes it or a library in Rust (safetensors, tokenizers), in no OSError."""
+    return rf"(?:os error |\[Errno )({'|'.join(map(str, numbers))})\b"
+
+
+_NO_DISK = re.compile(rf"{_list_numbers(_FULL)}|\d requested and \d+ written|Not enough free space to write \d")
+"""A full disk, an exhausted quota and a file that is too large for RLIMIT_FSIZE. What `shutil.Error` is about stands
+only in its text; so it does in NumPy's two.
 """
 
 
@@ -181,9 +185,32 @@ def lacks_disk(error: BaseException | str) -> bool:
     return getattr(error, "errno", None) in _FULL or _says(error, _NO_DISK)
 
 
+_BROKEN = (errno.EIO, errno.ESTALE)
+_NO_ANSWER = re.compile(
+    rf"{_list_numbers(_BROKEN)}|(?:Input/output error|Stale file handle) \(\d"
+)  # the latter is torch's
+
+
+def lacks_answer(error: BaseException | str) -> bool:
+    """Tell whether an error, or its text, is how Python or a Rust library says that a disk or a mount is broken."""
+    return getattr(error, "errno", None) in _BROKEN or _says(error, _NO_ANSWER)
+
+
 def blames_node(error: BaseException | str) -> bool:
-    """Tell whether an error, or its text, says that this node has no memory, disk, open file or process left."""
-    return lacks_memory(error) or lacks_disk(error) or exceeds_limits(error)
+    """Tell whether an error, or its text, says that this node lacks memory, disk, files, processes or a mount."""
+    return lacks_memory(error) or lacks_disk(error) or exceeds_limits(error) or lacks_answer(error)
+
+
+def raise_lack(error: BaseException) -> None:
+    """Raise the error, or that of those which led to it, that says something of this node; return where none does.
+
+    For whoever is about to say that a file is wrong: transformers raises its own error where one cannot be read.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if blames_node(cause):
+            raise cause from None
+        cause = cause.__cause__ or cause.__context__
 
 
 _SECRETS = re.compile(

@@ -29,7 +29,7 @@ from job.data.splits import (
     take_shots,
 )
 from job.data.tokenize import Encoder, TokenTable, identify_tokenizer, tokenize_split
-from job.errors import CheckpointMismatch, DataError, NotFound, RecipeError
+from job.errors import CheckpointMismatch, DataError, NotFound, RecipeError, raise_lack
 from job.recipe import Recipe, Run, hash_json
 from job.store.cached import SharedFolders
 from job.store.manifest import hash_file
@@ -220,6 +220,7 @@ def load_tokenizer(folder: Path, config: dict[str, Any], task: Task) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except Exception as error:  # the loaders of dozens of tokenizers raise errors of any kind
+        raise_lack(error)
         raise DataError(f"model.id: no usable tokenizer in {folder}: {str(error)[:200]}; restore its files") from None
     if not tokenizer.is_fast:
         raise DataError(
@@ -262,7 +263,8 @@ def find_model_class(folder: Path, task: Task) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model_class = getattr(transformers, task.auto_class)._model_mapping[type(config)]
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):
+    except (KeyError, ValueError, OSError, TypeError, AttributeError) as error:
+        raise_lack(error)
         raise DataError(
             f"model.id: transformers has no {task.name} model of the kind in {folder}; name another model"
         ) from None

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from job.errors import DataError, JobError, NotFound, ResourceExhausted, exceeds_limits, lacks_disk, lacks_memory
+from job.errors import DataError, JobError, NotFound, ResourceExhausted, blames_node, lacks_disk
 from job.recipe.schema import Data
 from job.store.hub import download_snapshot, is_repository, resolve_commit
 from job.store.objects import open_store, split_uri
@@ -318,7 +318,7 @@ def _refuse_lack(source: DataSource, cause: BaseException) -> None:
     """Raise what says something of this node, and nothing of a data file."""
     if lacks_disk(cause):
         raise ResourceExhausted(f"{source.cache}: disk is full; free space or move --work-dir") from None
-    if lacks_memory(cause) or exceeds_limits(cause):
+    if blames_node(cause):
         raise cause from None
     if isinstance(cause, OSError) and str(cause.filename).startswith(str(source.cache)):
         raise ResourceExhausted(

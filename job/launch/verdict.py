@@ -17,6 +17,7 @@ from job.errors import (
     PeerLost,
     ResourceExhausted,
     exceeds_limits,
+    lacks_answer,
     lacks_disk,
     lacks_memory,
     redact,
@@ -27,7 +28,7 @@ log = logging.getLogger("job.launch")
 _TAIL_LINES = 15
 _MAY_CHANGE = ("max_micro_batch_size",)
 """Keys of `training` that an outcome may ask to change before another try."""
-_NODE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
+_NODE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def _explain_lack(error: BaseException) -> str:
         return f"{redact(str(error))}; raise what limits open files and processes (ulimit -n and -u, a pids limit)"
     if lacks_memory(error):
         return "memory is exhausted; use a smaller batch or a larger machine"
+    if lacks_answer(error):
+        return f"{redact(str(error))}; a disk or a mount of this node is broken, see dmesg; run again on another"
     if lacks_disk(error) and not getattr(error, "filename", None):
         return f"{redact(str(error))}; free space, or give --work-dir another disk"
     if isinstance(error, OSError) and error.errno in _NODE_TROUBLE:

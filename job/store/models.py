@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.errors import DataError, NotFound, SecurityRefused
+from job.errors import DataError, NotFound, SecurityRefused, raise_lack
 from job.store.hub import download_snapshot, is_repository, list_files, resolve_commit
 from job.store.objects import open_store
 from job.store.release import latest_release, read_release_manifest
@@ -136,7 +136,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path, origin: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError):
+    except (ValueError, OSError, RecursionError) as error:
+        raise_lack(error)
         value = None
     if not isinstance(value, dict):
         raise DataError(f"model.id: {origin!r}: {path.name} is not a JSON object; restore the file")

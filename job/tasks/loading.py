@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from job.errors import DataError, GateFailed
+from job.errors import DataError, GateFailed, raise_lack
 from job.tasks.protocol import Task
 
 
@@ -35,6 +36,9 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
             output_loading_info=True,
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise_lack(error)
+        if isinstance(error, (torch.OutOfMemoryError, FileNotFoundError)) or _comes_of_sharing(error):
+            raise  # of safetensors, FileNotFoundError says that a file, which was there, cannot be opened
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise DataError(
             f"model.id: {folder} does not load as {task.auto_class}: {reason}; name a model of this kind"
@@ -59,6 +63,15 @@ def load_model(folder: Path, task: Task, labels: list[str], seed: int) -> tuple[
             f"begin with random ones; name a {task.name} model"
         )
     return model, new
+
+
+def _comes_of_sharing(error: Exception) -> bool:
+    """Tell whether an error arose where ranks share the weights out as they load (ZeRO-3), and not in the weights."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if not isinstance(error, RuntimeError) or not is_deepspeed_zero3_enabled():
+        return False
+    return not re.search("loading state_dict|ignore_mismatched_sizes", str(error))
 
 
 def _freeze_positions(model: Any) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import assert_refused, call_job, write_recipe
+from conftest import WriteTraining, assert_refused, call_job, write_recipe
 from safetensors.numpy import load_file
 from trainings import ONE, TWO, Trial
 
@@ -102,3 +102,11 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_the_nearest_that_fits(
     answer = call_job("run", str(path), "--work-dir", str(tmp_path / "work"), "--set", TWO)
     assert_refused(answer, 10, "training.global_batch_size", "15", "14")
     assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_a_rank_that_is_killed_while_a_shared_model_loads_says_nothing_of_the_model(
+    write_training: WriteTraining, tmp_path: Path
+) -> None:
+    trial = Trial(write_training({}), tmp_path, *ENGINES["ZeRO-3 on two ranks"])
+    assert trial.attempt(accident="load_model:kill:0", rank=1) in (78, 79), trial.reason
+    assert trial.attempt() == 0, trial.reason

@@ -131,11 +131,15 @@ def _arrange(accident: str, run: Run) -> None:
     """`PLACE:WHAT:STEP`: in training_step or prediction_step, at that global step, once the last save is committed.
 
     It happens once in this run's folder. Until then each save is committed before the next step: those that found the
-    one before under way would wait for a later step's vote.
+    one before under way would wait for a later step's vote. In load_model, whatever the step, before it loads.
     """
+    from job.train import rank
     from job.train.trainer import JobTrainer
 
     place, what, step = accident.split(":")
+    if place == "load_model":
+        rank.load_model = lambda *_: ACCIDENTS[what](run)  # type: ignore[assignment,misc,return-value]
+        return
     training_step = JobTrainer.training_step
     happened = run.folder / f"accident-{place}-{what}-{step}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import DataError
+from job.launch import judge_error
 from job.store.models import inspect_model_folder
 
 HEADERS = {
@@ -26,3 +27,10 @@ def test_weights_with_a_broken_header_are_11(tmp_path: Path, header: bytes) -> N
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(DataError, match="not a whole safetensors file"):
         inspect_model_folder(tmp_path, "model")
+
+
+def test_a_disk_that_gives_no_answer_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")  # to read its first byte is an error of input
+    with pytest.raises(OSError) as caught:
+        inspect_model_folder(tmp_path, "model")
+    assert judge_error(caught.value)["exit_code"] == 78
