@@ -50,13 +50,21 @@ class FolderStore:
     def read(self, key: str) -> Blob | None:
         try:
             path = self._path(key)
-            check_read_size(self.uri, key, path.stat().st_size)
+            check_read_size(self.uri, key, self._measure(path))
             data = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except OSError as error:
             self._raise(f"read {key}", error)
         return Blob(data, _etag(data))
+
+    def _measure(self, path: Path) -> int:
+        """Return a file's size; raise SecurityRefused (19) for a pipe or a device, which may have no end."""
+        about = path.stat()
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            name = path.relative_to(self.root)
+            raise SecurityRefused(f"{self.uri}: {name} is a pipe or a device; refused, find out who made it")
+        return about.st_size
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
@@ -80,7 +88,8 @@ class FolderStore:
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         try:
-            if size is not None and (found := self._path(key).stat().st_size) != size:
+            found = self._measure(self._path(key))
+            if size is not None and found != size:
                 raise SizeDiffers(f"{self.uri}: {key} has {found} bytes instead of {size}")
             shutil.copyfile(self._path(key), path)
         except FileNotFoundError:
@@ -232,6 +241,8 @@ def _try_lock(handle: int) -> bool:
 
 def _remove_leftover(path: Path) -> bool:
     """Remove a temporary file whose writer is gone: with it went its lock."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,10 +27,12 @@ _HARMLESS_KEY = "_attn_implementation_autoset"  # a flag that transformers 4.46â
 _FP32_ONLY = ("deberta",)
 """Kinds that write a number of fp32 into a mask of bf16 (transformers#35332); deberta-v2 does not."""
 _NO_HEADER = (
-    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error,
+    ArithmeticError, AttributeError, IsADirectoryError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+    struct.error,
 )  # fmt: skip
 """What comes of reading one where there is none."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
+_MAX_CONFIG_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,11 @@ def fetch_model(origin: str, revision: str, cache: Path, *, allow_http: bool = F
 def inspect_model_folder(folder: Path, origin: str) -> None:
     """Raise NotFound (13) for a folder that is no model, SecurityRefused (19) for one that could run code.
 
-    Damaged weights are DataError (11).
+    Damaged weights, and what is neither file nor folder, are DataError (11).
     """
     if not (folder / "config.json").is_file():
         raise NotFound(f"model.id: {origin!r} holds no config.json; name a folder in the Hugging Face layout")
+    _refuse_endless(folder, origin)
     if (folder / "adapter_config.json").exists():
         raise SecurityRefused(
             f"model.id: {origin!r} has adapter_config.json, which makes transformers load another model than "
@@ -93,6 +96,13 @@ def inspect_model_folder(folder: Path, origin: str) -> None:
                 )
     refuse_pickles([path.name for path in folder.iterdir()], origin)
     count_parameters(folder)
+
+
+def _refuse_endless(folder: Path, origin: str) -> None:
+    """Raise for a pipe or a device, which whoever opens it waits for, or reads without end."""
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"model.id: {origin!r}: {path.name} is a pipe or a device; remove it")
 
 
 def refuse_pickles(names: list[str], origin: str) -> None:
@@ -135,7 +145,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path, origin: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_MAX_CONFIG_BYTES + 1)
+        value = json.loads(text.decode()) if len(text) <= _MAX_CONFIG_BYTES else None
     except (ValueError, OSError, RecursionError) as error:
         raise_lack(error)
         value = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -34,3 +35,28 @@ def test_a_disk_that_gives_no_answer_is_no_fault_of_the_file(tmp_path: Path) -> 
     with pytest.raises(OSError) as caught:
         inspect_model_folder(tmp_path, "model")
     assert judge_error(caught.value)["exit_code"] == 78
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_nobody_waits_for_a_pipe_or_reads_a_device_in_a_model_folder(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=f"{name} is a pipe or a device"):
+        inspect_model_folder(tmp_path, "model")
+
+
+def test_a_config_that_is_larger_than_any_and_a_folder_for_weights_are_11(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        inspect_model_folder(tmp_path, "model")
+    monkeypatch.setattr("job.store.models._MAX_CONFIG_BYTES", 100)
+    (tmp_path / "tokenizer_config.json").write_text("{}" + 99 * " ")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json is not a JSON object"):
+        inspect_model_folder(tmp_path, "model")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -260,6 +262,24 @@ def test_a_symlink_does_not_lead_out_of_a_folder_store(tmp_path: Path) -> None:
     with pytest.raises(SecurityRefused):
         list(store.list("folder/"))
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"secret": b"secret"}
+
+
+def test_nobody_waits_for_a_pipe_in_a_folder_store(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    (root / "a").mkdir(parents=True)
+    for name in ("a/record.json", ".partial-left"):
+        os.mkfifo(root / name)
+    store = open_store(str(root))
+    calls: list[Callable[[str], object]] = [
+        store.read,
+        lambda key: store.download(key, tmp_path / "target"),
+        lambda key: store.write(key, b"", if_absent=True),
+    ]
+    for act in calls:
+        with pytest.raises(SecurityRefused, match=r"a/record\.json is a pipe or a device"):
+            act("a/record.json")
+    assert list(store.list("")) == []
+    assert store.sweep() == 0
 
 
 def test_a_folder_store_reached_through_a_symlink_works(tmp_path: Path) -> None:
