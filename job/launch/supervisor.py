@@ -15,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ _CHECKOUT = "" if __file__.startswith(sysconfig.get_path("purelib")) else str(Pa
 _POLL_S = 0.05
 _PEERS_FOLLOW_S = 5.0
 """How long the others may take to report after one process failed, before they are killed."""
+_DYING_S = 10.0
+"""How long those that were killed may take to end."""
 _OWN_SLEEP_S = 2.0
 """A longer pause between two looks at the group is no load but a SIGSTOP or a suspended machine."""
 _SHORTENED_S = 5.0
@@ -110,8 +112,7 @@ class Supervisor:
 
     def drop_ahead(self) -> None:
         """Kill what was started ahead and is not needed."""
-        for process in self._ahead.values():
-            _kill_session(process)
+        _kill_sessions(self._ahead.values())
         self._ahead.clear()
 
     def run(
@@ -135,8 +136,7 @@ class Supervisor:
                 peers.check()
                 self._stop.apply_deadline(_read_saving_s(folder))
         finally:
-            for member in group:
-                member.kill()
+            _kill_sessions([member.process for member in group])
         own = watch.ended_by or decide([self._judge(member, len(group), watch) for member in group])
         if not own.code:
             return own
@@ -162,8 +162,8 @@ class Supervisor:
                 pipe.write(json.dumps(dict(environment)).encode())
             return process
         except OSError:  # nobody reads from the pipe of one that has died
-            _kill_session(process)
-        log.warning("a process that waited has ended (%d); another takes its place", process.returncode)
+            _kill_sessions([process])
+        log.warning("a process that waited has ended (%s); another takes its place", process.returncode)
         self._memory = MemoryWatch()  # if it was killed for memory, that says nothing of the next
         return None
 
@@ -171,7 +171,10 @@ class Supervisor:
         if outcome := _read_json(member.outcome):
             return Verdict.parse(outcome)
         code = member.process.returncode
-        if -code in _ASKED or (code == -signal.SIGKILL and watch.was_told):
+        if code is None and not watch.was_told:
+            reason = f"process {member.index} of {size} was killed and does not end; {member.pulse.describe_state()}"
+            return Verdict(PeerLost.exit_code, f"{reason}, see dmesg", {})
+        if code is None or -code in _ASKED or (code == -signal.SIGKILL and watch.was_told):
             return Verdict(Interrupted.exit_code, f"{watch.why_told}; the last committed checkpoint stays", {})
         if code == -signal.SIGKILL and (shortage := self._memory.explain_kill()):
             return Verdict(shortage.exit_code, str(shortage), {})
@@ -186,10 +189,6 @@ class _Member:
     process: subprocess.Popen[bytes]
     outcome: Path
     pulse: Pulse
-
-    def kill(self) -> None:
-        """Kill the process if it is left, and whatever it started: it leads a session of its own."""
-        _kill_session(self.process)
 
 
 class _Watch:
@@ -291,13 +290,24 @@ def _start_process(
     return subprocess.Popen(command, env=variables, start_new_session=True, stdin=stdin)
 
 
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin:
-        with suppress(OSError):
-            process.stdin.close()
+def _kill_sessions(processes: Collection[subprocess.Popen[bytes]]) -> None:
+    """Kill the processes that are left, and whatever they started: each leads a session of its own.
+
+    All are killed before the first is waited for, and none is for ever: one that waits for a disk or a driver (state D)
+    ends when that answers.
+    """
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + _DYING_S
+    for process in processes:
+        try:
+            process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("process %d was killed %.0f s ago and does not end; nobody waits for it", process.pid, _DYING_S)
+        if process.stdin:
+            with suppress(OSError):
+                process.stdin.close()
 
 
 def _find_outcome(target: str, folder: Path, index: int) -> Path:

@@ -57,6 +57,24 @@ PROGRAM = textwrap.dedent(
     def wait(run):
         note(run, "ready")
         time.sleep(600)
+    def be_debugged(run):
+        # whoever is traced ends for its parent when the debugger has looked, as one in state D when its disk answers
+        import ctypes
+        ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # any process may trace this one
+        program = "import ctypes, os, sys, time; PTRACE_SEIZE, pid = 0x4206, int(sys.argv[1]); "
+        program += "held = ctypes.CDLL(None).ptrace(PTRACE_SEIZE, pid, None, None); "
+        program += "print(0 if held else os.getpid(), flush=True); time.sleep(40)"
+        command = [sys.executable, "-c", program, str(os.getpid())]
+        import subprocess
+        debugger = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        note(run, "debugger", debugger.stdout.readline().decode().strip())
+        time.sleep(600)
+    def one_is_debugged(run):
+        if rank() == 0: be_debugged(run)
+        note(run, "ready")
+        while rank() == 1 and not (run.folder / "debugger-0.txt").exists(): time.sleep(0.02)
+        if rank() == 1: os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
     def wait_politely(run):
         told = []
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -359,6 +377,21 @@ def test_a_stopped_process_is_79_and_named(folder: Path, stop: StopRequest, rank
     assert "is stopped" in verdict.reason
     for rank in range(ranks):
         wait_until_gone(int((folder / f"ready-{rank}.txt").read_text()))
+
+
+def test_a_process_that_does_not_end_when_it_is_killed_is_79_and_keeps_nobody(
+    folder: Path, stop: StopRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.launch.supervisor._DYING_S", 1.0)
+    began = time.monotonic()
+    verdict = supervise("one_is_debugged", folder, stop, ranks=3)
+    took_s, debugger = time.monotonic() - began, int((folder / "debugger-0.txt").read_text())
+    if not debugger:
+        pytest.skip("no process may trace another here")
+    os.kill(debugger, signal.SIGKILL)
+    assert (verdict.code, "process 0 of 3 was killed and does not end" in verdict.reason) == (79, True), verdict
+    assert took_s < 30, "the debugger would have let it go after 40 s"
+    wait_until_gone(int((folder / "ready-2.txt").read_text()))
 
 
 def test_a_process_whose_main_thread_hangs_is_79_once_it_beats_for_itself(folder: Path, stop: StopRequest) -> None:
