@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from job.errors import SecurityRefused
-from job.work_folder import make_work_folder
+from job.work_folder import make_work_folder, refuse_foreign
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
@@ -82,3 +82,24 @@ def test_a_volume_of_a_pod_may_belong_to_anybody(tmp_path: Path) -> None:
     volume.mkdir()
     os.chown(volume, NOBODY, NOBODY)
     make_work_folder(volume)
+
+
+def test_in_a_folder_that_everybody_may_write_to_what_is_read_back_is_the_runs_own(shared: Path) -> None:
+    for _ in range(2):
+        make_work_folder(shared)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in shared.iterdir()} == {
+        "runs": 0o700,
+        "cache": 0o700,
+    }
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["runs", "cache"])
+def test_a_folder_that_everybody_may_write_to_is_refused_where_somebody_else_has_laid_what_is_read_back(
+    shared: Path, name: str
+) -> None:
+    (shared / name).mkdir()
+    os.chown(shared / name, NOBODY, NOBODY)
+    for act in (refuse_foreign, make_work_folder):
+        with pytest.raises(SecurityRefused, match=f"{name} belongs to somebody else"):
+            act(shared)
