@@ -63,6 +63,15 @@ def send_by_boto3(folder: Path) -> Work:
     return lambda: client.upload_file(str(folder / "large" / "file"), DEFAULT_BUCKET, "boto3")
 
 
+def send_unsigned_by_boto3(folder: Path) -> Work:
+    """Upload with what boto3 does by itself where TLS protects the body: it is not hashed for its signature."""
+    import boto3
+    from botocore.config import Config
+
+    client = boto3.client("s3", config=Config(s3={"payload_signing_enabled": False}))
+    return lambda: client.upload_file(str(folder / "large" / "file"), DEFAULT_BUCKET, "boto3")
+
+
 def fetch_by_boto3(folder: Path) -> Work:
     """Download with what boto3 does by itself."""
     import boto3
@@ -120,6 +129,7 @@ def read_manifest(path: Path) -> Manifest:
 
 ACTIONS = {
     "up": send_large, "down": fetch_large, "boto3-up": send_by_boto3, "boto3-down": fetch_by_boto3,
+    "boto3-up-unsigned": send_unsigned_by_boto3,
     "many-up": send_many, "many-down": fetch_many, "commit": commit_many,
 }  # fmt: skip
 

@@ -70,7 +70,7 @@ def judge_large(bench: Bench, bins: Path, variables: dict[str, str]) -> list[Row
         return call
 
     tools = {"aws s3 cp": ("aws", "s3", "cp", "--only-show-errors"), "s5cmd cp": ("s5cmd", "--log", "error", "cp")}
-    up = {"job": script("up"), "boto3": script("boto3-up")}
+    up = {"job": script("up"), "boto3": script("boto3-up"), "unsigned": script("boto3-up-unsigned")}
     down = {"job": script("down"), "boto3": script("boto3-down")}
     for name, words in tools.items():
         up[name] = tool(*words, large / "file", f"{BUCKET}/{words[0]}")
@@ -81,6 +81,9 @@ def judge_large(bench: Bench, bins: Path, variables: dict[str, str]) -> list[Row
     rows = []
     for way, turns, goal in (("up", sent, 2.0), ("down", fetched, 1.5)):
         rows.append(compare_transfers(f"boto3's default, {way}", turns, "boto3", goal, size_gb))
+        if "unsigned" in turns:
+            unsigned = f"boto3 without signing the body, as over https, {way}"
+            rows.append(compare_transfers(unsigned, turns, "unsigned", None, size_gb))
         rows.append(compare_tools(f"aws s3 cp, {way}, whole process", turns, "aws s3 cp", 1.3, size_gb))
         rows.append(compare_tools(f"s5cmd cp (Go), {way}, whole process", turns, "s5cmd cp", None, size_gb))
     return rows
@@ -91,7 +94,7 @@ def take_memory(size: int) -> None:
     np.ones(size, dtype=np.uint8)
 
 
-def compare_transfers(name: str, turns: dict[str, list[Turn]], peer: str, goal: float, size_gb: float) -> Row:
+def compare_transfers(name: str, turns: dict[str, list[Turn]], peer: str, goal: float | None, size_gb: float) -> Row:
     """Compare what the transfers used inside their processes, our sha256 taken off."""
     ours = [turn.numbers["cpu_s"] - turn.numbers["sha256_s"] for turn in turns["job"]]
     theirs = [turn.numbers["cpu_s"] for turn in turns[peer]]
