@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -118,6 +118,28 @@ _TRANSIENT = (
 """HTTPError is urllib3's: botocore lets it through where TLS breaks in the middle of a body."""
 _WRONG_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
 """What stays so: a certificate that nobody here trusts, a server that speaks no TLS. Else TLS breaks as a network."""
+
+
+_Begun = tuple[Any, bytes]
+"""An open answer, and the first piece that was read of it."""
+
+
+class _Source(NamedTuple):
+    """An object of `size` bytes that is downloaded, and what every request for it says."""
+
+    key: str
+    size: int
+    asked: dict[str, str]
+
+    @property
+    def what(self) -> str:
+        """What is done to it, for messages."""
+        return f"download {self.key}"
+
+    def ask(self, place: int, end: int) -> dict[str, str]:
+        """Return the request for what lies from `place` to before `end`: a range, unless that is all of it."""
+        whole = end - place == self.size
+        return self.asked if whole else self.asked | {"Range": f"bytes={place}-{end - 1}"}
 
 
 class S3Store:
@@ -225,39 +247,70 @@ class S3Store:
 
     def download(self, key: str, path: Path, *, size: int | None = None) -> None:
         """Fetch ranges side by side; a thread writes what it reads, where s3transfer's hand it to one that writes."""
-        full, what = self._full(key), f"download {key}"
-        there, etag = self._call(what, partial(self._measure, full))
-        if size is not None and there != size:
-            raise SizeDiffers(f"{self.uri}: {key} has {there} bytes instead of {size}")
+        step, (source, begun) = self._transfer.multipart_chunksize, self._open(key, size)
         path.write_bytes(b"")
-        asked, step = {"Bucket": self.bucket, "Key": full}, self._transfer.multipart_chunksize
-        if there > step and etag and not etag.startswith("W/"):  # so that all ranges are of one object
-            asked["IfMatch"] = etag
 
         def fetch(start: int) -> None:
-            end = min(start + step, there)
+            part = start, min(start + step, source.size)
             with path.open("r+b") as file:
                 file.seek(start)
-                for data in self._read_range(what, asked, (start, end), end - start == there):
+                for data in self._read_range(source, part, begun if start == 0 else None):
                     file.write(data)
 
-        if there <= step:
+        if source.size <= step:
             fetch(0)
         else:
-            run_parallel(self._transfer.max_concurrency, fetch, range(0, there, step))
+            run_parallel(self._transfer.max_concurrency, fetch, range(0, source.size, step))
 
-    def _read_range(self, what: str, asked: dict[str, str], part: tuple[int, int], whole: bool) -> Iterator[bytes]:
-        """Yield what lies from `part[0]` to before `part[1]`; `whole`: that is all of the object.
+    def _open(self, key: str, size: int | None) -> tuple[_Source, _Begun | None]:
+        """Return what to ask for an object, and the answer to the first request where its size was known.
+
+        Who knows the size need not ask for it: that answer tells it, and the ETag.
+        """
+        begun: _Begun | None = None
+        source = _Source(key, size or 0, {"Bucket": self.bucket, "Key": self._full(key)})
+        if size is None:
+            there, etag = self._call(source.what, partial(self._measure, source))
+            source = source._replace(size=there)
+        else:
+            begun, etag = self._call(source.what, partial(self._begin, source))
+        if source.size > self._transfer.multipart_chunksize and etag and not etag.startswith("W/"):
+            source = source._replace(asked=source.asked | {"IfMatch": etag})  # so that all ranges are of one object
+        return source, begun
+
+    def _begin(self, source: _Source) -> tuple[_Begun, str]:
+        """Ask for an object, or its first range, and return what is open then, and the ETag; SizeDiffers as it says."""
+        end = min(source.size, self._transfer.multipart_chunksize)
+        wanted = source.ask(0, end)
+        try:
+            answer = self._client.get_object(**wanted)
+        except ClientError as error:
+            if _status(error) == 416:  # no range begins in an empty object
+                self._check_size(source)
+            raise
+        etag = str(_demand(answer, "ETag"))
+        if _tell_size(answer) != str(source.size):
+            self._check_size(source)
+        return self._take(answer, wanted, end), etag
+
+    def _check_size(self, source: _Source) -> None:
+        """Raise SizeDiffers where HEAD too says so: what stands before the server may have changed one answer."""
+        there, _ = self._measure(source)
+        if there != source.size:
+            raise SizeDiffers(f"{self.uri}: {source.key} has {there} bytes instead of {source.size}")
+
+    def _read_range(self, source: _Source, part: tuple[int, int], begun: _Begun | None) -> Iterator[bytes]:
+        """Yield what lies from `part[0]` to before `part[1]`, of which `begun` is an open answer.
 
         Where it breaks off it is asked for anew from there, with a new deadline.
         """
-        place, end = part
+        (place, end), what = part, source.what
         while place < end:
-            wanted = asked if whole and place == 0 else asked | {"Range": f"bytes={place}-{end - 1}"}
             try:
-                body, data = self._call(what, partial(self._begin_range, wanted, end - place))
+                body, data = begun or self._call(what, partial(self._begin_range, source.ask(place, end), end - place))
             except PreconditionFailed:
                 raise Unreachable(f"{self.uri}: cannot {what}: it changed while it was read; run again") from None
+            begun = None
             while data:
                 place += len(data)
                 yield data
@@ -266,9 +319,11 @@ class S3Store:
                 except _TRANSIENT:
                     break
 
-    def _begin_range(self, wanted: dict[str, str], count: int) -> tuple[Any, bytes]:
+    def _begin_range(self, wanted: dict[str, str], count: int) -> _Begun:
+        return self._take(self._client.get_object(**wanted), wanted, count)
+
+    def _take(self, answer: dict[str, Any], wanted: dict[str, str], count: int) -> _Begun:
         """Return an open answer and the first piece that is read of it; Unreachable where it is not what was asked."""
-        answer = self._client.get_object(**wanted)
         part, given = wanted.get("Range", "").replace("=", " "), answer.get("ContentRange", "").partition("/")[0]
         if answer.get("ContentLength") != count or given != part:
             raise Unreachable(
@@ -277,14 +332,14 @@ class S3Store:
             )
         return answer["Body"], answer["Body"].read(_READ_BYTES)
 
-    def _measure(self, full: str) -> tuple[int, str | None]:
+    def _measure(self, source: _Source) -> tuple[int, str | None]:
         """Return how many bytes an object has, and its ETag."""
         try:
-            answer = self._client.head_object(Bucket=self.bucket, Key=full)
+            answer = self._client.head_object(**source.asked)
             return int(_demand(answer, "ContentLength")), answer.get("ETag")
         except ClientError as error:
             if _code(error) in ("400", "403"):  # an answer to HEAD has no body: a GET tells the reason
-                self._client.get_object(Bucket=self.bucket, Key=full, Range="bytes=0-0")["Body"].close()
+                self._client.get_object(**source.asked, Range="bytes=0-0")["Body"].close()
             raise
 
     def list(self, prefix: str, *, every: bool = False) -> Iterator[ObjectInfo]:
@@ -506,6 +561,11 @@ def _demand_proof(http_response: Any, parsed: dict[str, Any], model: Any, **_: A
     """
     if http_response.status_code < 300 and (name := _PROOFS.get(model.name)):
         _demand(parsed, name)
+
+
+def _tell_size(answer: dict[str, Any]) -> str:
+    """Return how many bytes an object has of which an answer is all or a range, as far as it says."""
+    return answer.get("ContentRange", "").rpartition("/")[2] or str(answer.get("ContentLength"))
 
 
 def _code(error: ClientError) -> str:

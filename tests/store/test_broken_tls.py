@@ -106,7 +106,12 @@ def download(store: Store, place: Path) -> bytes:
     return (place / "copy").read_bytes()
 
 
-@pytest.mark.parametrize("call", [read, download])
+def download_so_many_bytes(store: Store, place: Path) -> bytes:
+    store.download("a", place / "copy", size=len(DATA))
+    return (place / "copy").read_bytes()
+
+
+@pytest.mark.parametrize("call", [read, download, download_so_many_bytes])
 @pytest.mark.parametrize("at", [-1, 0, len(DATA) // 2])
 def test_a_record_that_is_broken_is_asked_for_again_then_77(
     breaker: Breaker, at: int, call: Callable[[Store, Path], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ import pytest
 
 from job.errors import AccessDenied, Unreachable
 from job.store import Store, open_store
+from job.store.objects import SizeDiffers
 
 
 class Answer(NamedTuple):
@@ -215,6 +216,24 @@ def test_an_object_whose_size_is_not_told_is_asked_for_again_then_77(
     liar.say(TAGGED._replace(length=False))
     with pytest.raises(Unreachable, match="has no ContentLength"):
         store.download("a", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("size", [4, 17 << 20], ids=["whole", "in ranges"])
+def test_what_answers_for_an_object_of_a_known_size_is_not_taken_for_a_damaged_one(
+    liar: Liar, store: Store, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.store.s3.DEADLINE_S", 0.0)
+    liar.say(PAGE)
+    with pytest.raises(Unreachable, match="has no ETag"):
+        store.download("a", tmp_path / "copy", size=size)
+    whole, cut = TAGGED._replace(body=bytes(size)), TAGGED._replace(body=b"12")
+    liar.say(cut, whole)
+    with pytest.raises(Unreachable, match="know ranges"):
+        store.download("a", tmp_path / "copy", size=size)
+    liar.say(cut)
+    with pytest.raises(SizeDiffers, match=f"2 bytes instead of {size}"):
+        store.download("a", tmp_path / "copy", size=size)
+    assert not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize("code", ["BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"])

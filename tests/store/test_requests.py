@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from job.store import RunStore
 from job.store.checkpoints import CheckpointWriter
+from job.store.manifest import Manifest, describe_files, list_files
 from job.store.objects import ObjectInfo
 from job.store.restore import fetch_checkpoint
 from job.store.s3 import S3Store, _parse_time
+from job.store.transfer import download_files, upload_files
 
 FILES = 120
 ATTEMPT = {"epoch": 1, "nonce": "0123456789abcdef", "keep": 2, "peer_timeout_s": 60.0}
@@ -109,6 +111,28 @@ def test_files_that_lie_there_already_cost_one_request_for_all_of_them(
     requests.clear()
     fetch_checkpoint(store.objects, key, sha256, here)
     assert requests == {"GET": 1}, "its manifest"
+
+
+def test_files_whose_sizes_a_manifest_tells_cost_one_request_each(
+    store: RunStore, folder: Path, requests: Counter[str], tmp_path: Path
+) -> None:
+    (folder / "empty").touch()
+    entries = describe_files(folder, list_files(folder), "many")
+    upload_files(store.objects, folder, entries)
+    requests.clear()
+    download_files(store.objects, Manifest("checkpoint", entries), tmp_path / "here")
+    assert requests.total() <= len(entries) + 1
+
+
+def test_a_file_in_ranges_costs_as_many_requests_where_its_size_is_known(
+    s3: str, requests: Counter[str], tmp_path: Path
+) -> None:
+    store = S3Store(f"{s3}/{uuid.uuid4().hex}")
+    (tmp_path / "file").write_bytes(bytes(40 << 20))
+    store.upload(tmp_path / "file", "a")
+    requests.clear()
+    store.download("a", tmp_path / "copy", size=40 << 20)
+    assert requests == {"GET": 3}
 
 
 CONTENT = bytes(2 << 20)

@@ -75,8 +75,9 @@ def test_refusals_without_end_are_77_naming_the_answer(
         assert caught.value.exit_code == 77
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["size known", "size unknown"])
 @pytest.mark.parametrize("size", [1000, 20 << 20], ids=["small", "parts"])
-def test_a_cut_answer_is_asked_for_again(through_proxy: Through, tmp_path: Path, size: int) -> None:
+def test_a_cut_answer_is_asked_for_again(through_proxy: Through, tmp_path: Path, size: int, is_told: bool) -> None:
     uri, proxy = through_proxy(first(3, "cut", "GET"))
     store, data = open_store(uri), random.Random(size).randbytes(size)
     (tmp_path / "source").write_bytes(data)
@@ -85,7 +86,7 @@ def test_a_cut_answer_is_asked_for_again(through_proxy: Through, tmp_path: Path,
     assert found is not None
     assert found.data == data
     proxy.fault = first(3, "cut", "GET")
-    store.download("file", tmp_path / "target")
+    store.download("file", tmp_path / "target", size=size if is_told else None)
     assert (tmp_path / "target").read_bytes() == data
     assert proxy.count["cut"] == 6
 

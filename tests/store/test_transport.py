@@ -93,6 +93,25 @@ def test_an_object_of_another_size_is_not_downloaded(store_uri: str, tmp_path: P
     store.download("a", tmp_path / "copy", size=5)
 
 
+PART = 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("there", "told"), [(0, 1), (1, 0), (0, PART + 1), (1, PART + 1), (PART + 1, PART), (PART + 1, PART + 2)]
+)
+def test_neither_an_empty_object_nor_one_in_ranges_is_taken_for_another_size(
+    store_uri: str, tmp_path: Path, there: int, told: int
+) -> None:
+    store = open_store(store_uri)
+    (tmp_path / "file").write_bytes(bytes(there))
+    store.upload(tmp_path / "file", "a")
+    with pytest.raises(SizeDiffers, match=f"{there} bytes instead of {told}"):
+        store.download("a", tmp_path / "copy", size=told)
+    assert not (tmp_path / "copy").exists()
+    store.download("a", tmp_path / "copy", size=there)
+    assert (tmp_path / "copy").read_bytes() == bytes(there)
+
+
 @pytest.fixture
 def in_ranges(s3: str, tmp_path: Path) -> S3Store:
     """A store with an object `a` of 40 MiB, which is read in ranges."""
@@ -116,6 +135,22 @@ def test_an_object_that_changes_while_it_is_read_is_not_taken_for_one(
     monkeypatch.setattr(in_ranges, "_begin_range", begin_while_others_write)
     with pytest.raises(Unreachable, match="changed while it was read"):
         in_ranges.download("a", tmp_path / "copy")
+
+
+def test_an_object_of_a_known_size_that_changes_after_its_first_range_is_not_taken_for_one(
+    in_ranges: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, file_of_others = in_ranges._begin, tmp_path / "other"
+    file_of_others.write_bytes(b"\1" * (40 << 20))
+
+    def begin_before_others_write(source: Any) -> Any:
+        begun = begin(source)
+        in_ranges.upload(file_of_others, "a")
+        return begun
+
+    monkeypatch.setattr(in_ranges, "_begin", begin_before_others_write)
+    with pytest.raises(Unreachable, match="changed while it was read"):
+        in_ranges.download("a", tmp_path / "copy", size=40 << 20)
 
 
 def test_a_server_that_gives_no_ranges_is_77_and_not_taken_for_a_damaged_object(
