@@ -10,6 +10,9 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+LARGE_AT_A_TIME, SMALL_AT_A_TIME = 4, 16
+"""So many files are moved: each large one has several connections, a small one mostly waits for its only answer."""
+
 
 def run_beside(name: str, work: Callable[[], Result]) -> Future[Result]:
     """Do `work` in a thread of this name, which does not keep the process from ending."""

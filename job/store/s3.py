@@ -59,7 +59,7 @@ from job.store.objects import (
     is_plain,
     is_safe,
 )
-from job.store.parallel import run_parallel
+from job.store.parallel import LARGE_AT_A_TIME, SMALL_AT_A_TIME, run_parallel
 
 log = logging.getLogger("job.store")
 
@@ -530,7 +530,8 @@ def _list_options(endpoint: str, attempts: int) -> dict[str, Any]:
         "read_timeout": READ_TIMEOUT_S,
         "tcp_keepalive": True,
         "user_agent": _USER_AGENT,
-        "max_pool_connections": 2 * _AWS_CONCURRENCY,
+        # as many as are ever open: a larger number would be closed, and made anew for the next request
+        "max_pool_connections": max(LARGE_AT_A_TIME * _AWS_CONCURRENCY, SMALL_AT_A_TIME),
     }
     if not _is_aws(endpoint):
         options |= {

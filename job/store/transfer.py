@@ -20,15 +20,18 @@ from job.errors import JobError, NotFound, NoValidCheckpoint, ResourceExhausted,
 from job.store.held import HeldFile
 from job.store.manifest import Manifest, ManifestEntry, hash_file, keep_digests, match_digests
 from job.store.objects import SizeDiffers, Store, check_key
-from job.store.parallel import run_parallel
+from job.store.parallel import LARGE_AT_A_TIME, SMALL_AT_A_TIME, run_parallel
 
 log = logging.getLogger("job.store")
 
-PARALLEL_FILES = 4
-_SMALL_BYTES = 1 << 16
+_SMALL_BYTES = 1 << 20
+_GLANCE_BYTES = 1 << 16
 _UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.partial")
 _DEAD_S = 3600.0
 """A download to whose file nothing was written for so long has no process any more: it would have been given up."""
+
+_Work = tuple[int, Callable[[], object]]
+"""What moves so many bytes."""
 
 
 def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry]) -> None:
@@ -38,13 +41,28 @@ def upload_files(store: Store, folder: Path, entries: Mapping[str, ManifestEntry
 
 def upload_sources(store: Store, sources: Mapping[str, Path | HeldFile]) -> None:
     """Upload key → file; those in memory are hashed at the same time. The first error is raised."""
-    works: list[Callable[[], object]] = [partial(store.upload, source, key) for key, source in sources.items()]
-    works[:0] = [partial(_hash, source) for source in sources.values() if isinstance(source, HeldFile)]
-    run_parallel(PARALLEL_FILES, lambda work: work(), works)
+    works: list[_Work] = [(file.size, partial(_hash, file)) for file in sources.values() if isinstance(file, HeldFile)]
+    works += [(_measure(source), partial(store.upload, source, key)) for key, source in sources.items()]
+    _do_all(works)
 
 
 def _hash(file: HeldFile) -> str:
     return file.sha256  # which it remembers
+
+
+def _measure(source: Path | HeldFile) -> int:
+    if isinstance(source, HeldFile):
+        return source.size
+    with suppress(OSError):
+        return source.stat().st_size
+    return 0  # the upload says what is wrong with it
+
+
+def _do_all(works: Collection[_Work]) -> None:
+    """Do what moves large files, few at a time, then what moves small ones, many at a time; raise the first error."""
+    large, small = ([work for size, work in works if (size <= _SMALL_BYTES) == is_small] for is_small in (False, True))
+    run_parallel(LARGE_AT_A_TIME, lambda work: work(), large)
+    run_parallel(SMALL_AT_A_TIME, lambda work: work(), small)
 
 
 def download_files(store: Store, manifest: Manifest, folder: Path, only: Collection[str] | None = None) -> None:
@@ -65,9 +83,9 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
     others = [
         path
         for path, entry in wanted.items()  # to hand a small file to a thread takes longer than to look at it
-        if entry.size > _SMALL_BYTES or not _lies_here(targets[path], entry)
+        if entry.size > _GLANCE_BYTES or not _lies_here(targets[path], entry)
     ]
-    run_parallel(PARALLEL_FILES, lambda path: _download_one(store, path, wanted[path], folder), others)
+    _do_all([(wanted[path].size, partial(_download_one, store, path, wanted[path], folder)) for path in others])
 
 
 def _find_size(target: str) -> int | None:

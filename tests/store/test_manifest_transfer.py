@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Barrier, Lock
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -292,6 +294,39 @@ def test_a_symlink_in_the_target_leads_nothing_outside(stored: tuple[Store, Mani
         with pytest.raises(SecurityRefused, match="would be written outside"):
             download_files(store, manifest, target, only=[path])
     assert list(outside.iterdir()) == []
+
+
+class Crowd:
+    """A store in which everything waits until `most` files move at the same time; `highest`: how many did."""
+
+    uri = "crowd"
+
+    def __init__(self, most: int) -> None:
+        self._barrier, self._lock = Barrier(most, timeout=30), Lock()
+        self._moving = self.highest = 0
+
+    def upload(self, source: Path, key: str) -> None:
+        with self._lock:
+            self._moving += 1
+            self.highest = max(self.highest, self._moving)
+        self._barrier.wait()
+        with self._lock:
+            self._moving -= 1
+
+    def download(self, key: str, path: Path, *, size: int) -> None:
+        path.write_bytes(bytes(size))
+        self.upload(path, key)
+
+
+@pytest.mark.parametrize(("size", "most"), [(1 << 20, 16), ((1 << 20) + 1, 4)], ids=["small", "large"])
+def test_many_small_files_move_at_a_time_or_few_large_ones(tmp_path: Path, size: int, most: int) -> None:
+    for number in range(2 * most):
+        (tmp_path / f"{number}").write_bytes(bytes(size))
+    entries = describe_files(tmp_path, list_files(tmp_path), "set")
+    up, down = Crowd(most), Crowd(most)
+    upload_files(cast(Store, up), tmp_path, entries)
+    download_files(cast(Store, down), Manifest("release", entries), tmp_path / "target")
+    assert (up.highest, down.highest) == (most, most)
 
 
 def test_a_set_larger_than_the_disk_is_refused_before_the_first_byte(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from job.store import RunStore
 from job.store.checkpoints import CheckpointWriter
 from job.store.manifest import Manifest, describe_files, list_files
 from job.store.objects import ObjectInfo
+from job.store.parallel import LARGE_AT_A_TIME, SMALL_AT_A_TIME
 from job.store.restore import fetch_checkpoint
 from job.store.s3 import S3Store, _parse_time
 from job.store.transfer import download_files, upload_files
@@ -133,6 +134,16 @@ def test_a_file_in_ranges_costs_as_many_requests_where_its_size_is_known(
     requests.clear()
     store.download("a", tmp_path / "copy", size=40 << 20)
     assert requests == {"GET": 3}
+
+
+@pytest.mark.parametrize("endpoint", ["https://s3.eu-central-1.amazonaws.com", "https://s3.example.org"])
+def test_no_connection_is_closed_because_so_many_others_are_open(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    store = S3Store("s3://bucket/prefix")
+    most = max(LARGE_AT_A_TIME * store._transfer.max_concurrency, SMALL_AT_A_TIME)
+    assert all(client.meta.config.max_pool_connections >= most for client in (store._client, store._mover))
 
 
 CONTENT = bytes(2 << 20)
