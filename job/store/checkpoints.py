@@ -23,6 +23,7 @@ from job.store.held import HeldFile
 from job.store.lease import verify_owner
 from job.store.manifest import Manifest, ManifestEntry, describe_files, is_whole, list_files
 from job.store.objects import PreconditionFailed
+from job.store.parallel import SMALL_AT_A_TIME, run_parallel
 from job.store.records import Record, new_nonce
 from job.store.restore import name_manifest, read_manifest
 from job.store.retention import Retention
@@ -116,23 +117,29 @@ class CheckpointWriter:
 
     def _gather(self, name: str) -> dict[str, ManifestEntry]:
         """Wait for every rank's list of files (call 10) and return their union."""
-        files: dict[str, ManifestEntry] = {}
-        timeout_s = float(self._attempt["peer_timeout_s"])
-        deadline, pause_s = time.monotonic() + timeout_s, _POLL_S
-        for rank in range(self._world_size):
-            key = f"{name}/rank-{rank:05d}.json"
-            while (part := self._read_part(key)) is None:
-                if time.monotonic() > deadline:
-                    # perhaps a new owner has cleared away what was there
-                    verify_owner(self._store.objects, self._epoch, self._nonce)
-                    raise PeerLost(
-                        f"rank {rank} did not upload its part of {name}, or not whole, within {timeout_s:.0f} s "
-                        "(store.max_unsynced_minutes + launch.hang_timeout_s); see that rank's log, then run again"
-                    )
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 5.0)
-            files |= part
-        return files
+        deadline = time.monotonic() + float(self._attempt["peer_timeout_s"])
+        parts: dict[int, dict[str, ManifestEntry]] = {}
+
+        def await_part(rank: int) -> None:
+            parts[rank] = self._await_part(name, rank, deadline)
+
+        run_parallel(SMALL_AT_A_TIME, await_part, range(self._world_size))
+        return {path: entry for rank in sorted(parts) for path, entry in parts[rank].items()}
+
+    def _await_part(self, name: str, rank: int, deadline: float) -> dict[str, ManifestEntry]:
+        pause_s = _POLL_S
+        while (part := self._read_part(f"{name}/rank-{rank:05d}.json")) is None:
+            if time.monotonic() > deadline:
+                # perhaps a new owner has cleared away what was there
+                verify_owner(self._store.objects, self._epoch, self._nonce)
+                raise PeerLost(
+                    f"rank {rank} did not upload its part of {name}, or not whole, within "
+                    f"{self._attempt['peer_timeout_s']:.0f} s (store.max_unsynced_minutes + launch.hang_timeout_s); "
+                    "see that rank's log, then run again"
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
+        return part
 
     def _read_part(self, key: str) -> dict[str, ManifestEntry] | None:
         """Return a rank's list of files; None where it is not there yet, or comes damaged, perhaps for once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from job.store.parallel import SMALL_AT_A_TIME
 from job.train.interval import find_interval
 
 _BYTES_PER_WEIGHT, _BYTES_PER_MOMENTS = 4, 8
@@ -110,7 +111,7 @@ def _estimate_stall(saved: Saved, cluster: Cluster) -> float:
 def _estimate_upload(saved: Saved, cluster: Cluster) -> float:
     """Return the seconds after the stall: weights are written and hashed, then all is sent, then committed.
 
-    Moments are hashed while they are sent. Rank 0 reads what each rank has sent, one rank after the other.
+    Moments are hashed while they are sent. Rank 0 reads what each rank has sent, of several ranks at a time.
     """
     prepared_s = saved.weight_bytes / cluster.write_gb_s + saved.file_bytes / cluster.hash_gb_s
     sent_s = max(
@@ -118,4 +119,4 @@ def _estimate_upload(saved: Saved, cluster: Cluster) -> float:
         saved.count_sent(cluster.ranks_per_node) / cluster.node_gb_s,
         saved.count_sent(saved.ranks) / cluster.store_gb_s,
     )
-    return (prepared_s + sent_s) / 1e9 + saved.ranks * cluster.request_s
+    return (prepared_s + sent_s) / 1e9 + math.ceil(saved.ranks / SMALL_AT_A_TIME) * cluster.request_s

@@ -59,9 +59,9 @@ def test_no_save_is_suggested_before_the_last_one_is_durable(
     recipe: dict[str, Any], tmp_path: Path, on_1024_ranks: tuple[str, ...]
 ) -> None:
     said = check(recipe, tmp_path, *on_1024_ranks).stdout
-    found = re.search(r"one in (\d+) s .* durable (\d+) s after", said)
+    found = re.search(r"one in (\d+) s .* durable ([\d.]+) s after", said)
     assert found, said
-    assert int(found[1]) >= int(found[2]) >= 10
+    assert int(found[1]) >= float(found[2]) >= 1.9, "64 times 16 ranks are asked what they have sent"
 
 
 def test_the_last_step_is_saved_once_also_where_it_is_one_of_the_interval(
