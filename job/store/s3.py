@@ -530,7 +530,7 @@ def _list_options(endpoint: str, attempts: int) -> dict[str, Any]:
         "read_timeout": READ_TIMEOUT_S,
         "tcp_keepalive": True,
         "user_agent": _USER_AGENT,
-        # as many as are ever open: a larger number would be closed, and made anew for the next request
+        # as many as are ever open: what is beyond it would be closed, and made anew for the next request
         "max_pool_connections": max(LARGE_AT_A_TIME * _AWS_CONCURRENCY, SMALL_AT_A_TIME),
     }
     if not _is_aws(endpoint):
