@@ -63,4 +63,6 @@ def provide_temporary_folder(work: Path) -> None:
 
 
 def _is_open_to_all(folder: Path) -> bool:
-    return folder.is_dir() and bool(folder.stat().st_mode & stat.S_ISVTX)
+    """Tell whether everybody may put something into a folder that its owner may then not take away."""
+    open_to_all = stat.S_ISVTX | stat.S_IWOTH
+    return folder.is_dir() and folder.stat().st_mode & open_to_all == open_to_all

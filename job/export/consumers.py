@@ -21,7 +21,8 @@ def ask_predict(bundle: Path, precision: str, texts: list[Any], *options: str) -
     command = [sys.executable, "-m", "job", "predict", str(bundle), "--precision", precision, "--format", "jsonl"]
     utf8, lines = os.environ | {"PYTHONUTF8": "1"}, "\n".join(json.dumps(text) for text in texts)
     done = subprocess.run([*command, *options], input=lines, capture_output=True, encoding="utf-8", env=utf8)
-    if done.returncode in (-signal.SIGKILL, ResourceExhausted.exit_code) or blames_node(done.stderr):
+    lacking = done.returncode in (-signal.SIGKILL, ResourceExhausted.exit_code)
+    if lacking or (done.returncode and blames_node(done.stderr)):
         reason = (done.stderr.strip().splitlines() or ["killed, as for memory"])[-1][:300]
         raise ResourceExhausted(f"release: this node lacks what `job predict` needs ({reason}); use a larger machine")
     if done.returncode:

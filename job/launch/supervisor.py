@@ -38,7 +38,7 @@ _CHECKOUT = "" if __file__.startswith(sysconfig.get_path("purelib")) else str(Pa
 _POLL_S = 0.05
 _PEERS_FOLLOW_S = 5.0
 """How long the others may take to report after one process failed, before they are killed."""
-_DYING_S = 10.0
+_DYING_S = 30.0
 """How long those that were killed may take to end."""
 _OWN_SLEEP_S = 2.0
 """A longer pause between two looks at the group is no load but a SIGSTOP or a suspended machine."""

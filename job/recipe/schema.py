@@ -343,7 +343,7 @@ class Launch(Section):
     """Deadlines of the supervisor."""
 
     grace_s: Positive = Field(300, description="seconds from a stop signal to being killed")
-    hang_timeout_s: Positive = Field(600, description="seconds without a sign of life from a rank, or for its part")
+    hang_timeout_s: Positive = Field(600, description="seconds without a sign of life from a rank")
     join_timeout_min: Positive = Field(
         30, description="minutes until the first step or a sign of life; loads and compiles"
     )
@@ -424,7 +424,9 @@ class Store(Section):
     lease_ttl_s: Annotated[int, Field(ge=1, le=86_400)] = Field(
         30, description="seconds after which a silent owner of the run is replaced"
     )
-    max_unsynced_minutes: Positive = Field(30, description="minutes without a successful upload before stopping")
+    max_unsynced_minutes: Positive = Field(
+        30, description="minutes without a successful upload, of one rank or all, before stopping"
+    )
     single_writer: bool = Field(
         False, description="accept a store without conditional writes; nothing else may ever write this run"
     )

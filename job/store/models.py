@@ -95,6 +95,7 @@ def inspect_model_folder(folder: Path, origin: str) -> None:
                     "Use a model that transformers knows itself"
                 )
     refuse_pickles([path.name for path in folder.iterdir()], origin)
+    _refuse_missing_shards(folder, origin)
     count_parameters(folder)
 
 
@@ -103,6 +104,17 @@ def _refuse_endless(folder: Path, origin: str) -> None:
     for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise DataError(f"model.id: {origin!r}: {path.name} is a pipe or a device; remove it")
+
+
+def _refuse_missing_shards(folder: Path, origin: str) -> None:
+    """Raise for weights in several files of which one is not there, as after a copy that was cut short."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file() or (folder / "model.safetensors").is_file():  # which transformers prefers
+        return
+    places = _read_json(index, origin).get("weight_map")
+    for name in sorted(set(map(str, places.values()))) if isinstance(places, dict) else ():
+        if not (folder / name).is_file():
+            raise DataError(f"model.id: {origin!r}: {name}, which {index.name} names, is not there; fetch it again")
 
 
 def refuse_pickles(names: list[str], origin: str) -> None:

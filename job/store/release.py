@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,13 +98,17 @@ def _write_manifest(objects: Store, data: bytes) -> None:
 def _withdraw_if_fenced(objects: Store, manifest: Manifest, verify: Verify) -> None:
     """Take a manifest back whose files are gone: who slept before writing it has perhaps a successor that deleted them.
 
-    Where all are there it stays, for the successor may have made the same version and follow it. Raises Fenced (76).
+    Where all are there it stays, for the successor may have made the same version and follow it. Raises Fenced (76),
+    also where nothing may be deleted: nobody follows such a version, and it cannot be promoted.
     """
     try:
         verify()
     except Fenced:
-        if find_missing(objects, manifest):
-            objects.delete(["manifest.json"])
+        with suppress(JobError):
+            if find_missing(objects, manifest):
+                objects.delete(["manifest.json"])
+                if not find_missing(objects, manifest):  # the successor has finished the same version in between
+                    objects.write("manifest.json", manifest.to_bytes(), if_absent=True)
         raise
 
 

@@ -158,4 +158,3 @@ def test_rows_of_a_compiled_model_have_a_multiple_of_8_tokens(tmp_path: Path, mo
         assert batch["input_ids"].shape == (2, -(-length // 8) * 8 if compiled else length)
         assert batch["attention_mask"][0].sum() == length
         assert trainer._collator([longest])["input_ids"].shape[1] == table.lengths[longest] == 512
-        assert not (compiled and trainer.repeats)

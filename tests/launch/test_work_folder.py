@@ -61,6 +61,16 @@ def test_a_folder_that_somebody_else_has_laid_there_before_is_refused_on_every_n
 
 
 @needs_root
+def test_a_team_that_shares_a_work_folder_with_nobody_else_may_go_on(tmp_path: Path) -> None:
+    work = tmp_path / "team"
+    for folder in (work, work / "runs", work / "cache"):
+        folder.mkdir()
+    work.chmod(0o3770)  # who is in the group may add, and take away what is theirs
+    os.chown(work / "runs", NOBODY, NOBODY)
+    make_work_folder(work)
+
+
+@needs_root
 def test_a_project_whose_folder_somebody_else_owns_has_guests(shared: Path) -> None:
     (shared / "project").mkdir()
     os.chown(shared / "project", NOBODY, NOBODY)

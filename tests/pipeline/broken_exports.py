@@ -78,6 +78,7 @@ def _fill_disk_of_measuring() -> None:
     from job.export import measure
 
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (512, 512))
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be cut off as well, and stay
     measure.subprocess.run = partial(subprocess.run, preexec_fn=limit)  # type: ignore[misc]
 
 

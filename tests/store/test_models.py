@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from job.errors import DataError
 from job.launch import judge_error
@@ -46,6 +49,19 @@ def test_nobody_waits_for_a_pipe_or_reads_a_device_in_a_model_folder(tmp_path: P
     else:
         (tmp_path / name).symlink_to("/dev/zero")
     with pytest.raises(DataError, match=f"{name} is a pipe or a device"):
+        inspect_model_folder(tmp_path, "model")
+
+
+def test_a_model_of_which_a_file_of_weights_is_not_there_is_11(tmp_path: Path) -> None:
+    weights = {name: np.zeros((2, 2), np.float32) for name in ("a", "b")}
+    for number, name in enumerate(weights, 1):
+        save_file({name: weights[name]}, tmp_path / f"model-{number}-of-2.safetensors")
+    places = {name: f"model-{number}-of-2.safetensors" for number, name in enumerate(weights, 1)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    inspect_model_folder(tmp_path, "model")
+    (tmp_path / "model-2-of-2.safetensors").unlink()
+    with pytest.raises(DataError, match=r"model-2-of-2\.safetensors, which .* names, is not there"):
         inspect_model_folder(tmp_path, "model")
 
 

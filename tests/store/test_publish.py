@@ -104,6 +104,10 @@ def test_who_lost_the_run_deletes_nothing_that_its_successor_uploads(tmp_path: P
     assert half in list_versions(uri)
 
 
+def deny(*_: object) -> None:
+    raise AccessDenied("no right to delete")
+
+
 def overtaken_by(successor: Callable[[], object]) -> Callable[[], None]:
     """Be the owner when asked first, then sleep until a successor, who owns the run from then on, has done its work."""
     asked: list[int] = []
@@ -122,6 +126,19 @@ def test_a_zombie_leaves_no_manifest_of_files_that_its_successor_has_deleted(sto
     with pytest.raises(Fenced):
         publish(store_uri, bundle, "one", overtaken_by(lambda: made.append(publish(store_uri, bundle, "two"))))
     assert list_versions(store_uri) == set(made)
+
+
+def test_a_zombie_that_may_delete_nothing_is_fenced_all_the_same(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "store")
+
+    def succeed() -> None:
+        publish(uri, bundle, "two")
+        monkeypatch.setattr("job.store.folder.FolderStore.delete", deny)
+
+    with pytest.raises(Fenced):
+        publish(uri, bundle, "one", overtaken_by(succeed))
 
 
 def test_a_zombie_leaves_the_manifest_of_the_version_that_its_successor_made_as_well(
@@ -154,10 +171,6 @@ def test_who_may_not_delete_releases_all_the_same(
 ) -> None:
     uri = str(tmp_path / "store")
     leave_half(uri, bundle, "one")
-
-    def deny(*_: object) -> None:
-        raise AccessDenied("no right to delete")
-
     monkeypatch.setattr("job.store.folder.FolderStore.delete", deny)
     with caplog.at_level(logging.WARNING):
         version = publish(uri, bundle, "two")
