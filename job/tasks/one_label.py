@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 class OneLabel(Task):
     """Answers are the logits as they are, float32 [units, labels]."""
 
+    def sum_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the cross-entropy summed over texts or words → scalar fp32.
+
+        logits float [rows, labels] or [rows, tokens, labels], labels int64 without the last dimension.
+        """
+        from torch.nn.functional import cross_entropy
+
+        flat, wanted = logits.flatten(0, -2).float(), labels.flatten()
+        return cross_entropy(
+            flat, wanted, weights, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
+        )
+
     def count_loss(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Return the number of labels, or the sum of their weights, as torch.nn.CrossEntropyLoss does."""
         asked = labels[labels != IGNORED_LABEL]

@@ -9,10 +9,10 @@ import numpy as np
 
 from job.tasks.intervals import wilson_interval
 from job.tasks.one_label import OneLabel, share_out
-from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Truth
+from job.tasks.protocol import Encoded, Examples, Truth
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _TEXTS_AT_ONCE = 1000
 
@@ -51,16 +51,6 @@ class TextClassification(OneLabel):
     def describe(self, tokenizer: Any, examples: Examples) -> dict[str, Any]:
         """Return the names of the labels."""
         return {"names": list(examples.names)}
-
-    def sum_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the cross-entropy summed over rows: logits float [rows, labels], labels int64 [rows] → scalar fp32."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(
-            logits.float(), labels, weights, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
-        )
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return 1 for each row that is answered rightly, else 0."""

@@ -14,7 +14,7 @@ from job.tasks.one_label import OneLabel
 from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Truth, cut_text
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _TEXTS_AT_ONCE = 1000
 _SCHEME = re.compile(r"([BIESLU])[-_](.+)")
@@ -72,17 +72,6 @@ class TokenClassification(OneLabel):
         """Return the names of the labels, which say what an entity is, and of each text where its words stand."""
         words = [[(first, end) for first, end, _ in target] for target in examples.targets or []]
         return {"names": list(examples.names), "texts": words}
-
-    def sum_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the cross-entropy summed over words; logits float [rows, tokens, labels]."""
-        from torch.nn.functional import cross_entropy
-
-        flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
-        return cross_entropy(
-            flat, wanted, weights, reduction="sum", ignore_index=IGNORED_LABEL, label_smoothing=smoothing
-        )
 
     def per_row_score(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """Return for each text what it adds to F1, so that their mean is the F1 of all.
