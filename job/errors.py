@@ -186,9 +186,8 @@ def lacks_disk(error: BaseException | str) -> bool:
 
 
 _BROKEN = (errno.EIO, errno.ESTALE)
-_NO_ANSWER = re.compile(
-    rf"{_list_numbers(_BROKEN)}|(?:Input/output error|Stale file handle) \(\d"
-)  # the latter is torch's
+_NO_ANSWER = re.compile(rf"{_list_numbers(_BROKEN)}|(?:Input/output error|Stale file handle) \(\d")
+"""A disk or a mount that is broken, as they say it, or torch, which writes the number in brackets."""
 
 
 def lacks_answer(error: BaseException | str) -> bool:

@@ -10,12 +10,14 @@ import hashlib
 import json
 import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from job.errors import NoValidCheckpoint, Unreachable
 from job.store.objects import Blob, PreconditionFailed, Store
 
 Record = dict[str, Any]
+Found = TypeVar("Found")
 
 _CONTENDED_S = 60.0
 """Whoever loses a swap reads what has won, and then it is his turn: seconds, were there hundreds of them."""
@@ -47,15 +49,20 @@ def parse(blob: Blob, where: str) -> Record:
 
 def read_record(objects: Store, key: str) -> Record | None:
     """Return the JSON object that lies at `key`, None where nothing does; NoValidCheckpoint (17) when it is damaged."""
+
+    def read() -> Record | None:
+        blob = objects.read(key)
+        return None if blob is None else parse(blob, f"{objects.uri}/{key}")
+
+    return read_again(read)
+
+
+def read_again(read: Callable[[], Found]) -> Found:
+    """Return what `read` does; what comes damaged (17) is read once more: on the way, perhaps. At rest it stays so."""
     try:
-        return _read_once(objects, key)
-    except NoValidCheckpoint:  # on the way, perhaps: where it is damaged at rest it comes so again
-        return _read_once(objects, key)
-
-
-def _read_once(objects: Store, key: str) -> Record | None:
-    blob = objects.read(key)
-    return None if blob is None else parse(blob, f"{objects.uri}/{key}")
+        return read()
+    except NoValidCheckpoint:
+        return read()
 
 
 def parse_leniently(blob: Blob | None) -> Record:

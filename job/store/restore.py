@@ -13,12 +13,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from job.errors import NotFound, NoValidCheckpoint, SecurityRefused
 from job.store.manifest import Manifest
 from job.store.objects import Store, check_key
-from job.store.records import Record
+from job.store.records import Record, read_again
 from job.store.transfer import download_files
 
 log = logging.getLogger("job.store")
@@ -110,10 +111,7 @@ def fetch_checkpoint(
 
 def read_manifest(objects: Store, key: str, sha256: str | None = None) -> Manifest:
     """Return a manifest; NoValidCheckpoint (17) when it is gone, damaged, or not what a pointer names."""
-    try:
-        return _read_manifest_once(objects, key, sha256)
-    except NoValidCheckpoint:  # on the way, perhaps: where it is damaged at rest it comes so again
-        return _read_manifest_once(objects, key, sha256)
+    return read_again(partial(_read_manifest_once, objects, key, sha256))
 
 
 def _read_manifest_once(objects: Store, key: str, sha256: str | None) -> Manifest:

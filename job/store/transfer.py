@@ -75,9 +75,6 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
     folder.mkdir(parents=True, exist_ok=True)
     check = cache(partial(_check_place, os.path.realpath(folder)))  # thousands of files lie in few places
     targets = {path: _find_target(path, folder, check) for path in wanted}
-    need = sum(entry.size for path, entry in wanted.items() if _find_size(targets[path]) != entry.size)
-    if need > shutil.disk_usage(folder).free:
-        raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
     for place in set(map(os.path.dirname, targets.values())):
         _remove_leftovers(place)
     others = [
@@ -85,6 +82,9 @@ def download_files(store: Store, manifest: Manifest, folder: Path, only: Collect
         for path, entry in wanted.items()  # to hand a small file to a thread takes longer than to look at it
         if entry.size > _GLANCE_BYTES or not _lies_here(targets[path], entry)
     ]
+    need = sum(wanted[path].size for path in others if _find_size(targets[path]) != wanted[path].size)
+    if need > shutil.disk_usage(folder).free:
+        raise ResourceExhausted(f"{folder}: {need >> 20} MiB to download do not fit; free space or move --work-dir")
     _do_all([(wanted[path].size, partial(_download_one, store, path, wanted[path], folder)) for path in others])
 
 

@@ -170,8 +170,7 @@ class JobTrainer(SavingTrainer):
         if self.args.world_size > 1:  # filled there, not copied, for which the GPU would have to be waited for
             count = torch.full((), count.item(), dtype=count.dtype, device=device)
             count = self.accelerator.gather(count).sum()
-        total = count
-        return total if weights is None else total.float()
+        return count if weights is None else count.float()
 
     def _prepare_input(self, data: Any) -> Any:
         """As Trainer's, but what lies in pinned memory is not waited for."""
