@@ -35,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if "store_uri" in getattr(item, "fixturenames", ())]
 
 
+@pytest.fixture(autouse=True)
+def forget_precision() -> Iterator[None]:
+    """Transformers notes a training's precision in the environment, where this process' next training reads it."""
+    yield
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A SeaweedFS of this test run's own, with AWS_* set to reach it; yields the URI of its bucket."""

@@ -17,6 +17,17 @@ MakeTrial = Callable[..., Trial]
 
 DEEPSPEED, BF16, LOADERS = "distributed.engine=deepspeed", "training.precision=bf16", "data.num_workers=2"
 
+ANOTHER_LAUNCHER = {
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2",
+    "FSDP_VERSION": "2",
+    "PARALLELISM_CONFIG_TP_SIZE": "2",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
+"""What `accelerate launch` and torchrun tell the processes that they start."""
+
 
 @pytest.fixture(scope="module")
 def make_trial(tmp_path_factory: pytest.TempPathFactory, write_training: WriteTraining) -> MakeTrial:
@@ -54,6 +65,19 @@ def test_one_rank_killed_at_an_epochs_end_and_stopped_in_an_evaluation(make_tria
     assert broken.record["samples_sha256"] == straight.record["samples_sha256"]
     assert broken.record["samples"] == straight.record["samples"] == 200
     assert_same_bits(broken, straight)
+
+
+def test_what_another_launcher_left_in_the_environment_changes_nothing(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe's precision is fp32, its engine ddp."""
+    straight, beside_others = make_trial(ONE), make_trial(ONE)
+    assert straight.attempt() == 0, straight.reason
+    for name, value in ANOTHER_LAUNCHER.items():
+        monkeypatch.setenv(name, value)
+    assert beside_others.attempt() == 0, beside_others.reason
+    assert list_losses(beside_others.record) == list_losses(straight.record)
+    assert_same_bits(beside_others, straight)
 
 
 @pytest.mark.parametrize("engine", [ONE, DEEPSPEED])
