@@ -56,7 +56,10 @@ GresTypes=gpu
 NodeName=DEFAULT CPUs={cpus} RealMemory=2000 Gres=gpu:fake:2 State=UNKNOWN
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]}
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
-PartitionName=all Nodes=node[1-2] Default=YES MaxTime=1:00:00 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=node[1-2] Default=YES MaxTime=1:00:00 State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=node[1-2] MaxTime=1:00:00 State=UP PriorityTier=2
 """
 GRES_CONF = "NodeName=node[1-2] Name=gpu Type=fake File={place}/gpu[0-1]\n"
 

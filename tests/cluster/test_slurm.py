@@ -250,6 +250,23 @@ def test_a_signal_by_hand_leaves_a_committed_checkpoint(slurm: Slurm, light: Lig
     assert 2 <= (resumed_from(light.check_finished(job, 2)) or 0) < 12
 
 
+def test_a_job_that_is_preempted_and_saves_within_the_grace_comes_back(slurm: Slurm, light: Light) -> None:
+    """SLURM itself requeues none that ends before the grace does."""
+    job = light.submit("--nodes=2", light=("--save-steps=100",), LIGHT_STEP_S="0.5")
+    light.wait_for_steps()
+    slurm.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+    job.wait_for_start(1)
+    assert job.wait()["JobState"] == "COMPLETED", job.text()
+    assert "code 75 after start 0: requeued" in job.text()
+    assert 2 <= (resumed_from(light.check_finished(job, 2)) or 0) < 12
+
+
+def test_a_job_that_gets_no_variables_of_the_shell_is_the_same_run(light: Light) -> None:
+    job = light.submit("--nodes=2", "--export=JOB_VENV,JOB_WORK_DIR,LIGHT_VOTES")
+    assert job.wait()["JobState"] == "COMPLETED", job.text()
+    light.check_finished(job, 2)
+
+
 def test_passing_trouble_of_another_node_is_requeued(light: Light) -> None:
     """srun then tells node 0 to stop, which leaves with 75."""
     job = light.submit("--nodes=2", JOB_MAX_RESTARTS="1", LIGHT_FULL_NODE="1")

@@ -125,7 +125,7 @@ def test_both_run_the_same_command(tmp_path: Path) -> None:
 def test_what_one_sets_by_a_variable_the_other_can(tmp_path: Path) -> None:
     """A recipe's keys by JOB__…; the rest is known to both under one name or comes from the scheduler itself."""
     names = {each["name"] for each in CONTAINER["env"]}
-    assert names == {"JOB_RUN_ID", "JOB_NODES", "JOB__LAUNCH__GRACE_S", "JOB__LAUNCH__JOIN_TIMEOUT_MIN"}
+    assert names == {"JOB_RUN_ID", "JOB_NODES", "JOB__LAUNCH__GRACE_S"}
     words = {"JOB__LAUNCH__GRACE_S": "120", "JOB__LAUNCH__TIME_LIMIT_MIN": "60", "JOB__STORE__URI": "s3://bucket/x"}
     _, _, seen, _ = run_script(tmp_path, "quickstart", **words)
     assert words.items() <= seen.items(), "sbatch exports them to the tasks"
@@ -156,18 +156,26 @@ def test_in_a_container_it_is_the_same_command(runtime: str, tmp_path: Path) -> 
     assert json.dumps(argv).count("registry/finetune.sqsh") + (seen["JOB_IMAGE"] == "registry/finetune.sqsh") >= 1
 
 
+def test_pyxis_takes_variables_of_an_image_before_those_of_the_host(tmp_path: Path) -> None:
+    """Result and caches lie where the script looks for them, and the host's driver is mounted (enroot's hook)."""
+    _, argv, seen, _ = run_script(tmp_path, "r.yaml", JOB_RUNTIME="pyxis", JOB_IMAGE="registry/finetune.sqsh")
+    assert argv[-5:] == ["env", f"JOB_WORK_DIR={tmp_path / 'work'}", "job", "run", "r.yaml"]
+    assert seen["NVIDIA_VISIBLE_DEVICES"] == "all"
+
+
 def test_apptainer_gets_on_the_node_what_job_reads(tmp_path: Path) -> None:
     """The words that srun would run are run, with a recorder called apptainer."""
     _, argv, _, _ = run_script(tmp_path, "r.yaml", JOB_RUNTIME="apptainer", JOB_IMAGE="finetune.sif")
     recorder = tmp_path / "bin" / "apptainer"
     recorder.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$RECORD/apptainer"\nenv > "$RECORD/inside"\n')
     recorder.chmod(0o755)
-    task = {"SLURM_NODEID": "1", "AWS_REGION": "eu", "SECRETS_OF_OTHERS": "x", "JOB_IMAGE": "finetune.sif"}
+    task = {"SLURM_NODEID": "1", "AWS_REGION": "eu", "no_proxy": "10.0.0.0/8", "WANDB_API_KEY": "k"}
+    others = {"SECRETS_OF_OTHERS": "x", "PYTHONPATH": "/home/x", "JOB_IMAGE": "finetune.sif"}
     place = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECORD": str(tmp_path), "JOB_WORK_DIR": "/w"}
-    subprocess.run(argv[argv.index("bash") :], env=task | place, cwd=tmp_path, check=True)
+    subprocess.run(argv[argv.index("bash") :], env=task | others | place, cwd=tmp_path, check=True)
     inside = (tmp_path / "inside").read_text().splitlines()
-    assert {"APPTAINERENV_SLURM_NODEID=1", "APPTAINERENV_AWS_REGION=eu"} <= set(inside)
-    assert not any(line.startswith("APPTAINERENV_SECRETS") for line in inside)
+    assert {f"APPTAINERENV_{name}={value}" for name, value in task.items()} <= set(inside)
+    assert not any(line.startswith(("APPTAINERENV_SECRETS", "APPTAINERENV_PYTHON")) for line in inside)
     words = (tmp_path / "apptainer").read_text().splitlines()
     assert words[:3] == ["exec", "--nv", "--cleanenv"]
     assert words[-4:] == ["finetune.sif", "job", "run", "r.yaml"]
