@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_that_the_readme_promises_is_there() -> None:
     assert OVERLAYS == ["dev-cpu", "jobset", "multi-node", "nightly", "single-gpu", "trainjob"]
-    assert COMPONENTS == ["cache-pvc", "irsa", "kueue", "network-policy", "rdma", "s3-secret", "spot"]
+    assert COMPONENTS == ["cache-pvc", "irsa", "kueue", "network-policy", "openshift", "rdma", "s3-secret", "spot"]
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert [name for name in (*OVERLAYS, *COMPONENTS) if f"`{name}`" not in readme] == []
 
@@ -78,7 +78,7 @@ def check_restricted(kind: str, template: Manifest) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/, profile «restricted»."""
     spec = template["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True, kind
-    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"].get("runAsUser", 1000) > 0  # for OpenShift, whatever it gives
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
     assert spec["automountServiceAccountToken"] is False
@@ -280,6 +280,7 @@ def test_kueue_finds_its_queue_on_what_it_admits_and_nobody_suspends(folder: Pat
             if each["kind"] in ("Job", "CronJob", "JobSet", "TrainJob"):
                 queues[f"{overlay} {each['kind']}"] = about["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
                 assert "suspend" not in about["spec"]
+                assert about["metadata"]["labels"]["app.kubernetes.io/name"] == "finetune-job"
     assert set(queues.values()) == {"finetune"}, queues
     assert len(queues) == 3 * 2 + 3
 
@@ -313,6 +314,21 @@ def test_pods_behind_the_network_policy_reach_what_they_need_and_no_more(
 
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert any(allows(rule) for rule in policy["spec"]["egress"]) == allowed
+
+
+@pytest.mark.parametrize("overlay", ["single-gpu", "multi-node", "nightly", "jobset", "trainjob"])
+def test_on_spot_machines_with_gpus_the_taints_of_both_are_tolerated(overlay: str, folder: Path) -> None:
+    for kind, template in render(folder, overlay, ["spot"]).pod_templates():
+        tolerated = {each["key"] for each in template["spec"]["tolerations"]}
+        assert tolerated >= {"nvidia.com/gpu", "cloud.google.com/gke-spot", "karpenter.sh/capacity-type"}, kind
+
+
+def test_openshift_chooses_the_user_and_nobody_else_leaves_it_open(folder: Path) -> None:
+    for overlay in OVERLAYS:
+        for components, expected in (([], {1000}), (["openshift"], {None})):
+            rendered = render(folder, overlay, components)
+            contexts = [spec["template"]["spec"]["securityContext"] for _, spec in rendered.job_specs()]
+            assert {each.get(name) for each in contexts for name in ("runAsUser", "runAsGroup", "fsGroup")} == expected
 
 
 def test_a_changed_recipe_has_another_name_so_that_a_running_pod_keeps_its_own(folder: Path) -> None:
