@@ -3,8 +3,9 @@
 `topology.py` says which node this is and how many ranks it runs · `supervisor.py` starts and watches
 a group of processes, with `pulse.py` (hangs) and `memory.py` (OOM kills) · `host.py` and `guest.py`
 are the supervisors of several nodes talking to each other over a `line.py` · `worker.py` is the shell
-around a stage inside such a process · `verdict.py` turns an error into an exit code · `signals.py`
-remembers that somebody asked to stop · `logs.py` is what people read meanwhile. No torch at import.
+around a stage inside such a process, `surroundings.py` what that takes over of the caller's environment ·
+`verdict.py` turns an error into an exit code · `signals.py` remembers that somebody asked to stop · `logs.py`
+is what people read meanwhile. No torch at import.
 """
 
 from job.launch.guest import Guest

@@ -25,6 +25,7 @@ from job.errors import Interrupted, PeerLost
 from job.launch.memory import MemoryWatch
 from job.launch.pulse import Pulse
 from job.launch.signals import StopRequest
+from job.launch.surroundings import inherit
 from job.launch.verdict import Verdict, decide
 from job.processor import limit_threads
 
@@ -45,10 +46,6 @@ _OWN_SLEEP_S = 2.0
 _SHORTENED_S = 5.0
 """What is left of the grace after a second stop signal."""
 _ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_OTHER_LAUNCHERS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "TORCHELASTIC_")
-"""How torchrun's and `accelerate launch`'s variables begin. Their libraries would hear them above the recipe: its fp32
-would be ACCELERATE_MIXED_PRECISION's bf16.
-"""
 
 
 @dataclass(frozen=True)
@@ -286,8 +283,7 @@ def _start_process(
         # else `-m` looks for libraries where job is called first: a job.py or queue.py there would be run
         "PYTHONSAFEPATH": "1",
     }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OTHER_LAUNCHERS)}
-    variables = {**inherited, **environment, **own}
+    variables = {**inherit(os.environ), **environment, **own}
     if threads := limit_threads():
         variables.setdefault("OMP_NUM_THREADS", str(threads))
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), _CHECKOUT]))

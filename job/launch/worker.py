@@ -25,12 +25,6 @@ from job.liveness import die_with_parent, start_beating
 from job.recipe import Run, write_json
 
 _OUTCOME_BYTES = 1 << 16
-_QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-}
 
 
 def main(target: str, folder: Path, outcome: Path) -> int:
@@ -64,7 +58,6 @@ def _prepare(target: str, log_file: Path) -> None:
     """Return when the stage may begin; until then nothing that an attempt before has left is touched."""
     _handle_stops(_interrupt)
     die_with_parent(int(os.environ["JOB_SUPERVISOR_PID"]))
-    os.environ.update(_QUIET)  # new names before there is a thread: what is preloaded here may read them from it
     limit_s = float(os.environ.get("JOB_START_TIMEOUT_S", "inf"))
     start_beating(limit_s)
     for library in os.environ.get("JOB_WITHOUT", "").split():
