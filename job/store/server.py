@@ -28,6 +28,11 @@ from job.liveness import die_with_parent
 DEFAULT_BUCKET = "finetune-job"
 REGION = "us-east-1"
 _GRPC_OFFSET = 10_000
+_OF_OTHER_STORES = (
+    "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+)  # fmt: skip
+"""What somebody has who is logged in at AWS; with it a client would not come here, or not be let in."""
 _READY_S = 60.0
 _STOP_S = 5.0
 """Open connections of clients keep it from stopping by itself; its data survive being killed."""
@@ -38,6 +43,8 @@ def run_beside_server(command: Sequence[str], folder: Path, bind: str, buckets: 
 
     SIGTERM and SIGINT go to the command; the server stops after it.
     """
+    for name in _OF_OTHER_STORES:
+        os.environ.pop(name, None)
     with serve(folder, bind, buckets) as variables:
         try:
             child = subprocess.Popen(list(command), env=os.environ | variables)

@@ -22,7 +22,7 @@ BESIDE = """
 import sys
 from pathlib import Path
 from job.store.server import run_beside_server
-sys.exit(run_beside_server(sys.argv[2:], Path(sys.argv[1]), "127.0.0.1", []))
+sys.exit(run_beside_server(sys.argv[2:], Path(sys.argv[1]), "127.0.0.1", ["finetune-job"]))
 """
 
 
@@ -110,6 +110,17 @@ def test_the_code_of_the_command_passes_through_and_no_server_stays(tmp_path: Pa
     assert subprocess.run(command).returncode == 42
     with pytest.raises(LookupError):
         server_of(tmp_path)
+
+
+def test_who_is_logged_in_at_aws_is_let_in_all_the_same(tmp_path: Path) -> None:
+    program = "from job.store import open_store; open_store('s3://finetune-job/x').write('key', b'value')"
+    command = [sys.executable, "-c", BESIDE, str(tmp_path), sys.executable, "-c", program]
+    logged_in = {
+        "AWS_SESSION_TOKEN": "of-single-sign-on", "AWS_PROFILE": "no-such-profile",
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true",
+    }  # fmt: skip
+    done = subprocess.run(command, env=os.environ | logged_in, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
