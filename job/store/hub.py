@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from job.errors import AccessDenied, JobError, NotFound, Unreachable
+from job.errors import AccessDenied, JobError, NotFound, SecurityRefused, Unreachable, raise_lack, redact
+from job.store.objects import is_safe
 
 Kind = Literal["model", "dataset"]
 Result = TypeVar("Result")
@@ -77,9 +78,11 @@ def download_snapshot(repository: str, kind: Kind, commit: str, cache: Path) -> 
 
 def _call(request: Callable[[], Result], repository: str, kind: Kind, revision: str) -> Result:
     key = "model.id" if kind == "model" else "data.source"
+    os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)  # of others' images: a package that this one does not have
     import requests
     from huggingface_hub import errors
 
+    _check_endpoint()
     try:
         return request()
     except errors.GatedRepoError:
@@ -105,8 +108,19 @@ def _call(request: Callable[[], Result], repository: str, kind: Kind, revision: 
     except (errors.HFValidationError, ValueError) as reason:
         error = NotFound(f"{key}: {repository!r} is neither a local path nor a Hub id ({reason})")
     except (requests.RequestException, OSError) as reason:
+        raise_lack(reason)
+        if getattr(reason, "filename", None):  # of the cache: this disk's trouble
+            raise
         error = Unreachable(f"{key}: {repository!r}: the Hub is unreachable ({type(reason).__name__}); run again later")
     raise error
+
+
+def _check_endpoint() -> None:
+    """Refuse (19) to send a token in clear text to another machine."""
+    from huggingface_hub import constants, get_token
+
+    if not is_safe(constants.ENDPOINT) and get_token():
+        raise SecurityRefused(f"HF_ENDPOINT: {redact(constants.ENDPOINT)} would get HF_TOKEN in clear text; use https")
 
 
 def _translate_status(status: int, what: str) -> JobError:

@@ -110,6 +110,22 @@ def test_a_gated_model_needs_a_token_and_works_with_one(run_imdb: Any, hub: Hub,
     assert not [path for path in files if GATED_TOKEN.encode() in path.read_bytes()]
 
 
+def test_a_fast_download_that_somebody_elses_image_has_on_is_not_asked_for(run_imdb: Any) -> None:
+    answer = run_imdb(verb="check", HF_HUB_ENABLE_HF_TRANSFER="1")
+    assert answer.code == 0, answer.stderr
+
+
+def test_a_token_does_not_go_to_another_machine_in_clear_text(run_imdb: Any) -> None:
+    answer = run_imdb(HF_ENDPOINT="http://192.0.2.1", HF_TOKEN=GATED_TOKEN)
+    assert_refused(answer, 19, "HF_ENDPOINT", "http://192.0.2.1", "https")
+
+
+def test_a_cache_that_cannot_be_written_to_is_no_fault_of_the_hub(run_imdb: Any, tmp_path: Path) -> None:
+    (tmp_path / "work" / "cache").mkdir(parents=True)
+    (tmp_path / "work" / "cache" / "hub").touch()
+    assert_refused(run_imdb(), 78, "Not a directory", "cache/hub")
+
+
 def test_pickle_only_weights_on_the_hub_are_refused_before_any_download(run_imdb: Any, hub: Hub) -> None:
     folder = repository(hub, "model", MODEL).folder
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
