@@ -97,22 +97,25 @@ class Run:
         if node_rank:
             return replace(self, folder_name=f"{self.run_id}~node-{node_rank}")._lock_folder()
         for left in self.folder.parent.glob(f"{self.run_id}~*"):  # no run id has a tilde
-            if _lock(left):
+            if _lock(left, without_locks=False):
                 shutil.rmtree(left, ignore_errors=True)
         return self._lock_folder()
 
     def _lock_folder(self) -> Run:
-        if _lock(self.folder):
+        if _lock(self.folder, without_locks=True):
             return self
         name = uuid.uuid4().hex[:8]
         private, unseen = replace(self, folder_name=f"{self.run_id}~{name}"), self.folder.with_name(f".{name}")
-        _lock(unseen)
+        _lock(unseen, without_locks=True)
         unseen.rename(private.folder)  # locked before anybody can find it and take it for a dead one's
         return private
 
 
-def _lock(folder: Path) -> bool:
-    """Lock a folder until this process ends; False where another process has it. A disk without locks has no others."""
+def _lock(folder: Path, *, without_locks: bool) -> bool:
+    """Lock a folder until this process ends; False where another process has it, `without_locks` where nobody can tell.
+
+    On such a disk (NFS and Lustre may be mounted so) a run takes its own folder, and leaves all others alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # stays open: with it goes the lock
     try:
@@ -121,7 +124,7 @@ def _lock(folder: Path) -> bool:
         os.close(handle)
         return False
     except OSError:
-        pass
+        return without_locks
     return True
 
 

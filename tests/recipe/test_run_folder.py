@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from job.recipe import Run
 from job.recipe.schema import Recipe
@@ -42,6 +46,20 @@ def test_each_living_process_has_a_folder_of_its_own_and_those_of_the_dead_go(tm
     assert read_name(last) == "r"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
     last.communicate()
+
+
+def test_on_a_shared_disk_without_locks_no_node_takes_another_nodes_folder_away(
+    tmp_path: Path, smallest_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = Run("r", smallest_recipe, tmp_path)
+    other = run.lock_folder(node_rank=1)
+    other.save()
+    assert run.lock_folder().folder == run.folder
+    assert Run.load(other.folder) == other
 
 
 def test_a_private_folder_is_found_again_by_the_stages(tmp_path: Path, smallest_recipe: Recipe) -> None:
