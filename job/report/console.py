@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Collection
@@ -128,7 +129,8 @@ def _list_places(result: dict[str, Any], recipe: Recipe | None) -> list[tuple[st
         return []
     store, _, name = result["release"].rpartition("/")[0].rpartition("/models/")
     pointer = "points to it" if result["promoted"] else "was not moved"
-    command = f"{_how_called()} predict {result['release']} {spell_question(recipe, _EXAMPLE, 'What amazes me?')}"
+    question = spell_question(recipe, _EXAMPLE, "What amazes me?")
+    command = f"{_how_called()} predict {shlex.quote(result['release'])} {question}"
     return [
         ("release", result["release"]),
         ("current", f"{store}/models/{name}  ({pointer})"),
@@ -142,7 +144,7 @@ def _how_called() -> str:
     if Path(sys.argv[0]).name == "__main__.py":
         program = "python -m job"
     else:
-        program = "job" if shutil.which("job") else os.path.relpath(sys.argv[0])
+        program = "job" if shutil.which("job") else shlex.quote(os.path.relpath(sys.argv[0]))
     return f"{program} s3 -- {program}" if os.environ.get("JOB_EMBEDDED_S3") else program
 
 

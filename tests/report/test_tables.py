@@ -57,6 +57,11 @@ def test_the_last_lines_ask_a_model_what_one_of_its_kind_can_answer(
     assert words in next(line for line in shown.splitlines() if line.startswith("ask it"))
 
 
+def test_the_command_that_asks_can_be_typed_where_folders_have_spaces() -> None:
+    shown = format_result(RESULT | {"release": "/my store/models/m/v", "promoted": True})
+    assert "predict '/my store/models/m/v' " in next(line for line in shown.splitlines() if line.startswith("ask it"))
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
