@@ -76,8 +76,6 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
 DEADLINE_S = 60.0
 """How long one call goes on retrying before Unreachable (77)."""
-_METADATA_ATTEMPTS = "metadata_service_num_attempts"
-"""Botocore asks a machine's metadata service for credentials once; where all ranks ask together, some hear nothing."""
 _LONGEST_PAUSE_S = 4.0
 _SILENT_S = 5.0
 """How long a call fails before it says that it goes on trying."""
@@ -162,8 +160,6 @@ class S3Store:
         _check_ca_bundle()
         with _explain_settings():
             core = botocore.session.Session()
-            if core.get_config_variable(_METADATA_ATTEMPTS) == 1:  # botocore's default
-                core.set_config_variable(_METADATA_ATTEMPTS, 3)
             core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
             session = boto3.session.Session(botocore_session=core)  # one: it keeps what it has read of S3's description
             endpoint = session.client("s3").meta.endpoint_url
