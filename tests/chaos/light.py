@@ -73,7 +73,8 @@ def scale_down() -> None:
 
 def fetch(run: Run) -> dict[str, Any]:
     """Stand for fetch_sources: a base model of 1600 parameters, and nothing to tokenize."""
-    if os.environ.get("LIGHT_FULL_NODE", "none") == os.environ.get("SLURM_NODEID"):
+    full = {"LIGHT_FULL_NODE": "SLURM_NODEID", "LIGHT_FULL_TASK": "SLURM_ARRAY_TASK_ID"}
+    if any(os.environ.get(named, "none") == os.environ.get(here) for named, here in full.items()):
         time.sleep(1)
         raise ResourceExhausted("the disk is full")
     row = os.environ.get("LIGHT_BAD_ROW")

@@ -99,11 +99,12 @@ class Light:
         self._submit, self._place, self.store = submit, place, str(place / "store")
         self._jobs = 0
 
-    def submit(self, *options: str, light: tuple[str, ...] = (), **variables: str) -> Job:
+    def submit(self, *options: str, light: tuple[str, ...] = (), tasks: int = 1, **variables: str) -> Job:
         self._jobs += 1
         venv = make_light_venv(self._place / f"venv-{self._jobs}", self.store, *light)
         votes = str(self._place / f"votes-{self._jobs}")
-        return self._submit(self.store, *options, "recipe", JOB_VENV=str(venv), LIGHT_VOTES=votes, **variables)
+        place = {"JOB_VENV": str(venv), "LIGHT_VOTES": votes}
+        return self._submit(self.store, *options, *["recipe"] * tasks, **place, **variables)
 
     def wait_for_steps(self) -> None:
         """Wait until the first attempt of the newest job has done two steps."""
@@ -278,6 +279,13 @@ def test_passing_trouble_is_requeued_up_to_the_cap(light: Light) -> None:
     job = light.submit(JOB_MAX_RESTARTS="1", JOB_FAILPOINT="checkpoint-write=kill@1")
     about = job.wait(300)
     assert (about["JobState"], about["Code"], about["Restarts"]) == ("FAILED", "79", "1"), job.text()
+
+
+def test_a_task_of_an_array_that_is_requeued_leaves_the_others_alone(slurm: Slurm, light: Light) -> None:
+    """The last has the array's own number, by which scontrol would name all."""
+    job = light.submit("--array=0-1", tasks=2, LIGHT_STEP_S="1", JOB_MAX_RESTARTS="1", LIGHT_FULL_TASK="1")
+    ends = [slurm.wait_for_state(f"{job.id}_{number}", *ENDED, timeout_s=300) for number in range(2)]
+    assert [(each["JobState"], each["Restarts"]) for each in ends] == [("COMPLETED", "0"), ("FAILED", "1")], job.text()
 
 
 def test_6_38_a_start_that_was_killed_with_its_node_is_followed_at_once_by_the_next(slurm: Slurm, light: Light) -> None:

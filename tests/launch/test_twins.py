@@ -156,11 +156,15 @@ def test_in_a_container_it_is_the_same_command(runtime: str, tmp_path: Path) -> 
     assert json.dumps(argv).count("registry/finetune.sqsh") + (seen["JOB_IMAGE"] == "registry/finetune.sqsh") >= 1
 
 
-def test_pyxis_takes_variables_of_an_image_before_those_of_the_host(tmp_path: Path) -> None:
-    """Result and caches lie where the script looks for them, and the host's driver is mounted (enroot's hook)."""
-    _, argv, seen, _ = run_script(tmp_path, "r.yaml", JOB_RUNTIME="pyxis", JOB_IMAGE="registry/finetune.sqsh")
+@pytest.mark.parametrize(("allocated", "mounted"), [({}, None), ({"SLURM_GPUS_ON_NODE": "8"}, "all")])
+def test_in_pyxis_the_work_folder_is_the_scripts_and_where_there_are_gpus_so_is_their_driver(
+    allocated: dict[str, str], mounted: str | None, tmp_path: Path
+) -> None:
+    """Pyxis takes an image's variables before the host's; enroot's hook mounts a driver, or fails for lack of one."""
+    where = {"JOB_RUNTIME": "pyxis", "JOB_IMAGE": "registry/finetune.sqsh"}
+    _, argv, seen, _ = run_script(tmp_path, "r.yaml", **where, **allocated)
     assert argv[-5:] == ["env", f"JOB_WORK_DIR={tmp_path / 'work'}", "job", "run", "r.yaml"]
-    assert seen["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert seen.get("NVIDIA_VISIBLE_DEVICES") == mounted
 
 
 def test_apptainer_gets_on_the_node_what_job_reads(tmp_path: Path) -> None:
@@ -170,14 +174,19 @@ def test_apptainer_gets_on_the_node_what_job_reads(tmp_path: Path) -> None:
     recorder.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$RECORD/apptainer"\nenv > "$RECORD/inside"\n')
     recorder.chmod(0o755)
     task = {"SLURM_NODEID": "1", "AWS_REGION": "eu", "no_proxy": "10.0.0.0/8", "WANDB_API_KEY": "k"}
-    others = {"SECRETS_OF_OTHERS": "x", "PYTHONPATH": "/home/x", "JOB_IMAGE": "finetune.sif"}
+    (tmp_path / "ca.pem").touch()
+    task |= {"REQUESTS_CA_BUNDLE": str(tmp_path / "ca.pem"), "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    others = {"SECRETS_OF_OTHERS": "x", "PYTHONPATH": "/home/x", "TORCH_HOME": "/home/x", "OMPI_MCA_btl": "tcp"}
+    others |= {"JOB_IMAGE": "finetune.sif", "SSL_CERT_FILE": "/no/such/file"}
     place = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECORD": str(tmp_path), "JOB_WORK_DIR": "/w"}
     subprocess.run(argv[argv.index("bash") :], env=task | others | place, cwd=tmp_path, check=True)
     inside = (tmp_path / "inside").read_text().splitlines()
     assert {f"APPTAINERENV_{name}={value}" for name, value in task.items()} <= set(inside)
-    assert not any(line.startswith(("APPTAINERENV_SECRETS", "APPTAINERENV_PYTHON")) for line in inside)
+    told = {line.partition("=")[0] for line in inside}
+    assert [name for name in others if f"APPTAINERENV_{name}" in told] == ["JOB_IMAGE"]
     words = (tmp_path / "apptainer").read_text().splitlines()
     assert words[:3] == ["exec", "--nv", "--cleanenv"]
+    assert words[words.index("--bind") + 1] == f"{tmp_path},/w,{tmp_path / 'ca.pem'}"
     assert words[-4:] == ["finetune.sif", "job", "run", "r.yaml"]
 
 
