@@ -38,11 +38,15 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The stand-in: add repositories, then point HF_ENDPOINT at `endpoint`; `requests` are the paths asked for."""
+    """The stand-in: add repositories, then point HF_ENDPOINT at `endpoint`; `requests` are the paths asked for.
+
+    One that `lost_files` names repositories, and answers nothing to whoever asks for a file.
+    """
 
     endpoint: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    lost_files: bool = False
 
     def add(self, name: str, kind: str, folder: Path, *, gated: bool = False) -> Repository:
         """Serve `folder` as repository `name`; its first commit is derived from the name."""
@@ -66,6 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(path)
         if path.startswith("api/"):
             return self._answer_api(path.removeprefix("api/"), with_body)
+        if self.hub.lost_files:
+            self.close_connection = True
+            return None
         kind = "datasets" if path.startswith("datasets/") else "models"
         name, _, rest = path.removeprefix("datasets/").partition("/resolve/")
         revision, _, file = rest.partition("/")

@@ -94,6 +94,8 @@ def _call(request: Callable[[], Result], repository: str, kind: Kind, revision: 
             f"{key}: {kind} {repository!r} is neither a local path nor on the Hub (or it is private: set HF_TOKEN); "
             "check the spelling"
         )
+    except errors.LocalEntryNotFoundError:  # an EntryNotFoundError, too
+        error = Unreachable(f"{key}: {repository!r} is no local path, and the Hub is unreachable; run again later")
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError):
         error = NotFound(f"{key}: {repository!r} has no revision {revision!r}; it was moved or removed, name another")
     except errors.OfflineModeIsEnabled:
@@ -101,8 +103,6 @@ def _call(request: Callable[[], Result], repository: str, kind: Kind, revision: 
             f"{key}: {repository!r} is no local path, and HF_HUB_OFFLINE forbids asking the Hub; "
             "correct the path or unset HF_HUB_OFFLINE"
         )
-    except errors.LocalEntryNotFoundError:
-        error = Unreachable(f"{key}: {repository!r} is no local path, and the Hub is unreachable; run again later")
     except errors.HfHubHTTPError as reason:
         error = _translate_status(getattr(reason.response, "status_code", 0), f"{key}: {repository!r}")
     except (errors.HFValidationError, ValueError) as reason:
@@ -119,8 +119,9 @@ def _check_endpoint() -> None:
     """Refuse (19) to send a token in clear text to another machine."""
     from huggingface_hub import constants, get_token
 
-    if not is_safe(constants.ENDPOINT) and get_token():
-        raise SecurityRefused(f"HF_ENDPOINT: {redact(constants.ENDPOINT)} would get HF_TOKEN in clear text; use https")
+    if not (constants.HF_HUB_OFFLINE or is_safe(constants.ENDPOINT)) and get_token():
+        endpoint = redact(constants.ENDPOINT)
+        raise SecurityRefused(f"HF_ENDPOINT: {endpoint} would get your token in clear text; use https")
 
 
 def _translate_status(status: int, what: str) -> JobError:

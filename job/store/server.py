@@ -43,7 +43,7 @@ def run_beside_server(command: Sequence[str], folder: Path, bind: str, buckets: 
 
     SIGTERM and SIGINT go to the command; the server stops after it.
     """
-    for name in _OF_OTHER_STORES:
+    for name in _OF_OTHER_STORES:  # of this process, too: it makes the buckets
         os.environ.pop(name, None)
     with serve(folder, bind, buckets) as variables:
         try:

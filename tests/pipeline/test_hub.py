@@ -138,3 +138,8 @@ def test_pickle_only_weights_on_the_hub_are_refused_before_any_download(run_imdb
 
 def test_an_unreachable_hub_is_worth_a_retry(run_imdb: Any) -> None:
     assert_refused(run_imdb(HF_ENDPOINT="http://127.0.0.1:9"), 77, "unreachable")
+
+
+def test_a_hub_that_goes_away_while_files_come_is_worth_a_retry(run_imdb: Any, hub: Hub) -> None:
+    hub.lost_files = True
+    assert_refused(run_imdb(), 77, "unreachable")
