@@ -327,7 +327,7 @@ def test_openshift_chooses_the_user_and_nobody_else_leaves_it_open(folder: Path)
     for overlay in OVERLAYS:
         for components, expected in (([], {1000}), (["openshift"], {None})):
             rendered = render(folder, overlay, components)
-            contexts = [spec["template"]["spec"]["securityContext"] for _, spec in rendered.job_specs()]
+            contexts = [template["spec"]["securityContext"] for _, template in rendered.pod_templates()]
             assert {each.get(name) for each in contexts for name in ("runAsUser", "runAsGroup", "fsGroup")} == expected
 
 
