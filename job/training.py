@@ -149,9 +149,9 @@ def list_environments(
     """Return the variables of every rank of this node; port and `other`, whom it talks to, are not known at first."""
     common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JOB_WITHOUT": list_unneeded(run.recipe)}
     common["JOB_START_TIMEOUT_S"] = str(join_timeout_s(run))
-    if run.recipe.training.torch_compile:  # else kernels lie in TMPDIR, where the next attempt may not find them
-        caches = {"TORCHINDUCTOR_CACHE_DIR": run.cache / "inductor", "TRITON_CACHE_DIR": run.cache / "triton"}
-        common |= {name: str(folder) for name, folder in caches.items() if name not in os.environ}
+    # else compiled kernels lie in TMPDIR, where the next attempt may not find them
+    caches = {"TORCHINDUCTOR_CACHE_DIR": run.cache / "inductor", "TRITON_CACHE_DIR": run.cache / "triton"}
+    common |= {name: str(folder) for name, folder in caches.items() if name not in os.environ}
     interface = find_interface(other.own_address) if other else None
     if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
         common["GLOO_SOCKET_IFNAME"] = interface

@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def forget_precision() -> Iterator[None]:
     """Transformers notes a training's precision in the environment, where this process' next training reads it."""
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     yield
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 

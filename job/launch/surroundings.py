@@ -19,7 +19,8 @@ _UNHEARD = frozenset({
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE",  # 10 bits of 23: NVIDIA's own images of PyTorch
     "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE",  # 7 bits of 23: what AWS advises for Graviton
     "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "TORCH_COMPILE_OVERRIDE_BACKENDS",
-    "MKL_NUM_THREADS", "MKL_DYNAMIC", "OMP_DYNAMIC", "OMP_THREAD_LIMIT",  # above OMP_NUM_THREADS; other sums, too
+    "MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "MKL_DYNAMIC",  # above OMP_NUM_THREADS; other sums, too
+    "OMP_DYNAMIC", "OMP_THREAD_LIMIT",
     "PYTHONOPTIMIZE", "PYTHONINSPECT",  # without docstrings transformers is not imported; a good process ends with 1
     "TRUST_REMOTE_CODE",  # lets a tokenizer of transformers read pickles
 })  # fmt: skip

@@ -120,12 +120,14 @@ def _lock(folder: Path, *, without_locks: bool) -> bool:
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # stays open: with it goes the lock
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
     except BlockingIOError:
-        os.close(handle)
-        return False
+        locked = False
     except OSError:
-        return without_locks
-    return True
+        locked = without_locks
+    if not locked:
+        os.close(handle)
+    return locked
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ PROGRAM = textwrap.dedent(
 LEFT_BEHIND = {
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",  # NVIDIA's images of PyTorch
     "MKL_NUM_THREADS": "1",  # beside OMP_NUM_THREADS in many batch scripts
+    "MKL_DOMAIN_NUM_THREADS": "MKL_DOMAIN_ALL=1",
     "OMP_PROC_BIND": "spread",  # of many a cluster's profile
     "OMP_PLACES": "cores",
     "GOMP_CPU_AFFINITY": "0",
