@@ -34,6 +34,8 @@ _OF_OTHER_STORES = (
 )  # fmt: skip
 """What somebody has who is logged in at AWS; with it a client would not come here, or not be let in."""
 _READY_S = 60.0
+_STARTS = 3
+"""A port that was free may be somebody else's when the server comes to it; then it ends."""
 _STOP_S = 5.0
 """Open connections of clients keep it from stopping by itself; its data survive being killed."""
 
@@ -64,11 +66,8 @@ def serve(
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         access = _read_access(folder)
-        ports = _free_ports(bind)
-        server = _start(folder, bind, ports)
+        server, endpoint = _start(folder, bind)
         try:
-            endpoint = f"http://{bind if bind != '0.0.0.0' else '127.0.0.1'}:{ports['s3']}"
-            _await_ready(server, endpoint, folder)
             variables = _variables(endpoint, access)
             _create_buckets(variables, buckets)
             yield variables
@@ -124,12 +123,12 @@ def _free_ports(bind: str) -> dict[str, int]:
     """Pick free ports whose gRPC twin (+ 10,000) is free as well."""
     ports: dict[str, int] = {}
     for _ in range(1000):
-        port = 20_000 + secrets.randbelow(20_000)
+        port = 12_000 + secrets.randbelow(10_000)  # both below what the kernel gives to connections
         if port not in ports.values() and _is_free(bind, port) and _is_free(bind, port + _GRPC_OFFSET):
             ports[("master", "volume", "filer", "s3", "admin")[len(ports)]] = port
         if len(ports) == 5:
             return ports
-    raise ResourceExhausted("no free ports between 20000 and 50000 for the S3 server; stop something and run again")
+    raise ResourceExhausted("no free ports between 12000 and 32000 for the S3 server; stop something and run again")
 
 
 def _is_free(bind: str, port: int) -> bool:
@@ -141,7 +140,26 @@ def _is_free(bind: str, port: int) -> bool:
     return True
 
 
-def _start(folder: Path, bind: str, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+def _start(folder: Path, bind: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a server and wait until it answers; return it and its endpoint."""
+    for _ in range(_STARTS):
+        ports = _free_ports(bind)
+        endpoint = f"http://{bind if bind != '0.0.0.0' else '127.0.0.1'}:{ports['s3']}"
+        server = _launch(folder, bind, ports)
+        try:
+            if _is_ready(server, endpoint):
+                return server, endpoint
+            ended = server.poll() is not None
+        except BaseException:
+            _stop(server)
+            raise
+        _stop(server)
+        if not ended:
+            break
+    raise JobError(f"the S3 server did not start; its log is {folder / 'server.log'}")
+
+
+def _launch(folder: Path, bind: str, ports: dict[str, int]) -> subprocess.Popen[bytes]:
     options = [f"-{name}.port={port}" for name, port in ports.items()]
     command = [
         _find_binary(), "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", f"-ip.bind={bind}",
@@ -169,16 +187,17 @@ def _find_binary() -> str:
     return found
 
 
-def _await_ready(server: subprocess.Popen[bytes], endpoint: str, folder: Path) -> None:
+def _is_ready(server: subprocess.Popen[bytes], endpoint: str) -> bool:
+    """Wait until the server answers; False where it has ended instead, or is late."""
     deadline = time.monotonic() + _READY_S
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline and server.poll() is None:
         try:
             if opener.open(f"{endpoint}/healthz", timeout=1).status == 200:
-                return
+                return True
         except OSError:
             time.sleep(0.1)
-    raise JobError(f"the S3 server did not start; its log is {folder / 'server.log'}")
+    return False
 
 
 def _create_buckets(variables: dict[str, str], buckets: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from processes import find_processes
 
 from job.errors import AccessDenied, NotFound, ResourceExhausted
 from job.store import open_store
-from job.store.server import DEFAULT_BUCKET, _read_access, run_beside_server, serve
+from job.store.server import DEFAULT_BUCKET, _free_ports, _read_access, run_beside_server, serve
 
 BESIDE = """
 import sys
@@ -59,6 +60,18 @@ def test_data_and_key_survive_a_restart_and_only_their_owner_can_read_the_key(
         assert found is not None
         assert found.data == b"kept"
         assert second["AWS_SECRET_ACCESS_KEY"] == first["AWS_SECRET_ACCESS_KEY"]
+
+
+@pytest.mark.parametrize("name", ["master", "volume", "filer", "s3"])
+def test_a_port_that_somebody_takes_meanwhile_costs_that_start_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        free = iter([_free_ports("127.0.0.1") | {name: somebody.getsockname()[1]}, _free_ports("127.0.0.1")])
+        monkeypatch.setattr("job.store.server._free_ports", lambda bind: next(free))
+        with serve(tmp_path) as variables:
+            use(variables, monkeypatch)
+            assert open_store(f"s3://{DEFAULT_BUCKET}/a").read("b") is None
 
 
 def test_a_disk_that_is_full_while_the_key_is_made_costs_that_start_alone(tmp_path: Path) -> None:
