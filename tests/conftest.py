@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import signal
 import subprocess
 import sys
 import uuid
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from job.launch.signals import STOP_SIGNALS
 from job.recipe.schema import Recipe
 from job.store import open_store
 from job.store.server import DEFAULT_BUCKET, serve
@@ -41,6 +43,16 @@ def forget_precision() -> Iterator[None]:
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     yield
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
+@pytest.fixture(autouse=True)
+def give_signals_back() -> Iterator[None]:
+    """A StopRequest takes them; whoever ends this test run must be heard."""
+    taken = (*STOP_SIGNALS, signal.SIGALRM)
+    handlers = [signal.getsignal(number) for number in taken]
+    yield
+    for number, handler in zip(taken, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ def test_a_megabyte_of_log_is_redacted_at_once(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
     started = time.process_time()
     redact(text)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 60, "in the square of its length it would take hours"
 
 
 def test_15_a_full_disk_is_78_also_where_a_library_in_rust_found_it() -> None:

@@ -31,7 +31,7 @@ def die_and_recover(place: Path, name: str, action: str, ranks: int = 1) -> None
         interrupt_once(case)
     before = check_store(case)
     # so slow that every checkpoint is uploaded before the next one replaces it, and the lease is renewed
-    slow = {"LIGHT_STEP_S": "0.2"} if name == "owner-renew" or name.startswith("retire") else {}
+    slow = {"LIGHT_STEP_S": "0.4"} if name == "owner-renew" or name.startswith("retire") else {}
     times = "@2" if name in IN_A_RANK and not name.startswith("retire") else "@1"
     ended = case.attempt("first", "--ttl=1", JOB_FAILPOINT=f"{name}={action}{times}", **slow)
     committed = check_store(case)

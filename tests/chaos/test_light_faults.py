@@ -28,7 +28,7 @@ from cases import (
 from job.store.commit import read_pointer
 from job.store.records import dump
 
-SLOW = {"LIGHT_STEP_S": "0.25"}
+SLOW = {"LIGHT_STEP_S": "0.5"}
 
 
 @pytest.fixture
@@ -152,6 +152,9 @@ def memory_limit(mib: int) -> Iterator[list[str]]:
     try:
         group.mkdir()
         (group / limit).write_text(str(mib << 20))
+        for name, value in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", mib << 20)):
+            if (group / name).exists():  # else what is too much would be swapped
+                (group / name).write_text(str(value))
     except OSError as error:
         pytest.skip(f"no cgroup with a limit can be made here (root, a writable hierarchy): {error}")
     try:
@@ -173,9 +176,9 @@ def test_11_what_the_kernel_kills_for_lack_of_memory_is_78_and_names_the_limit(c
 
 
 def test_36_a_second_job_with_the_same_run_id_leaves_with_76_and_does_not_disturb(case: Case) -> None:
-    first = case.start("first", "--ttl=1", LIGHT_STEP_S="3")
+    first = case.start("first", "--ttl=3", LIGHT_STEP_S="3")
     wait_for_commit(case)
-    second = case.attempt("second", "--ttl=1")
+    second = case.attempt("second", "--ttl=3")
     assert second.code == 76
     assert "is alive and owns this run" in second.result["reason"]
     ended = end(first)

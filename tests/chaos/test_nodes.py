@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ class TwoNodes:
         """Start both nodes; their disks are those of the start before."""
         self.choose_port()
         return [self.start_one(rank, *words, **variables) for rank in (0, 1)]
+
+    def is_first_listening(self) -> bool:
+        """Tell whether node 0 can be called; it hangs up on a stranger."""
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+            return True
+        return False
 
     def choose_port(self) -> None:
         self._starts += 1
@@ -208,8 +215,9 @@ def test_a_node_that_comes_again_while_the_first_fetches_takes_part(nodes: TwoNo
 
 
 def test_a_first_node_that_is_stopped_before_the_start_takes_the_other_along_with_75(nodes: TwoNodes) -> None:
-    first, second = nodes.start(JOB_FAILPOINT="resume-fetch=sleep:6")
-    time.sleep(4)
+    first, second = nodes.start(JOB_FAILPOINT="resume-fetch=sleep:8")
+    wait_for(nodes.is_first_listening)
+    time.sleep(2)
     os.kill(first.pid, signal.SIGTERM)
     assert [end(process).code for process in (first, second)] == [75, 75]
 

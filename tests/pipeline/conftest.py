@@ -37,7 +37,7 @@ class Answer:
 def call_job(
     *words: str,
     env: dict[str, str] | None = None,
-    timeout_s: int = 900,
+    timeout_s: int = 1800,
     program: Sequence[str] = (sys.executable, "-m", "job"),
 ) -> Answer:
     """Run `job` as a process of its own."""

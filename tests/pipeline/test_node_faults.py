@@ -32,6 +32,8 @@ OWN_MOUNTS = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--user", "--
 
 def run_on_mount(tmp_path: Path, recipe: dict[str, Any], options: str) -> Answer:
     """Run with a file system of its own for the work folder, which only that process sees."""
+    if subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here (root, or user namespaces)")
     path, work = write_recipe(tmp_path / "recipe.yaml", **recipe), tmp_path / "mounted"
     work.mkdir(exist_ok=True)
     script = f'mount -t tmpfs -o {options} tmpfs "$0" && exec "$@"'

@@ -164,7 +164,7 @@ def _arrange(accident: str, run: Run) -> None:
 def _await_commit(run: Run, step: int) -> None:
     every = run.recipe.training.save_steps or 1
     pointer = Path(run.recipe.store.uri) / "runs" / run.run_id / "current.json"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while step >= every and time.monotonic() < deadline:
         if pointer.exists() and json.loads(pointer.read_text()).get("step", -1) >= step // every * every:
             return
@@ -256,10 +256,13 @@ class Trial:
         path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
         common = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "TRIAL_NOISE": "1" if self._noise else ""}
         topology = find_topology(run.recipe.distributed, Place())
-        environments = [each | common for each in list_environments(run, topology, find_free_port())]
-        environments[rank] |= {"TRIAL_ACCIDENT": accident, "JOB_FAILPOINT": failpoint}
-        supervisor = Supervisor(StopRequest(), Limits.of(run.recipe.launch))
-        verdict = supervisor.run("trainings:run_trial_rank", run.folder, environments)
+        for _ in range(3):
+            environments = [each | common for each in list_environments(run, topology, find_free_port())]
+            environments[rank] |= {"TRIAL_ACCIDENT": accident, "JOB_FAILPOINT": failpoint}
+            supervisor = Supervisor(StopRequest(), Limits.of(run.recipe.launch))
+            verdict = supervisor.run("trainings:run_trial_rank", run.folder, environments)
+            if "another process took the port" not in verdict.reason:  # which the pipeline would try again, too
+                break
         self.record, self.reason = verdict.record, verdict.reason
         return verdict.code
 

@@ -17,6 +17,7 @@ from job.errors import DataError, NotFound, NoValidCheckpoint, SecurityRefused
 from job.predict import open_predictor
 from job.predict.bundle import fetch_bundle
 from job.predict.reader import _group_by_length
+from job.processor import count_processors
 from job.recipe.schema import Store as Address
 from job.store import ModelPointer, open_store, publish_release
 
@@ -241,7 +242,7 @@ def test_a_conversation_with_a_lone_surrogate_is_refused_naming_its_row(copy: Pa
 def test_more_threads_than_processors_are_not_started(bundle: Path, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/task"))
     predictor = open_predictor(str(bundle), tmp_path, threads=500)
-    assert predictor.threads == len(os.sched_getaffinity(0))
+    assert predictor.threads == count_processors()
     assert len(os.listdir("/proc/self/task")) < before + 100
     assert open_predictor(str(bundle), tmp_path, threads=1).threads == 1
 

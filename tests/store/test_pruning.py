@@ -227,7 +227,7 @@ def test_a_run_without_a_release_and_one_that_somebody_owns_are_left_alone(shop:
         shop.add("tiny", night)
     shop.objects.write("runs/interrupted/run.json", dump({"recipe": {}}))
     shop.objects.write("runs/interrupted/checkpoints/x/y", b"")
-    lease = acquire_lease(open_store(f"{shop.uri}/runs/tiny-1"), 1.0, lambda: None)
+    lease = acquire_lease(open_store(f"{shop.uri}/runs/tiny-1"), 3.0, lambda: None)
     try:
         deleted, runs = shop.pruner("tiny").prune(1)
     finally:
