@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from job.tasks.intervals import wilson_interval
 from job.tasks.one_label import OneLabel, share_out
 from job.tasks.protocol import Encoded, Examples, Truth
-
-if TYPE_CHECKING:
-    pass
 
 _TEXTS_AT_ONCE = 1000
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from job.tasks.intervals import normal_interval, spread_ratio
 from job.tasks.one_label import OneLabel
 from job.tasks.protocol import IGNORED_LABEL, Encoded, Examples, Truth, cut_text
-
-if TYPE_CHECKING:
-    pass
 
 _TEXTS_AT_ONCE = 1000
 _SCHEME = re.compile(r"([BIESLU])[-_](.+)")
